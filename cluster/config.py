@@ -1,0 +1,188 @@
+"""The configuration: one frozen tree, the same keys in a file and as flags, unknown keys refused.
+
+`rayline serve --config FILE` reads YAML with the sections below; each flag of the command line is one
+key (`--kv-bytes` is engine.kv_bytes) and wins over the file. "auto" values are resolved into a new tree
+when the machine and the model are known, never in place.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from annotated_types import Ge, Le
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from rayline.protos.errors import ConfigError
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+Count = Annotated[int, Ge(1)]
+Port = Annotated[int, Ge(0), Le(65535)]
+_STRICT = ConfigDict(extra="forbid")
+
+
+def says(text: str) -> dict[str, str]:
+    """The sentence that `--help` and the docs print for a config key."""
+    return {"help": text}
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """One served model."""
+
+    __pydantic_config__ = _STRICT
+
+    path: str = field(default="embedded", metadata=says("directory of the model, a hub id, or 'embedded'"))
+    name: str = field(default="", metadata=says("name clients use; default: the directory's name"))
+    dtype: Dtype = field(default="auto", metadata=says("auto (the checkpoint's), bfloat16, float16 or float32"))
+    max_model_len: Annotated[int, Ge(0)] = field(
+        default=0, metadata=says("longest prompt + output in tokens; 0: the model's own limit")
+    )
+
+
+@dataclass(frozen=True)
+class EngineSection:
+    """The engine of each group."""
+
+    __pydantic_config__ = _STRICT
+
+    block_tokens: Count = field(default=16, metadata=says("tokens in one KV block"))
+    kv_bytes: Annotated[int, Ge(0)] = field(
+        default=0, metadata=says("bytes of KV cache for each rank; 0: from the free memory")
+    )
+    kv_memory_fraction: Annotated[float, Ge(0.01), Le(0.95)] = field(
+        default=0.5,
+        metadata=says("share of the free memory the KV caches of all ranks on a machine take when kv_bytes is 0"),
+    )
+    max_step_tokens: Count = field(
+        default=512, metadata=says("token budget of one step: longer prompts are computed in chunks")
+    )
+    max_running: Count = field(default=64, metadata=says("sequences that run at once in a group"))
+    prefix_caching: bool = field(default=True, metadata=says("reuse the blocks of equal prefixes"))
+    threads: Annotated[int, Ge(0)] = field(
+        default=0, metadata=says("compute threads of each rank; 0: the cores divided by the ranks")
+    )
+
+
+@dataclass(frozen=True)
+class ParallelSection:
+    """How each group is sharded and how many there are."""
+
+    __pydantic_config__ = _STRICT
+
+    tp: Count = field(default=1, metadata=says("tensor-parallel ranks in each stage"))
+    pp: Count = field(default=1, metadata=says("pipeline stages in each group"))
+    groups: Count = field(default=1, metadata=says("replica groups, each a whole copy of the model"))
+
+
+@dataclass(frozen=True)
+class RouterSection:
+    """The front doors."""
+
+    __pydantic_config__ = _STRICT
+
+    host: str = field(default="127.0.0.1", metadata=says("address the gRPC and HTTP servers listen on"))
+    grpc_port: Port = field(default=9000, metadata=says("port of the gRPC server; 0: any free one"))
+    http_port: Port = field(default=8080, metadata=says("port of the OpenAI HTTP server; 0: any free one"))
+    serve_port: Port = field(
+        default=8000, metadata=says("port of Ray Serve's own proxy (health for KubeRay); 0: any free one")
+    )
+    drain_timeout_s: Annotated[float, Ge(0)] = field(
+        default=30.0, metadata=says("seconds that running streams get to finish on Ctrl-C")
+    )
+
+
+@dataclass(frozen=True)
+class LimitsSection:
+    """What is refused instead of queued."""
+
+    __pydantic_config__ = _STRICT
+
+    max_waiting: Count = field(
+        default=256, metadata=says("requests that may wait in one group; more are answered with 'overloaded'")
+    )
+    max_message_bytes: Count = field(default=16 * 2**20, metadata=says("largest request body in bytes"))
+
+
+@dataclass(frozen=True)
+class SecuritySection:
+    """Who may call."""
+
+    __pydantic_config__ = _STRICT
+
+    api_keys: tuple[str, ...] = field(default=(), metadata=says("bearer tokens that are let in; none: everybody"))
+
+
+@dataclass(frozen=True)
+class ObservabilitySection:
+    """What the operator sees."""
+
+    __pydantic_config__ = _STRICT
+
+    log_level: Literal["debug", "info", "warning", "error"] = field(
+        default="info", metadata=says("least severe log line that is written")
+    )
+
+
+@dataclass(frozen=True)
+class SystemConfig:
+    """The whole tree."""
+
+    __pydantic_config__ = _STRICT
+
+    models: tuple[ModelSection, ...] = (ModelSection(),)
+    engine: EngineSection = EngineSection()
+    parallel: ParallelSection = ParallelSection()
+    router: RouterSection = RouterSection()
+    limits: LimitsSection = LimitsSection()
+    security: SecuritySection = SecuritySection()
+    observability: ObservabilitySection = ObservabilitySection()
+
+
+def parse(tree: Mapping[str, Any]) -> SystemConfig:
+    """A plain tree (from YAML) as a SystemConfig. Raises ConfigError naming the key and what it allows."""
+    try:
+        config = TypeAdapter(SystemConfig).validate_python(dict(tree))
+    except ValidationError as error:
+        raise ConfigError("; ".join(_sentence(e) for e in error.errors()), field=_path(error.errors()[0])) from None
+    if not config.models:
+        raise ConfigError("models is empty: at least one model must be served", field="models")
+    return config
+
+
+def load(file: Path) -> SystemConfig:
+    """Read a YAML config file. Raises ConfigError when it is missing, not YAML, or not ours."""
+    try:
+        tree = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {file} cannot be read: {error}", field="config") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config file {file} is not YAML: {error}", field="config") from None
+    if not isinstance(tree, dict | None):
+        raise ConfigError(f"config file {file} must hold sections, not {type(tree).__name__}", field="config")
+    return parse(tree or {})
+
+
+def override(config: SystemConfig, flags: Mapping[str, Any]) -> SystemConfig:
+    """`config` with the keys of `flags` set. A key of the model section goes to the first model."""
+    model_keys = {f.name for f in fields(ModelSection)} & flags.keys()
+    first = replace(config.models[0], **{k: flags[k] for k in model_keys})
+    changed = replace(config, models=(first, *config.models[1:]))
+    for section in SECTIONS[1:]:
+        old = getattr(changed, section)
+        new = replace(old, **{f.name: flags[f.name] for f in fields(old) if f.name in flags})
+        changed = replace(changed, **{section: new})
+    return parse(TypeAdapter(SystemConfig).dump_python(changed))
+
+
+SECTIONS = tuple(f.name for f in fields(SystemConfig))
+
+
+def _path(error: Any) -> str:
+    return ".".join(str(part) for part in error["loc"])
+
+
+def _sentence(error: Any) -> str:
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{_path(error)} is not a config key"
+    return f"{_path(error)} = {error['input']!r}: {error['msg']}"

@@ -1,0 +1,76 @@
+"""How many KV blocks a group gets: from kv_bytes, or from the memory left once the weights are loaded.
+
+    bytes of a block on a rank = 2 x layers x kv heads x head dim x bytes x tokens of a block
+
+All ranks hold the same block ids, so the rank with the least room decides.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rayline.protos.errors import NotEnoughMemory
+
+
+@dataclass(frozen=True, slots=True)
+class RankMemory:
+    """One rank after loading. host: the node whose memory it shares with its neighbours."""
+
+    host: str
+    free_bytes: int
+    block_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class KvPlan:
+    """The KV cache of a group. bytes: of all its ranks together."""
+
+    blocks: int
+    tokens: int
+    bytes: int
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class KvWish:
+    """What the operator asked for. max_model_len 0: whatever fits, up to the model's own limit."""
+
+    kv_bytes: int
+    memory_fraction: float
+    block_tokens: int
+    max_model_len: int
+    model_limit: int
+    max_running: int
+    groups: int
+
+
+def plan_kv(ranks: Sequence[RankMemory], wish: KvWish) -> KvPlan:
+    """Blocks of a group's KV cache. Raises NotEnoughMemory when not even one full context fits.
+
+    Without kv_bytes each rank gets free x fraction / (ranks on its host x groups), and never more than
+    max_running sequences of full length could use.
+    """
+    neighbours = Counter(rank.host for rank in ranks)
+    length = wish.max_model_len or wish.model_limit
+    useful = wish.max_running * -(-length // wish.block_tokens)
+    blocks = useful if not wish.kv_bytes else wish.kv_bytes // max(rank.block_bytes for rank in ranks)
+    for rank in ranks:
+        room = rank.free_bytes / (neighbours[rank.host] * wish.groups)
+        if wish.kv_bytes and wish.kv_bytes > room:
+            raise NotEnoughMemory(
+                f"kv_bytes = {wish.kv_bytes} is out of range: at most {int(room)} bytes are free for each rank",
+                field="kv_bytes",
+            )
+        if not wish.kv_bytes:
+            blocks = min(blocks, int(room * wish.memory_fraction) // rank.block_bytes)
+    need = -(-wish.max_model_len // wish.block_tokens) if wish.max_model_len else 1
+    if blocks < need:
+        least = need * max(rank.block_bytes for rank in ranks)
+        raise NotEnoughMemory(
+            f"the KV cache has room for {blocks * wish.block_tokens} tokens, max_model_len = {length} needs "
+            f"kv_bytes of at least {least} for each rank",
+            field="kv_bytes",
+        )
+    tokens = blocks * wish.block_tokens
+    total = blocks * sum(rank.block_bytes for rank in ranks)
+    return KvPlan(blocks, tokens, total, min(length, tokens))

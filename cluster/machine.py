@@ -1,0 +1,48 @@
+"""What this machine offers a process: cores and memory, as its control group sees them."""
+
+import os
+import socket
+from pathlib import Path
+
+import psutil
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def host_name() -> str:
+    return socket.gethostname()
+
+
+def usable_cores() -> int:
+    """Cores this process may run on: its affinity, cut by the control group's quota."""
+    cores = len(os.sched_getaffinity(0))
+    quota = _read(_CGROUP / "cpu.max").split()
+    if len(quota) == 2 and quota[0] != "max":
+        cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
+    return cores
+
+
+def available_bytes() -> int:
+    """Memory that can still be taken: the machine's, cut by the control group's limit."""
+    available = int(psutil.virtual_memory().available)
+    limit = _read(_CGROUP / "memory.max").strip()
+    if limit.isdigit():
+        used = int(_read(_CGROUP / "memory.current").strip() or 0)
+        reclaimable = _stat("inactive_file")
+        available = min(available, max(0, int(limit) - used + reclaimable))
+    return available
+
+
+def _stat(name: str) -> int:
+    for line in _read(_CGROUP / "memory.stat").splitlines():
+        key, _, value = line.partition(" ")
+        if key == name:
+            return int(value)
+    return 0
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,220 @@
+"""Start one replica group: ranks, weights, KV cache, warm-up. What comes out is an engine that serves."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from rayline.cluster.config import EngineSection, ParallelSection
+from rayline.cluster.kv_memory import KvPlan, KvWish, RankMemory, plan_kv
+from rayline.cluster.machine import usable_cores
+from rayline.cluster.parallel import Parallel, ranks
+from rayline.protos.errors import ConfigError
+from rayline.protos.types import EngineRequest, GroupInfo, SamplingParams
+from rayline.workers.blocks import BlockPool
+from rayline.workers.channel import Channel
+from rayline.workers.collectives import Alone
+from rayline.workers.engine import Engine
+from rayline.workers.in_process import InProcess
+from rayline.workers.models.config import ModelConfig
+from rayline.workers.pipeline import Pipeline
+from rayline.workers.ranks import OnRankProgress, Ranks, open_store
+from rayline.workers.scheduler import Scheduler, SchedulerLimits
+from rayline.workers.spec import Loaded, RankSpec
+from rayline.workers.worker import Worker, stage_layers, torch_dtype
+
+WARM_UP_TOKENS = 8
+
+
+class Launcher(Protocol):
+    """Makes the processes of a group's ranks: locally or as Ray actors."""
+
+    @property
+    def store_host(self) -> str:
+        """Address of this process that every rank can reach."""
+        ...
+
+    def launch(self, specs: Sequence[RankSpec]) -> dict[int, Channel]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSpec:
+    """One group to start. spare_cores: left to the router and the clients on this machine."""
+
+    group_id: str
+    model: str
+    path: Path
+    dtype: str
+    max_model_len: int
+    engine: EngineSection
+    parallel: ParallelSection
+    max_waiting: int
+    epoch: int = 0
+    spare_cores: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StartedGroup:
+    """A group ready to serve, and what was measured while it started."""
+
+    engine: Engine
+    info: GroupInfo
+    kv: KvPlan
+    loaded: tuple[Loaded, ...]
+    load_s: float
+    warm_up_s: float
+
+
+def start_group(
+    spec: GroupSpec,
+    launcher: Launcher | None,
+    on_progress: OnRankProgress,
+    clock: Callable[[], float] = time.monotonic,
+) -> StartedGroup:
+    """Start all ranks of a group; a group of one rank needs no launcher and runs in this process.
+
+    Raises ModelError, ConfigError, NotEnoughMemory or Unavailable; nothing is left running then.
+    """
+    began = clock()
+    config = ModelConfig.load(spec.path)
+    dtype = config.dtype if spec.dtype == "auto" else spec.dtype
+    specs = _rank_specs(spec, config, dtype)
+    if len(specs) == 1:
+        worker = Worker(specs[0], Alone(), None)
+        torch.set_num_threads(specs[0].threads)
+        loaded = {0: worker.load(lambda phase, done, total: on_progress(0, phase, done, total))}
+        kv = _kv_plan(spec, config, loaded)
+        worker.allocate(kv.blocks)
+        pipeline: Pipeline = InProcess(worker)
+    else:
+        assert launcher is not None, "a group of several ranks needs a launcher"
+        pipeline, loaded, kv = _start_ranks(spec, config, specs, launcher, on_progress)
+    engine = _engine(spec, config, kv, pipeline, clock)
+    loaded_s = clock()
+    try:
+        _warm_up(engine, on_progress)
+    except BaseException:
+        engine.close()
+        raise
+    info = GroupInfo(
+        group_id=spec.group_id,
+        model=spec.model,
+        numerics=numerics_class(specs[0]),
+        exact=False,
+        max_model_len=kv.max_model_len,
+        vocab_size=config.vocab_size,
+        block_tokens=spec.engine.block_tokens,
+        total_blocks=kv.blocks,
+        max_waiting=spec.max_waiting,
+        epoch=spec.epoch,
+    )
+    return StartedGroup(engine, info, kv, tuple(loaded.values()), loaded_s - began, clock() - loaded_s)
+
+
+def numerics_class(spec: RankSpec) -> str:
+    """Short name of everything that decides bits besides model and request.
+
+    torch's products change a row's bits with the batch, so these kernels promise tokens, not bits.
+    """
+    return f"{spec.device}-torch-{spec.dtype}-tp{spec.parallel.tp_size}"
+
+
+def _rank_specs(spec: GroupSpec, config: ModelConfig, dtype: str) -> list[RankSpec]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    places = ranks(spec.parallel.tp, spec.parallel.pp)
+    for place in places:
+        stage_layers(config, place, torch_dtype(dtype).itemsize)  # refuses tp and pp that do not divide
+    cores = usable_cores() - spec.spare_cores
+    threads = spec.engine.threads or max(1, cores // (len(places) * spec.parallel.groups))
+    if spec.engine.max_running > spec.engine.max_step_tokens:
+        raise ConfigError(
+            f"max_running = {spec.engine.max_running} is out of range: allowed is up to max_step_tokens = "
+            f"{spec.engine.max_step_tokens}, one token for each running sequence",
+            field="max_running",
+        )
+    if spec.max_model_len > config.max_model_len:
+        raise ConfigError(
+            f"max_model_len = {spec.max_model_len} is out of range: the model allows up to {config.max_model_len}",
+            field="max_model_len",
+        )
+
+    def rank_spec(place: Parallel) -> RankSpec:
+        return RankSpec(spec.path, dtype, device, place, threads, spec.engine.block_tokens, spec.epoch)
+
+    return [rank_spec(place) for place in places]
+
+
+def _start_ranks(
+    spec: GroupSpec, config: ModelConfig, specs: list[RankSpec], launcher: Launcher, on_progress: OnRankProgress
+) -> tuple[Ranks, dict[int, Loaded], KvPlan]:
+    store = open_store(launcher.store_host)
+    placed = [replace(s, store_host=launcher.store_host, store_port=store.port) for s in specs]
+    try:
+        channels = launcher.launch(placed)
+    except BaseException:
+        launcher.close()
+        raise
+    pipeline = Ranks(channels, {s.parallel.rank: s for s in placed}, _Closing(launcher, store))
+    try:
+        loaded = pipeline.load(on_progress)
+        kv = _kv_plan(spec, config, loaded)
+        pipeline.allocate(kv)
+    except BaseException:
+        pipeline.close()
+        raise
+    return pipeline, loaded, kv
+
+
+class _Closing:
+    """Keeps the store alive as long as the ranks, then ends the launcher's processes."""
+
+    def __init__(self, launcher: Launcher, store: object):
+        self._launcher = launcher
+        self._store: object | None = store
+
+    def __call__(self) -> None:
+        self._launcher.close()
+        self._store = None
+
+
+def _kv_plan(spec: GroupSpec, config: ModelConfig, loaded: dict[int, Loaded]) -> KvPlan:
+    memory = [RankMemory(rank.host, rank.free_bytes, rank.block_bytes) for rank in loaded.values()]
+    engine = spec.engine
+    wish = KvWish(
+        kv_bytes=engine.kv_bytes,
+        memory_fraction=engine.kv_memory_fraction,
+        block_tokens=engine.block_tokens,
+        max_model_len=spec.max_model_len,
+        model_limit=config.max_model_len,
+        max_running=engine.max_running,
+        groups=spec.parallel.groups,
+    )
+    return plan_kv(memory, wish)
+
+
+def _engine(spec: GroupSpec, config: ModelConfig, kv: KvPlan, pipeline: Pipeline, clock: Callable[[], float]) -> Engine:
+    limits = SchedulerLimits(
+        block_tokens=spec.engine.block_tokens,
+        max_model_len=kv.max_model_len,
+        max_step_tokens=spec.engine.max_step_tokens,
+        max_running=spec.engine.max_running,
+        max_waiting=spec.max_waiting,
+        depth=spec.parallel.pp,
+        prefix_caching=spec.engine.prefix_caching,
+    )
+    scheduler = Scheduler(limits, BlockPool(kv.blocks), frozenset(config.eos_token_ids), spec.epoch)
+    return Engine(scheduler, pipeline, config.vocab_size, clock)
+
+
+def _warm_up(engine: Engine, on_progress: OnRankProgress) -> None:
+    """Run a short request through every rank, so that the first client pays for no first call."""
+    tokens = min(WARM_UP_TOKENS, engine.scheduler.limits.max_model_len - 2)
+    params = SamplingParams(temperature=0.0, max_tokens=2, ignore_eos=True, seed=0)
+    engine.add(EngineRequest("warm-up", (0,) * max(1, tokens), params))
+    while engine.has_work:
+        engine.step()
+    on_progress(0, "warm up", 1, 1)

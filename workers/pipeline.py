@@ -1,0 +1,52 @@
+"""The leader's view of a group's ranks: plans go in, results come out in the same order."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from rayline.protos.plan import Plan, StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class RankStats:
+    """One rank's share of the work. busy_s: computing; wall_s: since the statistics were last reset."""
+
+    rank: int
+    stage: int
+    busy_s: float
+    wall_s: float
+    weight_bytes: int
+    cache_bytes: int
+    resident_bytes: int
+    read_bytes: int
+
+
+class Pipeline(Protocol):
+    """What the engine needs of its ranks."""
+
+    @property
+    def window(self) -> int:
+        """How many plans should be in flight at once."""
+        ...
+
+    @property
+    def in_flight(self) -> int: ...
+
+    def submit(self, plan: Plan) -> None:
+        """Hand a plan to all ranks. Never waits for its result."""
+        ...
+
+    def next_result(self) -> StepResult:
+        """Wait for the oldest plan's result. Raises Unavailable when a rank is gone."""
+        ...
+
+    def check(self) -> None:
+        """Raise Unavailable when a rank is gone, without waiting for anything."""
+        ...
+
+    def rank_stats(self) -> tuple[RankStats, ...]:
+        """Ask every rank; only between steps. Resets their clocks."""
+        ...
+
+    def close(self) -> None:
+        """End all ranks. No process is left behind."""
+        ...

@@ -1,0 +1,116 @@
+"""The process of one rank: connect to the leader, join the group, load, then follow plans until told to stop.
+
+Started by a launcher (`python -m rayline.workers.rank ADDRESS RANK`, or a Ray actor). End-of-file on
+the leader's socket ends the process: no rank outlives its leader.
+"""
+
+import os
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+from rayline.protos import internal_pb2 as pb
+from rayline.protos.errors import InternalError, RaylineError, Unavailable
+from rayline.protos.internal_wire import plan_of, result_to_pb
+from rayline.workers.channel import Channel, connect
+from rayline.workers.collectives import Alone, Collective, TensorParallelGroup
+from rayline.workers.rank_wire import loaded_to_pb, spec_of, stats_to_pb
+from rayline.workers.spec import RankSpec
+from rayline.workers.stages import StageLinks
+from rayline.workers.worker import Worker
+
+SECRET_VARIABLE = "RAYLINE_SECRET"
+CONNECT_TIMEOUT_S = 30.0
+PROGRESS_PERIOD_S = 0.1
+
+
+def serve_rank(address: str, rank: int, secret: str) -> None:
+    """Live as rank `rank` of the group whose leader listens at `address`. Returns when told to stop."""
+    channel = connect(address, CONNECT_TIMEOUT_S)
+    channel.send(pb.WorkerFrame(hello=pb.Hello(secret=secret, rank=rank)))
+    try:
+        worker = _start(channel)
+        while _follow(channel, worker, channel.receive_leader_frame()):
+            pass
+    except Unavailable:
+        return  # the leader is gone, and with it the group
+    except RaylineError as error:
+        _report(channel, error)
+    except Exception as error:
+        _report(channel, InternalError(f"rank {rank}: {type(error).__name__}: {error}"))
+        raise
+    finally:
+        channel.close()
+
+
+def _start(channel: Channel) -> Worker:
+    """The loading dialogue: orders, weights, size of the KV cache."""
+    spec = spec_of(channel.receive_leader_frame().load)
+    torch.set_num_threads(spec.threads)
+    collective, stages = join(spec)
+    worker = Worker(spec, collective, stages)
+    loaded = worker.load(_Reporter(channel))
+    channel.send(pb.WorkerFrame(loaded=loaded_to_pb(loaded)))
+    worker.allocate(channel.receive_leader_frame().allocate.blocks)
+    channel.send(pb.WorkerFrame(ready=pb.Ready()))
+    return worker
+
+
+def _follow(channel: Channel, worker: Worker, frame: pb.LeaderFrame) -> bool:
+    """Do what one frame says; False when it says stop."""
+    kind = frame.WhichOneof("frame")
+    if kind == "plan":
+        if frame.plan.epoch != worker.spec.epoch:
+            raise InternalError(f"plan of epoch {frame.plan.epoch} came to epoch {worker.spec.epoch}")
+        result = worker.execute(plan_of(frame.plan))
+        if result is not None:
+            channel.send(pb.WorkerFrame(result=result_to_pb(result)))
+    elif kind == "stats":
+        channel.send(pb.WorkerFrame(stats=stats_to_pb(worker.stats())))
+    return kind != "stop"
+
+
+def join(spec: RankSpec) -> tuple[Collective, StageLinks | None]:
+    """This rank's links to the others. All ranks make the same groups in the same order."""
+    parallel = spec.parallel
+    if parallel.world_size == 1:
+        return Alone(), None
+    store = dist.TCPStore(spec.store_host, spec.store_port, is_master=False)
+    backend = "nccl" if spec.device == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=parallel.rank, world_size=parallel.world_size)
+    collective: Collective = Alone()
+    if parallel.tp_size > 1:
+        firsts = range(0, parallel.world_size, parallel.tp_size)
+        groups = [dist.new_group(list(range(first, first + parallel.tp_size))) for first in firsts]
+        collective = TensorParallelGroup(groups[parallel.stage], parallel.tp_size)
+    if parallel.pp_size == 1:
+        return collective, None
+    hidden_group, token_group = dist.new_group(), dist.new_group()
+    return collective, StageLinks(parallel, hidden_group, token_group, torch.device(spec.device))
+
+
+class _Reporter:
+    """Tells the leader how far a phase is, a few times a second."""
+
+    def __init__(self, channel: Channel):
+        self._channel = channel
+        self._last_s = 0.0
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done < total and now - self._last_s < PROGRESS_PERIOD_S:
+            return
+        self._last_s = now
+        self._channel.send(pb.WorkerFrame(progress=pb.Progress(phase=phase, done=done, total=total)))
+
+
+def _report(channel: Channel, error: RaylineError) -> None:
+    try:
+        channel.send(pb.WorkerFrame(failed=pb.RankFailed(kind=error.kind, message=error.message)))
+    except Unavailable:
+        return
+
+
+if __name__ == "__main__":
+    serve_rank(sys.argv[1], int(sys.argv[2]), os.environ.pop(SECRET_VARIABLE))

@@ -1,0 +1,79 @@
+"""Start-up records of a rank <-> protobuf."""
+
+from pathlib import Path
+
+from rayline.cluster.parallel import Parallel
+from rayline.protos import internal_pb2 as pb
+from rayline.workers.pipeline import RankStats
+from rayline.workers.spec import Loaded, RankSpec
+
+
+def spec_to_pb(spec: RankSpec) -> pb.RankSpec:
+    return pb.RankSpec(
+        path=str(spec.path),
+        dtype=spec.dtype,
+        device=spec.device,
+        tp_rank=spec.parallel.tp_rank,
+        tp_size=spec.parallel.tp_size,
+        stage=spec.parallel.stage,
+        pp_size=spec.parallel.pp_size,
+        threads=spec.threads,
+        block_tokens=spec.block_tokens,
+        epoch=spec.epoch,
+        store_host=spec.store_host,
+        store_port=spec.store_port,
+    )
+
+
+def spec_of(message: pb.RankSpec) -> RankSpec:
+    return RankSpec(
+        path=Path(message.path),
+        dtype=message.dtype,
+        device=message.device,
+        parallel=Parallel(message.tp_rank, message.tp_size, message.stage, message.pp_size),
+        threads=message.threads,
+        block_tokens=message.block_tokens,
+        epoch=message.epoch,
+        store_host=message.store_host,
+        store_port=message.store_port,
+    )
+
+
+def loaded_to_pb(loaded: Loaded) -> pb.Loaded:
+    return pb.Loaded(
+        host=loaded.host,
+        weight_bytes=loaded.weight_bytes,
+        read_bytes=loaded.read_bytes,
+        free_bytes=loaded.free_bytes,
+        block_bytes=loaded.block_bytes,
+    )
+
+
+def loaded_of(message: pb.Loaded) -> Loaded:
+    return Loaded(message.host, message.weight_bytes, message.read_bytes, message.free_bytes, message.block_bytes)
+
+
+def stats_to_pb(stats: RankStats) -> pb.RankStats:
+    return pb.RankStats(
+        rank=stats.rank,
+        stage=stats.stage,
+        busy_s=stats.busy_s,
+        wall_s=stats.wall_s,
+        weight_bytes=stats.weight_bytes,
+        cache_bytes=stats.cache_bytes,
+        resident_bytes=stats.resident_bytes,
+        read_bytes=stats.read_bytes,
+    )
+
+
+def stats_of(message: pb.RankStats) -> RankStats:
+    return RankStats(
+        message.rank,
+        message.stage,
+        message.busy_s,
+        message.wall_s,
+        message.weight_bytes,
+        message.cache_bytes,
+        message.resident_bytes,
+        message.read_bytes,
+    )

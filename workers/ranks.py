@@ -1,0 +1,167 @@
+"""The ranks of a group as the leader drives them: one socket each, plans out to all, results in from one."""
+
+import hmac
+import selectors
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+import torch.distributed as dist
+from rayline.cluster.kv_memory import KvPlan
+from rayline.protos import internal_pb2 as pb
+from rayline.protos.errors import Unavailable, error_of
+from rayline.protos.internal_wire import plan_to_pb, result_of
+from rayline.protos.plan import Plan, StepResult
+from rayline.workers.channel import Channel
+from rayline.workers.pipeline import RankStats
+from rayline.workers.rank_wire import loaded_of, spec_to_pb, stats_of
+from rayline.workers.spec import Loaded, RankSpec
+
+HELLO_TIMEOUT_S = 5.0
+LOOKAHEAD = 1  # plans made beyond those that run, so that no rank waits for the leader
+
+OnRankProgress = Callable[[int, str, int, int], None]
+"""(rank, phase, done, total)"""
+
+
+class Ranks:
+    """The pipeline of a group of several processes. Not thread-safe: one thread drives it."""
+
+    def __init__(self, channels: Mapping[int, Channel], specs: Mapping[int, RankSpec], on_close: Callable[[], None]):
+        self._channels = dict(channels)
+        self._specs = dict(specs)
+        self._on_close = on_close
+        self._in_flight = 0
+        self._reporter = next(rank for rank, spec in self._specs.items() if spec.parallel.reports)
+        self._selector = selectors.DefaultSelector()
+        for rank, channel in self._channels.items():
+            self._selector.register(channel, selectors.EVENT_READ, rank)
+
+    # ---- start-up
+
+    def load(self, on_progress: OnRankProgress) -> dict[int, Loaded]:
+        """Have every rank read its weights. Raises what the first failing rank raised."""
+        for rank, channel in self._channels.items():
+            channel.send(pb.LeaderFrame(load=spec_to_pb(self._specs[rank])))
+        loaded: dict[int, Loaded] = {}
+        while len(loaded) < len(self._channels):
+            rank, frame = self._next_frame()
+            if frame.WhichOneof("frame") == "progress":
+                on_progress(rank, frame.progress.phase, frame.progress.done, frame.progress.total)
+            else:
+                loaded[rank] = loaded_of(frame.loaded)
+        return loaded
+
+    def allocate(self, kv: KvPlan) -> None:
+        """Have every rank make room for the KV cache."""
+        for channel in self._channels.values():
+            channel.send(pb.LeaderFrame(allocate=pb.Allocate(blocks=kv.blocks)))
+        ready: set[int] = set()
+        while len(ready) < len(self._channels):
+            rank, _ = self._next_frame()
+            ready.add(rank)
+
+    # ---- steps
+
+    @property
+    def window(self) -> int:
+        return self._specs[self._reporter].parallel.pp_size + LOOKAHEAD
+
+    @property
+    def in_flight(self) -> int:
+        return self._in_flight
+
+    def submit(self, plan: Plan) -> None:
+        frame = pb.LeaderFrame(plan=plan_to_pb(plan))
+        for channel in self._channels.values():
+            channel.send(frame)
+        self._in_flight += 1
+
+    def next_result(self) -> StepResult:
+        while True:
+            _, frame = self._next_frame()
+            if frame.WhichOneof("frame") == "result":
+                self._in_flight -= 1
+                return result_of(frame.result)
+
+    def check(self) -> None:
+        for key, _ in self._selector.select(timeout=0):
+            self._receive(key.data)  # between steps nothing but bad news can come
+
+    def rank_stats(self) -> tuple[RankStats, ...]:
+        for channel in self._channels.values():
+            channel.send(pb.LeaderFrame(stats=pb.StatsRequest()))
+        stats: dict[int, RankStats] = {}
+        while len(stats) < len(self._channels):
+            rank, frame = self._next_frame()
+            stats[rank] = stats_of(frame.stats)
+        return tuple(stats[rank] for rank in sorted(stats))
+
+    def close(self) -> None:
+        for channel in self._channels.values():
+            try:
+                channel.send(pb.LeaderFrame(stop=pb.Stop()))
+            except Unavailable:
+                continue
+            finally:
+                channel.close()
+        self._selector.close()
+        self._on_close()
+
+    # ---- frames
+
+    def _next_frame(self) -> tuple[int, pb.WorkerFrame]:
+        """The next frame of any rank. A lost rank is noticed at once, whichever rank was waited for."""
+        rank: int = self._selector.select()[0][0].data
+        return rank, self._receive(rank)
+
+    def _receive(self, rank: int) -> pb.WorkerFrame:
+        frame = self._channels[rank].receive_worker_frame()
+        if frame.WhichOneof("frame") == "failed":
+            raise error_of(frame.failed.kind, frame.failed.message)
+        return frame
+
+
+def open_store(host: str) -> "dist.TCPStore":
+    """torch.distributed's meeting point, held by the leader on a port the system chose."""
+    return dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+
+
+def accept_ranks(
+    servers: Iterable[socket.socket], expected: int, secret: str, deadline_s: float, alive: Callable[[], None]
+) -> dict[int, Channel]:
+    """Wait until `expected` ranks have said hello with the right secret; strangers are dropped.
+
+    `alive` raises when a rank's process ended early. Raises Unavailable after `deadline_s`.
+    """
+    channels: dict[int, Channel] = {}
+    end = time.monotonic() + deadline_s
+    with selectors.DefaultSelector() as selector:
+        for server in servers:
+            selector.register(server, selectors.EVENT_READ, server)
+        while len(channels) < expected:
+            alive()
+            if time.monotonic() > end:
+                raise Unavailable(f"{len(channels)} of {expected} ranks came within {deadline_s:.0f} s")
+            for key, _ in selector.select(timeout=0.2):
+                hello = _greet(key.data, secret)
+                if hello is not None and 0 <= hello[0] < expected and hello[0] not in channels:
+                    channels[hello[0]] = hello[1]
+    return channels
+
+
+def _greet(server: socket.socket, secret: str) -> tuple[int, Channel] | None:
+    sock, _ = server.accept()
+    channel = Channel(sock, "a rank that is connecting")
+    channel.limit_wait(HELLO_TIMEOUT_S)
+    try:
+        hello = channel.receive_worker_frame().hello
+    except Exception:
+        channel.close()
+        return None
+    if not hmac.compare_digest(hello.secret.encode(), secret.encode()):
+        channel.close()
+        return None
+    channel.limit_wait(None)
+    channel.peer = f"rank {hello.rank}"
+    return hello.rank, channel

@@ -1,0 +1,32 @@
+"""What one rank is told at start-up."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rayline.cluster.parallel import Parallel
+
+
+@dataclass(frozen=True, slots=True)
+class RankSpec:
+    """Orders of one rank. `store_*` is the leader's torch.distributed store, unused by a group of one."""
+
+    path: Path
+    dtype: str
+    device: str
+    parallel: Parallel
+    threads: int
+    block_tokens: int
+    epoch: int
+    store_host: str = ""
+    store_port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a rank says once its weights are in memory."""
+
+    host: str
+    weight_bytes: int
+    read_bytes: int
+    free_bytes: int
+    block_bytes: int

@@ -1,0 +1,84 @@
+"""The links of one rank to its pipeline neighbours: hidden states forward, sampled tokens back.
+
+    stage 0 --hidden--> stage 1 --hidden--> ... --hidden--> last
+       ^---------------------- token ids ----------------------|
+
+Each tensor-parallel rank talks to the same rank of the other stage; all of a stage hold the same hidden
+states, so nothing is scattered. Sends are asynchronous and keep their tensor alive until the next one
+of the kind; receives are posted early, because gloo and NCCL sends wait for them.
+"""
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from rayline.cluster.parallel import Parallel
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Token ids on their way to the first stage, one for each of `sequences`."""
+
+    sequences: tuple[int, ...]
+    tensor: Tensor
+    work: dist.Work | None
+
+
+class StageLinks:
+    """Point-to-point messages of one rank. `waited_s` is the time spent waiting for neighbours."""
+
+    def __init__(
+        self,
+        parallel: Parallel,
+        hidden_group: dist.ProcessGroup,
+        token_group: dist.ProcessGroup,
+        device: torch.device,
+    ):
+        self._parallel = parallel
+        self._hidden_group = hidden_group
+        self._token_group = token_group
+        self._device = device
+        self._sending: deque[tuple[dist.Work | None, Tensor]] = deque()
+        self._expected: deque[Expected] = deque()
+        self.waited_s = 0.0
+
+    def receive_hidden(self, tokens: int, width: int, dtype: torch.dtype) -> Tensor:
+        """Hidden states [tokens, width] of the previous stage."""
+        hidden = torch.empty(tokens, width, dtype=dtype, device=self._device)
+        began = time.perf_counter()
+        source = self._parallel.at_stage(self._parallel.stage - 1).rank
+        dist.recv(hidden, source, group=self._hidden_group)
+        self.waited_s += time.perf_counter() - began
+        return hidden
+
+    def send_hidden(self, hidden: Tensor) -> None:
+        target = self._parallel.at_stage(self._parallel.stage + 1).rank
+        self._post(dist.isend(hidden.contiguous(), target, group=self._hidden_group), hidden)
+
+    def send_tokens(self, token_ids: Tensor) -> None:
+        """Tell the first stage what was sampled, int64 [N] in plan order."""
+        target = self._parallel.at_stage(0).rank
+        self._post(dist.isend(token_ids, target, group=self._token_group), token_ids)
+
+    def expect_tokens(self, sequences: tuple[int, ...]) -> None:
+        """Post the receive for the tokens that the last stage will sample for `sequences`."""
+        tensor = torch.empty(len(sequences), dtype=torch.int64, device=self._device)
+        source = self._parallel.at_stage(self._parallel.pp_size - 1).rank
+        self._expected.append(Expected(sequences, tensor, dist.irecv(tensor, source, group=self._token_group)))
+
+    def next_tokens(self) -> list[tuple[int, int]]:
+        """Wait for the oldest expected tokens: (sequence, token id) pairs."""
+        oldest = self._expected.popleft()
+        began = time.perf_counter()
+        if oldest.work is not None:
+            oldest.work.wait()
+        self.waited_s += time.perf_counter() - began
+        return list(zip(oldest.sequences, oldest.tensor.tolist(), strict=True))
+
+    def _post(self, work: dist.Work | None, tensor: Tensor) -> None:
+        self._sending.append((work, tensor))
+        while self._sending and (self._sending[0][0] is None or self._sending[0][0].is_completed()):
+            self._sending.popleft()

@@ -1,0 +1,185 @@
+"""One rank: loads its part of the model, follows plans, computes its stage, samples on the last one."""
+
+import time
+from collections.abc import Callable
+
+import psutil
+import torch
+from rayline.cluster.machine import available_bytes, host_name
+from rayline.cluster.parallel import Parallel, balanced_stages
+from rayline.kernels.sampling import sample
+from rayline.protos.errors import NotEnoughMemory
+from rayline.protos.plan import Plan, Sampled, Slice, StepResult
+from rayline.workers.batch import Residents, forward_context, input_ids
+from rayline.workers.cache import KvCache
+from rayline.workers.collectives import Collective
+from rayline.workers.models.config import (
+    ModelConfig,
+    embedding_bytes,
+    head_bytes,
+    kv_bytes_per_token,
+    kv_heads_of_rank,
+    layer_bytes,
+)
+from rayline.workers.models.decoder import Decoder
+from rayline.workers.pipeline import RankStats
+from rayline.workers.sampler import SampleRequest, sampled, sampling_rows
+from rayline.workers.spec import Loaded, RankSpec
+from rayline.workers.stages import StageLinks
+from rayline.workers.weights import Weights
+from torch import Tensor
+
+OnProgress = Callable[[str, int, int], None]
+"""(phase, done, total), called often."""
+
+
+class Worker:
+    """Computes plans in the order they come. `stages` is None in a group of one stage."""
+
+    def __init__(self, spec: RankSpec, collective: Collective, stages: StageLinks | None):
+        self.spec = spec
+        self.config = ModelConfig.load(spec.path)
+        self._collective = collective
+        self._stages = stages
+        self._device = torch.device(spec.device)
+        self._dtype = torch_dtype(spec.dtype)
+        self._residents = Residents()
+        self._layers = stage_layers(self.config, spec.parallel, self._dtype.itemsize)
+        self._read_bytes = 0
+        self._busy_s = 0.0
+        self._since = time.perf_counter()
+
+    # ---- start-up
+
+    def load(self, on_progress: OnProgress) -> Loaded:
+        """Read this rank's part of the weights. Raises ModelError or NotEnoughMemory."""
+        with Weights.open(self.spec.path, lambda _: self._show_reading(weights, on_progress)) as weights:
+            share = weights.total_bytes // self.spec.parallel.world_size
+            if share > (free := self._free_bytes()):
+                raise NotEnoughMemory(f"the weights need about {share} bytes for this rank, {free} are free")
+            self._decoder = Decoder(
+                self.config, self._layers, weights, self.spec.parallel, self._collective, self._dtype, self._device
+            )
+            self._read_bytes = weights.bytes_read
+        on_progress("read weights", share, share)
+        return Loaded(host_name(), self._decoder.weight_bytes, weights.bytes_read, self._free_bytes(), self.block_bytes)
+
+    def _show_reading(self, weights: Weights, on_progress: OnProgress) -> None:
+        share = weights.total_bytes // self.spec.parallel.world_size
+        on_progress("read weights", min(weights.bytes_read, share), share)
+
+    def allocate(self, blocks: int) -> None:
+        """Make room for `blocks` KV blocks. Raises NotEnoughMemory."""
+        if blocks * self.block_bytes > (free := self._free_bytes()):
+            raise NotEnoughMemory(f"kv_bytes = {blocks * self.block_bytes} is more than the {free} bytes free")
+        self._cache = KvCache(
+            len(self._layers),
+            blocks,
+            self.spec.block_tokens,
+            kv_heads_of_rank(self.config, self.spec.parallel.tp_size),
+            self.config.head_dim,
+            self._dtype,
+            self._device,
+        )
+
+    @property
+    def block_bytes(self) -> int:
+        """2 x layers x kv heads x head dim x bytes x tokens, for this rank's layers and heads."""
+        token_bytes = kv_bytes_per_token(
+            self.config, len(self._layers), self.spec.parallel.tp_size, self._dtype.itemsize
+        )
+        return token_bytes * self.spec.block_tokens
+
+    # ---- steps
+
+    @torch.inference_mode()
+    def execute(self, plan: Plan) -> StepResult | None:
+        """Compute one plan. Only the reporting rank of the last stage returns a result."""
+        began, waited = time.perf_counter(), self._waited_s
+        self._residents.follow(plan)
+        context = forward_context(plan.slices, self._residents, self.spec.block_tokens, self._device)
+        inputs = self._inputs(plan)
+        output = self._decoder.forward(inputs, self._cache, context)
+        result = self._deliver(plan, output)
+        busy_s = time.perf_counter() - began - (self._waited_s - waited)
+        self._busy_s += busy_s
+        if result is None or not self.spec.parallel.reports:
+            return None
+        return StepResult(plan.epoch, plan.step, result, busy_s)
+
+    def stats(self) -> RankStats:
+        """Work since the last call."""
+        now = time.perf_counter()
+        stats = RankStats(
+            rank=self.spec.parallel.rank,
+            stage=self.spec.parallel.stage,
+            busy_s=self._busy_s,
+            wall_s=now - self._since,
+            weight_bytes=self._decoder.weight_bytes,
+            cache_bytes=self._cache.bytes,
+            resident_bytes=psutil.Process().memory_info().rss,
+            read_bytes=self._read_bytes,
+        )
+        self._busy_s, self._since = 0.0, now
+        return stats
+
+    def _inputs(self, plan: Plan) -> Tensor:
+        """Token ids [T] on the first stage, the previous stage's hidden states [T, hidden] on the others."""
+        if not self.spec.parallel.is_first_stage:
+            assert self._stages is not None
+            return self._stages.receive_hidden(plan.tokens, self.config.hidden_size, self._dtype)
+        if self._stages is not None:
+            self._await_tokens(plan.slices, self._stages)
+        return input_ids(plan.slices, self._residents, self._device)
+
+    def _await_tokens(self, slices: tuple[Slice, ...], stages: StageLinks) -> None:
+        """Take in sampled tokens until every token this plan computes is known here."""
+        while any(s.start + s.count > len(self._residents[s.sequence].token_ids) for s in slices):
+            for sequence, token in stages.next_tokens():
+                self._residents.gain(sequence, token)
+
+    def _deliver(self, plan: Plan, output: Tensor) -> tuple[Sampled, ...] | None:
+        """Pass hidden states on, or sample from the logits [N, vocab] of the last stage."""
+        sampling = tuple(s.sequence for s in plan.slices if s.samples)
+        if not self.spec.parallel.is_last_stage:
+            assert self._stages is not None
+            self._stages.send_hidden(output)
+            if self.spec.parallel.is_first_stage and sampling:
+                self._stages.expect_tokens(sampling)
+            return None
+        if not sampling:
+            return ()
+        requests = [self._sample_request(number) for number in sampling]
+        rows = sample(output, sampling_rows(requests, self.config.eos_token_ids, self.config.vocab_size))
+        gained = sampled(requests, rows)
+        for item in gained:
+            self._residents.gain(item.sequence, item.token_id)
+        if self._stages is not None:
+            self._stages.send_tokens(rows.token_ids)
+        return gained
+
+    def _sample_request(self, number: int) -> SampleRequest:
+        resident = self._residents[number]
+        return SampleRequest(number, resident.params, len(resident.token_ids), resident.output_tokens)
+
+    @property
+    def _waited_s(self) -> float:
+        return 0.0 if self._stages is None else self._stages.waited_s
+
+    def _free_bytes(self) -> int:
+        if self._device.type == "cuda":
+            return torch.cuda.mem_get_info(self._device)[0]
+        return available_bytes()
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a resolved config value."""
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[name]
+
+
+def stage_layers(config: ModelConfig, parallel: Parallel, dtype_bytes: int) -> range:
+    """The layers of one rank's stage, cut so that the heaviest stage is as light as possible."""
+    tp_size = parallel.tp_size
+    each = layer_bytes(config, tp_size, dtype_bytes)
+    first, last = embedding_bytes(config, tp_size, dtype_bytes), head_bytes(config, tp_size, dtype_bytes)
+    return balanced_stages([each] * config.layers, first, last, parallel.pp_size)[parallel.stage]
