@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from annotated_types import Ge, Le
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 from rayline.protos.errors import ConfigError
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]

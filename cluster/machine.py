@@ -13,6 +13,17 @@ def host_name() -> str:
     return socket.gethostname()
 
 
+def interface_towards(host: str) -> str | None:
+    """Name of the network interface whose address this machine would use to reach `host`."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))
+        own = probe.getsockname()[0]
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == own for address in addresses):
+            return str(name)
+    return None
+
+
 def usable_cores() -> int:
     """Cores this process may run on: its affinity, cut by the control group's quota."""
     cores = len(os.sched_getaffinity(0))

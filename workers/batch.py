@@ -4,10 +4,11 @@ from collections.abc import Sequence as Run
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
+
 from rayline.protos.plan import Admission, Plan, Slice
 from rayline.protos.types import SamplingParams
 from rayline.workers.context import ForwardContext
-from torch import Tensor
 
 
 @dataclass(slots=True)

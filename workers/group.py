@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+
 from rayline.cluster.config import EngineSection, ParallelSection
 from rayline.cluster.kv_memory import KvPlan, KvWish, RankMemory, plan_kv
 from rayline.cluster.machine import usable_cores
@@ -23,6 +24,7 @@ from rayline.workers.pipeline import Pipeline
 from rayline.workers.ranks import OnRankProgress, Ranks, open_store
 from rayline.workers.scheduler import Scheduler, SchedulerLimits
 from rayline.workers.spec import Loaded, RankSpec
+from rayline.workers.weights import Weights
 from rayline.workers.worker import Worker, stage_layers, torch_dtype
 
 WARM_UP_TOKENS = 8
@@ -113,6 +115,21 @@ def start_group(
         epoch=spec.epoch,
     )
     return StartedGroup(engine, info, kv, tuple(loaded.values()), loaded_s - began, clock() - loaded_s)
+
+
+def check_group(spec: GroupSpec) -> None:
+    """Refuse what cannot start, without starting anything: model files, dtype, tp, pp, limits.
+
+    Raises ModelError or ConfigError.
+    """
+    config = ModelConfig.load(spec.path)
+    _rank_specs(spec, config, config.dtype if spec.dtype == "auto" else spec.dtype)
+    Weights.open(spec.path).close()
+
+
+def has_gpus() -> bool:
+    """Whether ranks run on GPUs here."""
+    return torch.cuda.is_available()
 
 
 def numerics_class(spec: RankSpec) -> str:

@@ -3,7 +3,6 @@
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -60,12 +59,7 @@ class LocalLauncher:
 
     def _start(self, spec: RankSpec, address: str, secret: str) -> None:
         rank = spec.parallel.rank
-        environment = {
-            **os.environ,
-            SECRET_VARIABLE: secret,
-            "OMP_NUM_THREADS": str(spec.threads),
-            **interface_variables(),
-        }
+        environment = {**os.environ, SECRET_VARIABLE: secret, "OMP_NUM_THREADS": str(spec.threads)}
         command = [sys.executable, "-m", "rayline.workers.rank", address, str(rank)]
         self._processes[rank] = subprocess.Popen(command, env=environment, start_new_session=True)
 
@@ -73,9 +67,3 @@ class LocalLauncher:
         for rank, process in self._processes.items():
             if (code := process.poll()) is not None:
                 raise Unavailable(f"rank {rank} ended with exit code {code} before it could load")
-
-
-def interface_variables() -> dict[str, str]:
-    """gloo asks the resolver for this host's address; ranks of one machine need only the loopback."""
-    names = {name for _, name in socket.if_nameindex()}
-    return {"GLOO_SOCKET_IFNAME": "lo"} if "lo" in names and "GLOO_SOCKET_IFNAME" not in os.environ else {}

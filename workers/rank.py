@@ -7,9 +7,13 @@ the leader's socket ends the process: no rank outlives its leader.
 import os
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+from rayline.cluster.machine import interface_towards
 from rayline.protos import internal_pb2 as pb
 from rayline.protos.errors import InternalError, RaylineError, Unavailable
 from rayline.protos.internal_wire import plan_of, result_to_pb
@@ -25,8 +29,12 @@ CONNECT_TIMEOUT_S = 30.0
 PROGRESS_PERIOD_S = 0.1
 
 
-def serve_rank(address: str, rank: int, secret: str) -> None:
-    """Live as rank `rank` of the group whose leader listens at `address`. Returns when told to stop."""
+def serve_rank(addresses: Sequence[str], rank: int, secret: str) -> None:
+    """Live as rank `rank` of a group until told to stop.
+
+    `addresses`: where its leader listens; a Unix socket counts only if it is on this node.
+    """
+    address = next(a for a in addresses if not a.startswith("unix:") or Path(a.removeprefix("unix:")).exists())
     channel = connect(address, CONNECT_TIMEOUT_S)
     channel.send(pb.WorkerFrame(hello=pb.Hello(secret=secret, rank=rank)))
     try:
@@ -76,6 +84,9 @@ def join(spec: RankSpec) -> tuple[Collective, StageLinks | None]:
     parallel = spec.parallel
     if parallel.world_size == 1:
         return Alone(), None
+    # gloo would ask the resolver for this host's address, which often names another interface.
+    if "GLOO_SOCKET_IFNAME" not in os.environ and (interface := interface_towards(spec.store_host)):
+        os.environ["GLOO_SOCKET_IFNAME"] = interface
     store = dist.TCPStore(spec.store_host, spec.store_port, is_master=False)
     backend = "nccl" if spec.device == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=parallel.rank, world_size=parallel.world_size)
@@ -113,4 +124,4 @@ def _report(channel: Channel, error: RaylineError) -> None:
 
 
 if __name__ == "__main__":
-    serve_rank(sys.argv[1], int(sys.argv[2]), os.environ.pop(SECRET_VARIABLE))
+    serve_rank([sys.argv[1]], int(sys.argv[2]), os.environ.pop(SECRET_VARIABLE))

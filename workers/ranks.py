@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 import torch.distributed as dist
+
 from rayline.cluster.kv_memory import KvPlan
 from rayline.protos import internal_pb2 as pb
 from rayline.protos.errors import Unavailable, error_of

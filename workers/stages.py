@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from rayline.cluster.parallel import Parallel
 from torch import Tensor
+
+from rayline.cluster.parallel import Parallel
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import psutil
 import torch
+from torch import Tensor
+
 from rayline.cluster.machine import available_bytes, host_name
 from rayline.cluster.parallel import Parallel, balanced_stages
 from rayline.kernels.sampling import sample
@@ -27,7 +29,6 @@ from rayline.workers.sampler import SampleRequest, sampled, sampling_rows
 from rayline.workers.spec import Loaded, RankSpec
 from rayline.workers.stages import StageLinks
 from rayline.workers.weights import Weights
-from torch import Tensor
 
 OnProgress = Callable[[str, int, int], None]
 """(phase, done, total), called often."""

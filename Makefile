@@ -1,0 +1,62 @@
+# Everything starts here: each target makes the virtual environment it needs.
+#   make serve   serve the embedded model          make test    lint, types, all tests
+#   make lint    ruff     make types   mypy        make proto   regenerate protos/*_pb2*
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SERVE := $(VENV)/ready-serve
+DEV := $(VENV)/ready-dev
+PROTOS := $(wildcard protos/*.proto)
+
+# A folder that was moved or copied gets a fresh environment: the old one's scripts name the old place.
+ifneq ($(wildcard $(VENV)/ready-torch),)
+ifneq ($(shell cat $(VENV)/ready-torch),$(CURDIR))
+$(info $(VENV) was made in another folder: making it again)
+$(shell rm -rf $(VENV))
+endif
+endif
+
+.PHONY: serve test lint types unit proto clean
+.DEFAULT_GOAL := test
+
+serve: $(SERVE)
+	$(BIN)/rayline serve $(ARGS)
+
+test: lint types unit
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV)
+	$(BIN)/mypy
+
+unit: $(DEV)
+	$(BIN)/python -m pytest $(ARGS)
+
+proto: $(DEV)
+	$(BIN)/python -m grpc_tools.protoc -Itests/typing --python_out=tests/typing --pyi_out=tests/typing \
+	  --grpc_python_out=tests/typing $(addprefix rayline/,$(PROTOS))
+
+# torch goes first, alone: pip then takes the build that the machine's own package sources offer.
+$(VENV)/ready-torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install --quiet $(TORCH)
+	echo '$(CURDIR)' > $@
+
+$(SERVE): $(VENV)/ready-torch pyproject.toml
+	$(PIP) install --quiet -c constraints.txt -e '.[serve]'
+	touch $@
+
+$(DEV): $(SERVE)
+	$(PIP) install --quiet -c constraints.txt -e '.[serve,hub,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

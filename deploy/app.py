@@ -1,0 +1,98 @@
+"""The Ray Serve graph, drawn in one place: one Router deployment in front of one Group deployment a model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
+
+from rayline.cluster.config import ModelSection, SystemConfig
+from rayline.cluster.placement import group_bundles
+from rayline.deploy.group_replica import GroupReplica
+from rayline.deploy.router_replica import RoutedModel, RouterReplica
+from rayline.workers.group import GroupSpec
+
+ROUTER_CPUS = 1.0
+ROUTER_SPARE_CORES = 1  # left to the router, the transport and the clients on a machine without GPUs
+HEALTH_PERIOD_S = 1.0
+HEALTH_TIMEOUT_S = 10.0
+MANY = 1_000_000  # our own limits refuse first: Serve's must never queue a call
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """A model section whose path is a directory of this machine and whose name is final."""
+
+    name: str
+    path: Path
+    section: ModelSection
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """What a deployment shares: its secret, where start-up progress goes, how many routers, GPUs or not."""
+
+    secret: str
+    progress_address: str
+    routers: int
+    gpus: bool
+
+
+def build(config: SystemConfig, models: Sequence[ResolvedModel], wiring: Wiring) -> Application:
+    """The application that `rayline serve` runs.
+
+    router (one a node) --handles--> group-NAME (parallel.groups replicas, each with its placement group)
+    """
+    routed = [RoutedModel(model.name, model.path, _groups(config, model, wiring)) for model in models]
+    return serve.deployment(
+        name="router",
+        num_replicas=wiring.routers,
+        max_ongoing_requests=MANY,
+        ray_actor_options={"num_cpus": ROUTER_CPUS},
+        health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=HEALTH_TIMEOUT_S,
+        graceful_shutdown_timeout_s=config.router.drain_timeout_s + 5.0,
+        graceful_shutdown_wait_loop_s=0.1,
+    )(serve.ingress()(RouterReplica)).bind(config, routed, wiring.secret)
+
+
+def group_name(model: str) -> str:
+    """Name of the deployment of a model's groups."""
+    return f"group-{model}"
+
+
+def group_spec(config: SystemConfig, model: ResolvedModel) -> GroupSpec:
+    """What each group of `model` is started with; its id is given by the replica."""
+    return GroupSpec(
+        group_id="",
+        model=model.name,
+        path=model.path,
+        dtype=model.section.dtype,
+        max_model_len=model.section.max_model_len,
+        engine=config.engine,
+        parallel=config.parallel,
+        max_waiting=config.limits.max_waiting,
+        spare_cores=ROUTER_SPARE_CORES,
+    )
+
+
+def _groups(config: SystemConfig, model: ResolvedModel, wiring: Wiring) -> Application:
+    bundles = group_bundles(config.parallel.tp, config.parallel.pp, wiring.gpus)
+    leader = bundles[0]
+    return serve.deployment(
+        name=group_name(model.name),
+        num_replicas=config.parallel.groups,
+        max_ongoing_requests=MANY,
+        ray_actor_options={"num_cpus": leader["CPU"], "num_gpus": leader.get("GPU", 0.0)},
+        placement_group_bundles=bundles,
+        placement_group_strategy="PACK",
+        health_check_period_s=HEALTH_PERIOD_S,
+        health_check_timeout_s=HEALTH_TIMEOUT_S,
+        graceful_shutdown_timeout_s=10.0,
+        graceful_shutdown_wait_loop_s=0.1,
+        request_router_config=RequestRouterConfig(request_router_class="rayline.router.serve_router:ChosenGroupRouter"),
+    )(GroupReplica).bind(
+        group_spec(config, model), wiring.secret, wiring.progress_address, config.observability.log_level
+    )

@@ -1,0 +1,65 @@
+"""Peak memory of processes and their descendants, sampled beside a run."""
+
+import threading
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes. rss counts a shared page in every process that maps it, pss divides it among them."""
+
+    rss_bytes: int
+    pss_bytes: int
+
+
+def memory_of(pid: int) -> Memory:
+    """Of a process and all its descendants now; processes that end meanwhile count as 0."""
+    rss = pss = 0
+    try:
+        root = psutil.Process(pid)
+        family = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return Memory(0, 0)
+    for process in family:
+        try:
+            info = process.memory_full_info()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        rss += info.rss
+        pss += info.pss
+    return Memory(rss, pss)
+
+
+class PeakMemory:
+    """Samples `pid`'s family while it is entered. `peak` holds the largest sums seen at one moment."""
+
+    def __init__(self, pid: int, period_s: float = 0.5):
+        self._pid = pid
+        self._period_s = period_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
+        self.peak = Memory(0, 0)
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            self._sample()
+            self._stop.wait(self._period_s)
+
+    def _sample(self) -> None:
+        now = memory_of(self._pid)
+        self.peak = Memory(max(now.rss_bytes, self.peak.rss_bytes), max(now.pss_bytes, self.peak.pss_bytes))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._sample()

@@ -1,0 +1,71 @@
+"""Reports as tables for people; `--json` prints the records themselves."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from rayline.deploy.bench.memory import Memory
+from rayline.deploy.bench.report import Added, BatchReport, LoadReport, Percentiles
+
+
+def load_table(title: str, report: LoadReport, memory: Memory | None) -> Table:
+    """Latencies as rows of percentiles, then totals below."""
+    table = Table("ms", "mean", "p50", "p90", "p99", title=title, caption=_totals(report, memory))
+    rows = [("TTFT", report.ttft), ("TPOT", report.tpot), ("ITL", report.itl), ("end to end", report.e2e)]
+    if report.server:
+        server = report.server
+        rows += [
+            ("server: tokenize", server.tokenize),
+            ("server: queue", server.queue),
+            ("server: first token", server.first_token),
+            ("transport: first token", server.transport),
+        ]
+    for name, values in rows:
+        table.add_row(name, *_cells(values))
+    return table
+
+
+def added_table(added: Added) -> Table:
+    """What the server costs over the bare engine."""
+    table = Table("router and transport add", "at the median")
+    for name, value in (("TTFT", added.ttft_ms), ("TPOT", added.tpot_ms), ("end to end", added.e2e_ms)):
+        table.add_row(name, "-" if value is None else f"{value:+.3f} ms")
+    table.add_row("tokens/s", f"{added.throughput_share:.1%} of the engine's")
+    return table
+
+
+def batch_table(reports: Sequence[BatchReport], memory: Memory) -> Table:
+    table = Table("batch", "prefill tok/s", "decode tok/s", "ms/step", caption=_memory(memory))
+    for report in reports:
+        decode, step = report.decode_tokens_per_s, report.decode_step_ms
+        table.add_row(
+            str(report.batch),
+            f"{report.prefill_tokens_per_s:,.0f}",
+            "-" if decode is None else f"{decode:,.0f}",
+            "-" if step is None else f"{step:.2f}",
+        )
+    return table
+
+
+def _cells(values: Percentiles | None) -> list[str]:
+    if values is None:
+        return ["-"] * 4
+    return [f"{value:,.2f}" for value in (values.mean_ms, values.p50_ms, values.p90_ms, values.p99_ms)]
+
+
+def _totals(report: LoadReport, memory: Memory | None) -> str:
+    lines = [
+        f"{report.requests} requests, {report.failed} failed, in {report.duration_s:.2f} s",
+        f"{report.requests_per_s:.2f} requests/s, {report.output_tokens_per_s:,.1f} output tokens/s, "
+        f"{report.total_tokens_per_s:,.1f} with prompts",
+        *report.errors,
+    ]
+    if report.goodput:
+        lines.append(f"goodput {report.goodput.requests_per_s:.2f} requests/s ({report.goodput.share:.1%} met the SLO)")
+    if memory:
+        lines.append(_memory(memory))
+    return "\n".join(lines)
+
+
+def _memory(memory: Memory) -> str:
+    return f"peak memory {memory.pss_bytes / 2**20:,.0f} MiB PSS, {memory.rss_bytes / 2**20:,.0f} MiB RSS"

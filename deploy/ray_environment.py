@@ -1,0 +1,15 @@
+"""What Ray reads from the environment, set before its first import: a cluster of our own is closed to others."""
+
+import os
+import secrets
+
+
+def prepare_ray() -> None:
+    """Give a cluster that this process starts a token of its own. Call before anything imports ray.
+
+    A cluster named by RAY_ADDRESS keeps its own settings. Without this, Ray would write a token file into
+    the user's home, and later clusters of that user would demand it.
+    """
+    if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -1,0 +1,152 @@
+"""Logits to tokens. A row's token is a pure function of its logits, parameters, seed and position.
+
+    score = (logit - best) / temperature        suppressed logits count as -inf
+    token = argmax(score + noise)               over what top-k, top-p and min-p keep; ties to the lowest id
+
+Temperature 0 is the argmax without noise. What else is in the batch changes no bit of a row: rows meet
+only in elementwise operations, in maxima, and in sums along one row in one order.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rayline.kernels.candidates import Candidates, Draw, chosen, contenders, winners
+from rayline.kernels.truncation import Rules, kept
+
+_CHUNK_ELEMENTS = 2**18  # logits whose noise is drawn at once: the draw's temporaries stay in the cache
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRows:
+    """How each row of a batch is sampled; every tuple has one entry a row.
+
+    temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off. `position` is the absolute position of
+    the token being sampled, below 2^32; seeds fill 63 bits. `suppressed` ids cannot be sampled.
+    logprobs: None, or how many of the best tokens to report beside the sampled one.
+    """
+
+    temperature: tuple[float, ...]
+    top_k: tuple[int, ...]
+    top_p: tuple[float, ...]
+    min_p: tuple[float, ...]
+    seed: tuple[int, ...]
+    position: tuple[int, ...]
+    suppressed: tuple[tuple[int, ...], ...]
+    logprobs: tuple[int | None, ...]
+
+    def __len__(self) -> int:
+        return len(self.temperature)
+
+    def is_truncated(self, row: int) -> bool:
+        return self.top_k[row] > 0 or self.top_p[row] < 1.0 or self.min_p[row] > 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RowLogprobs:
+    """Natural logarithms of probabilities under the raw logits.
+
+    `top` lists (id, logprob) of the n best tokens by (logprob descending, id ascending).
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SampledRows:
+    """token_ids: int64 [N]. logprobs: one entry a row, None where not asked for."""
+
+    token_ids: Tensor
+    logprobs: tuple[RowLogprobs | None, ...]
+
+
+def sample(logits: Tensor, rows: SamplingRows) -> SampledRows:
+    """Sample one token for each row of fp32 [N, V]. Logits may be infinite but not NaN."""
+    allowed = _suppress(logits, rows.suppressed)
+    token_ids = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
+    greedy = [i for i in range(len(rows)) if rows.temperature[i] == 0.0]
+    noisy = [i for i in range(len(rows)) if rows.temperature[i] != 0.0]
+    if greedy:
+        token_ids[greedy] = _take(allowed, greedy).argmax(-1)
+    for part in _chunks(noisy, logits.shape[-1]):
+        token_ids[part] = _draw(_take(allowed, part), rows, part)
+    logprobs = tuple(
+        None if n is None else _logprobs(logits[i], int(token_ids[i]), n) for i, n in enumerate(rows.logprobs)
+    )
+    return SampledRows(token_ids, logprobs)
+
+
+def _draw(logits: Tensor, rows: SamplingRows, part: list[int]) -> Tensor:
+    """Tokens of the noisy rows `part` of the batch; `logits` [P, V] are theirs."""
+    device = logits.device
+
+    def column(values: tuple[float, ...] | tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.tensor([values[i] for i in part], dtype=dtype, device=device)
+
+    rules = Rules(
+        temperature=column(rows.temperature, torch.float64),
+        top_k=column(rows.top_k, torch.int64),
+        top_p=column(rows.top_p, torch.float64),
+        min_p=column(rows.min_p, torch.float64),
+    )
+    draw = Draw(seed=column(rows.seed, torch.int64), position=column(rows.position, torch.int64))
+    truncated = [at for at, i in enumerate(part) if rows.is_truncated(i)]
+    whole = [at for at, i in enumerate(part) if not rows.is_truncated(i)]
+    found = [*_whole(logits, rules, draw, whole), *_truncated(logits, rules, draw, truncated)]
+    return winners(found, len(part))
+
+
+def _whole(logits: Tensor, rules: Rules, draw: Draw, at: list[int]) -> Iterator[Candidates]:
+    if at:
+        index = torch.tensor(at, device=logits.device)
+        some = Draw(draw.seed[index], draw.position[index])
+        for found in contenders(_take(logits, at), rules.temperature[index], some):
+            yield Candidates(index[found.row], found.token, found.score, found.word)
+
+
+def _truncated(logits: Tensor, rules: Rules, draw: Draw, at: list[int]) -> Iterator[Candidates]:
+    if at:
+        index = torch.tensor(at, device=logits.device)
+        for row, token, score in kept(_take(logits, at), rules.take(index)):
+            yield chosen(index[row], token, score, draw)
+
+
+def _suppress(logits: Tensor, suppressed: tuple[tuple[int, ...], ...]) -> Tensor:
+    pairs = [(row, token) for row, tokens in enumerate(suppressed) for token in tokens]
+    if not pairs:
+        return logits
+    row, token = torch.tensor(pairs, device=logits.device).unbind(-1)
+    return logits.index_put((row, token), torch.tensor(-torch.inf, device=logits.device))
+
+
+def _logprobs(logits: Tensor, token_id: int, count: int) -> RowLogprobs:
+    """Of one row, fp32 [V]. Shifted by the best first, so that infinite logits give no NaN."""
+    best = logits.max()
+    logprobs = torch.where(logits == best, 0.0, logits - best).log_softmax(-1)
+    ids = _best_ids(logprobs, count)
+    return RowLogprobs(float(logprobs[token_id]), tuple(zip(ids, logprobs[ids].tolist(), strict=True)))
+
+
+def _best_ids(values: Tensor, count: int) -> list[int]:
+    """Ids of the `count` largest of [V] by (value descending, id ascending)."""
+    count = min(count, len(values))
+    if count == 0:
+        return []
+    least = values.topk(count).values[-1]
+    ids = (values >= least).nonzero()[:, 0]
+    order = values[ids].sort(dim=-1, descending=True, stable=True).indices[:count]
+    best: list[int] = ids[order].tolist()
+    return best
+
+
+def _take(logits: Tensor, rows: list[int]) -> Tensor:
+    return logits if len(rows) == len(logits) else logits[rows]
+
+
+def _chunks(rows: list[int], vocab: int) -> Iterator[list[int]]:
+    size = max(1, _CHUNK_ELEMENTS // vocab)
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]

@@ -1,0 +1,78 @@
+"""Which groups there are: asks for their addresses again and again, keeps one link to each that lives."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rayline.protos.errors import RaylineError
+from rayline.router.group import Group
+from rayline.router.link import GroupLink
+
+log = logging.getLogger(__name__)
+
+PERIOD_S = 1.0
+FIRST_PERIOD_S = 0.1  # while there is no group yet
+
+
+@dataclass(frozen=True, slots=True)
+class GroupAddress:
+    """Where a group's leader listens."""
+
+    group_id: str
+    address: str
+
+
+Describe = Callable[[], Awaitable[Sequence[GroupAddress]]]
+Wrap = Callable[[GroupLink], Group]
+
+
+class Directory:
+    """The live groups of one model, by id. Lost groups leave it; new ones join it within `PERIOD_S`."""
+
+    def __init__(self, describe: Describe, secret: str, wrap: Wrap):
+        self._describe = describe
+        self._secret = secret
+        self._wrap = wrap
+        self._links: dict[str, GroupLink] = {}
+        self._groups: dict[str, Group] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def groups(self) -> Mapping[str, Group]:
+        """A live view: what is in it changes as groups come and go."""
+        return self._groups
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._watch())
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        for link in self._links.values():
+            await link.close()
+
+    async def refresh(self) -> None:
+        """One look: drop what is lost, link what is new."""
+        for group_id, link in list(self._links.items()):
+            if not link.alive:
+                del self._links[group_id], self._groups[group_id]
+                await link.close()
+        for found in await self._describe():
+            if found.group_id in self._links:
+                continue
+            try:
+                link = await GroupLink.open(found.address, self._secret)
+            except RaylineError as error:
+                log.warning("group %s cannot be reached: %s", found.group_id, error.message)
+                continue
+            self._links[found.group_id] = link
+            self._groups[found.group_id] = self._wrap(link)
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                await self.refresh()
+            except Exception:
+                log.exception("looking for groups failed; trying again")
+            await asyncio.sleep(PERIOD_S if self._links else FIRST_PERIOD_S)

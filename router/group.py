@@ -1,0 +1,34 @@
+"""What the router asks of a replica group, however it is reached: in process, by gRPC, or a fake in tests."""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from rayline.protos.types import EngineEvent, EngineRequest, GroupInfo, GroupLoad
+
+
+class Group(Protocol):
+    """One copy of a model that turns token ids into token ids."""
+
+    @property
+    def info(self) -> GroupInfo:
+        """What the group is; fixed from start to end."""
+        ...
+
+    @property
+    def load(self) -> GroupLoad:
+        """The group's last report."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """False once the group is known to be lost; it never comes back as this object."""
+        ...
+
+    def generate(self, request: EngineRequest) -> AsyncIterator[EngineEvent]:
+        """An async generator: token events in order, then exactly one Finished or Failed.
+
+        Closing the generator before its terminal event, or cancelling the task that waits for it, aborts
+        the request at the group; closing it afterwards means nothing. A refusal (Overloaded) and a loss
+        (Unavailable) arrive as Failed, or are raised.
+        """
+        ...

@@ -1,0 +1,157 @@
+"""The gRPC door: rayline.v1.InferenceService, and the server around it with health, reflection and API keys."""
+
+import logging
+import uuid
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from rayline.cluster.config import SystemConfig
+from rayline.protos import inference_pb2 as pb
+from rayline.protos import inference_pb2_grpc as pb_grpc
+from rayline.protos.errors import InternalError, InvalidRequest, PortInUse, RaylineError
+from rayline.protos.types import Failed
+from rayline.protos.wire import event_to_pb, messages_of, spec_of
+from rayline.router.auth import ApiKeys
+from rayline.router.grpc_gate import Gate
+from rayline.router.grpc_health import LiveHealth
+from rayline.router.grpc_status import abort_with
+from rayline.router.ports import probe_port
+from rayline.router.service import ServedModel, Service
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
+MAX_CONNECTION_AGE_MS = 3_600_000  # clients behind a balancer find new routers within the hour; streams may end first
+
+log = logging.getLogger("rayline.router")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class InferenceServicer(pb_grpc.InferenceServiceServicer):
+    """Writes the service's events as messages.
+
+    An error before the first event is the RPC's status. A failure after acceptance is sent as a `failed`
+    event, and then the RPC ends with the error's code. grpc.aio cancels the handler of a call that was
+    cancelled or is past its deadline; that closes the stream's generator, which aborts the request.
+    """
+
+    def __init__(self, service: Service):
+        self._service = service
+
+    async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
+        await self._stream(request, context)
+
+    async def Chat(self, request: pb.ChatRequest, context: Context) -> None:
+        await self._stream(request, context)
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
+        try:
+            token_ids = await self._token_ids(request)
+            limit = self._service.model(request.model).info.max_model_len
+            return pb.TokenizeResponse(token_ids=token_ids, max_model_len=limit)
+        except RaylineError as error:
+            return await abort_with(context, error)
+
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: Context) -> pb.DetokenizeResponse:
+        try:
+            return pb.DetokenizeResponse(text=self._service.detokenize(request.model, request.token_ids))
+        except RaylineError as error:
+            return await abort_with(context, error)
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+        return pb.ListModelsResponse(models=[_model_to_pb(model) for model in self._service.models()])
+
+    async def _stream(self, request: pb.GenerateRequest | pb.ChatRequest, context: Context) -> None:
+        failure: RaylineError | None = None
+        try:
+            index = 0
+            async with aclosing(self._service.generate(spec_of(request, _new_id))) as events:
+                async for event in events:
+                    await context.write(event_to_pb(index, event))
+                    index += 1
+                    if isinstance(event, Failed):
+                        failure = event.error
+        except RaylineError as error:
+            failure = error
+        except Exception as error:
+            log.exception("a call of %s failed", type(request).__name__)
+            failure = InternalError(f"{type(error).__name__}: {error}")
+        if failure is not None:
+            await abort_with(context, failure)
+
+    async def _token_ids(self, request: pb.TokenizeRequest) -> tuple[int, ...]:
+        match request.WhichOneof("input"):
+            case "text":
+                special = request.add_special_tokens if request.HasField("add_special_tokens") else True
+                return await self._service.tokenize(request.model, request.text, special)
+            case "messages":
+                return await self._service.tokenize_chat(request.model, messages_of(request.messages.messages))
+            case _:
+                raise InvalidRequest("exactly one of text and messages must be given", field="text")
+
+
+class GrpcDoor:
+    """A gRPC server and the port it listens on. Built inside the event loop that runs it."""
+
+    def __init__(self, server: grpc.aio.Server, port: int):
+        self._server = server
+        self.port = port
+
+    async def start(self) -> None:
+        await self._server.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no more calls; cancel those that still run after `grace_s`."""
+        await self._server.stop(grace_s)
+
+
+def build_grpc_server(service: Service, config: SystemConfig, *, share_port: bool = False) -> GrpcDoor:
+    """The door for `service` on config.router's host and grpc_port.
+
+    `share_port` lets several routers of one deployment listen on the same port. Raises PortInUse.
+    """
+    host, port = config.router.host, config.router.grpc_port
+    if not share_port:
+        probe_port(host, port, "grpc_port")
+    gate = Gate(ApiKeys(config.security.api_keys), f"/{SERVICE_NAME}/")
+    server = grpc.aio.server(
+        interceptors=[gate], options=_options(config.limits.max_message_bytes, share_port=share_port)
+    )
+    pb_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(service), server)
+    health_pb2_grpc.add_HealthServicer_to_server(LiveHealth(service, SERVICE_NAME), server)
+    reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    try:
+        bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    except RuntimeError as error:
+        raise PortInUse(f"grpc_port = {port} cannot be bound on {host}: {error}", field="grpc_port") from None
+    return GrpcDoor(server, bound)
+
+
+def _options(max_message_bytes: int, *, share_port: bool) -> list[tuple[str, int]]:
+    """Channel arguments. A client may ping while a long answer is computed; misspelt names are ignored silently."""
+    return [
+        ("grpc.so_reuseport", int(share_port)),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE_MS),
+    ]
+
+
+def _new_id() -> str:
+    return f"gen-{uuid.uuid4().hex}"
+
+
+def _model_to_pb(model: ServedModel) -> pb.Model:
+    alive = [group.info for group in model.groups.values() if group.alive]
+    return pb.Model(
+        name=model.name,
+        created_s=model.created_s,
+        max_model_len=alive[0].max_model_len if alive else 0,
+        vocab_size=alive[0].vocab_size if alive else 0,
+        groups=len(alive),
+    )

@@ -1,0 +1,109 @@
+"""The HTTP door: the OpenAI API as a FastAPI app, with vLLM's /tokenize, /detokenize and /health."""
+
+import time
+import uuid
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+from rayline.cluster.config import SystemConfig
+from rayline.protos.errors import InvalidRequest
+from rayline.protos.openai import ChatCompletionBody, CompletionBody, DetokenizeBody, SamplingBody, TokenizeBody
+from rayline.protos.types import Spec, StreamEvent
+from rayline.router import http_errors
+from rayline.router.auth import ApiKeys
+from rayline.router.fan_in import fan_in
+from rayline.router.http_gate import HttpGate
+from rayline.router.http_stream import EventStream, unless_gone
+from rayline.router.openai_answer import Head, Numbered, Style, after_first, chunks, whole
+from rayline.router.openai_styles import ChatStyle, CompletionStyle
+from rayline.router.service import ServedModel, Service
+
+
+def build_http_app(service: Service, config: SystemConfig) -> FastAPI:
+    """The app for `service`. Every error is an OpenAI error body; a client that goes away aborts its request."""
+    app = FastAPI(title="Rayline", redoc_url=None)
+    app.add_middleware(HttpGate, keys=ApiKeys(config.security.api_keys), max_body_bytes=config.limits.max_message_bytes)
+    http_errors.install(app)
+    door = HttpDoor(service)
+    app.get("/health")(door.health)
+    app.get("/v1/models")(door.models)
+    app.get("/v1/models/{name:path}")(door.model)
+    app.post("/v1/completions", response_model=None)(door.completions)
+    app.post("/v1/chat/completions", response_model=None)(door.chat_completions)
+    app.post("/tokenize")(door.tokenize)
+    app.post("/detokenize")(door.detokenize)
+    return app
+
+
+class HttpDoor:
+    """The handlers of the paths above."""
+
+    def __init__(self, service: Service):
+        self._service = service
+
+    async def health(self) -> Response:
+        """200 while every model can be served, 503 while draining or without a live group."""
+        if self._service.ready:
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "draining" if self._service.draining else "unavailable"}, 503)
+
+    async def models(self) -> dict[str, Any]:
+        """All served models."""
+        return {"object": "list", "data": [_model_json(model) for model in self._service.models()]}
+
+    async def model(self, name: str) -> dict[str, Any]:
+        """One served model."""
+        return _model_json(self._service.model(name))
+
+    async def completions(self, body: CompletionBody, request: Request) -> Response:
+        """Continues one prompt or several."""
+        specs = body.specs(f"cmpl-{uuid.uuid4().hex}")
+        return await self._answer(request, body, specs, CompletionStyle())
+
+    async def chat_completions(self, body: ChatCompletionBody, request: Request) -> Response:
+        """Answers a conversation."""
+        spec = body.spec(f"chatcmpl-{uuid.uuid4().hex}")
+        return await self._answer(request, body, [spec], ChatStyle(self._service.model(body.model).tokenizer))
+
+    async def tokenize(self, body: TokenizeBody) -> dict[str, Any]:
+        """Ids of a prompt or of a conversation."""
+        if (body.prompt is None) == (body.messages is None):
+            raise InvalidRequest("exactly one of prompt and messages must be given", field="prompt")
+        if body.messages is not None:
+            token_ids = await self._service.tokenize_chat(body.model, [m.message() for m in body.messages])
+        else:
+            token_ids = await self._service.tokenize(body.model, body.prompt or "", body.add_special_tokens)
+        limit = self._service.model(body.model).info.max_model_len
+        return {"count": len(token_ids), "max_model_len": limit, "tokens": token_ids}
+
+    async def detokenize(self, body: DetokenizeBody) -> dict[str, str]:
+        """Text of ids."""
+        return {"prompt": self._service.detokenize(body.model, body.tokens)}
+
+    async def _answer(self, request: Request, body: SamplingBody, specs: list[Spec], style: Style) -> Response:
+        """A stream answers 200 only when its first event has come: what is wrong before has its own status."""
+        request_id = specs[0].request_id if len(specs) == 1 else specs[0].request_id.rpartition("-")[0]
+        head = Head(request_id, int(time.time()), self._service.model(body.model).name)
+        headers = {"x-request-id": request_id}
+        events = fan_in([self._service.generate(spec) for spec in specs])
+        if not body.stream:
+            return JSONResponse(await unless_gone(request, whole(events, style, head)), headers=headers)
+        first = await unless_gone(request, _first(events))
+        return EventStream(chunks(after_first(events, first), style, head, body.include_usage), headers)
+
+
+async def _first(events: Numbered) -> tuple[int, StreamEvent]:
+    return await anext(events)
+
+
+def _model_json(model: ServedModel) -> dict[str, Any]:
+    alive = [group.info.max_model_len for group in model.groups.values() if group.alive]
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created_s,
+        "owned_by": "rayline",
+        "max_model_len": alive[0] if alive else None,
+    }

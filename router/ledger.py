@@ -1,0 +1,47 @@
+"""The router's own count of what each group has yet to do for it.
+
+Each request holds a lease, which is given back on every path.
+"""
+
+from collections import Counter
+from types import TracebackType
+
+
+class Ledger:
+    """Outstanding tokens by group. A group's report is a step old; this count knows of a request at once."""
+
+    def __init__(self) -> None:
+        self._tokens: Counter[str] = Counter()
+
+    def outstanding_tokens(self, group_id: str) -> int:
+        return self._tokens[group_id]
+
+    def lease(self, group_id: str, tokens: int) -> "Lease":
+        """Counts `tokens` to the group until they are done or the lease ends."""
+        return Lease(self._tokens, group_id, tokens)
+
+
+class Lease:
+    """The share of one request. As a context manager it gives back what is left at the end."""
+
+    def __init__(self, tokens: Counter[str], group_id: str, count: int):
+        self._tokens = tokens
+        self._group_id = group_id
+        self._left = 0
+        self._add(count)
+
+    def done(self, count: int) -> None:
+        """`count` tokens are computed."""
+        self._add(-min(count, self._left))
+
+    def __enter__(self) -> "Lease":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.done(self._left)
+
+    def _add(self, count: int) -> None:
+        self._left += count
+        self._tokens[self._group_id] += count
+        if not self._tokens[self._group_id]:
+            del self._tokens[self._group_id]

@@ -1,0 +1,137 @@
+"""One group over the network: the router's end of the multiplexed stream to a group's leader."""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Self
+
+import grpc
+
+from rayline.protos import internal_pb2 as pb
+from rayline.protos.errors import RaylineError, Unavailable
+from rayline.protos.internal_pb2_grpc import GroupChannelStub
+from rayline.protos.internal_wire import failed_of, finished_of, info_of, load_of, submit_to_pb, token_of
+from rayline.protos.types import EngineEvent, EngineRequest, Failed, GroupInfo, GroupLoad, TokenEvent
+
+log = logging.getLogger(__name__)
+
+SECRET_KEY = "rayline-secret"
+WELCOME_TIMEOUT_S = 10.0
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.keepalive_time_ms", 2_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+)
+
+
+Outbox = asyncio.Queue[pb.RouterMessage]
+Call = grpc.aio.StreamStreamCall[pb.RouterMessage, pb.LeaderMessage]
+
+
+class GroupLink:
+    """A Group reached through its leader's channel. Made by `GroupLink.open`; lost for good at end-of-stream."""
+
+    def __init__(self, channel: grpc.aio.Channel, call: Call, info: GroupInfo, outbox: Outbox):
+        self._channel = channel
+        self._call = call
+        self._info = info
+        self._outbox = outbox
+        self._streams: dict[int, tuple[str, asyncio.Queue[EngineEvent]]] = {}
+        self._numbers = itertools.count(1)
+        self._load = GroupLoad(total_blocks=info.total_blocks, free_blocks=info.total_blocks)
+        self._lost: RaylineError | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, address: str, secret: str) -> Self:
+        """Connect to a leader. Raises Unavailable when it does not answer or refuses the secret."""
+        channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        outbox: Outbox = asyncio.Queue()
+        call = GroupChannelStub(channel).Connect(_drain(outbox), metadata=((SECRET_KEY, secret),))
+        messages = aiter(call)
+        try:
+            first = await asyncio.wait_for(anext(messages), WELCOME_TIMEOUT_S)
+        except (grpc.aio.AioRpcError, TimeoutError, StopAsyncIteration) as error:
+            call.cancel()
+            await channel.close()
+            raise Unavailable(f"the group at {address} does not answer: {error}") from None
+        link = cls(channel, call, info_of(first.welcome), outbox)
+        link._reader = asyncio.create_task(link._read(messages))
+        return link
+
+    @property
+    def info(self) -> GroupInfo:
+        return self._info
+
+    @property
+    def load(self) -> GroupLoad:
+        return self._load
+
+    @property
+    def alive(self) -> bool:
+        return self._lost is None
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineEvent]:
+        """Token events, then exactly one Finished or Failed; closing the generator aborts at the group."""
+        if self._lost is not None:
+            yield Failed(request.request_id, self._lost)
+            return
+        stream = next(self._numbers)
+        events: asyncio.Queue[EngineEvent] = asyncio.Queue()
+        self._streams[stream] = (request.request_id, events)
+        self._outbox.put_nowait(pb.RouterMessage(submit=submit_to_pb(stream, request)))
+        try:
+            while isinstance(event := await events.get(), TokenEvent):
+                yield event
+            yield event
+        finally:
+            if self._streams.pop(stream, None) is not None:
+                self._outbox.put_nowait(pb.RouterMessage(abort=pb.Abort(stream=stream)))
+
+    async def close(self) -> None:
+        """Hang up; streams still open end with Failed."""
+        self._lose(Unavailable("the router is closing its link to the group"))
+        self._call.cancel()
+        if self._reader is not None:
+            await self._reader
+        await self._channel.close()
+
+    # ---- incoming
+
+    async def _read(self, messages: AsyncIterator[pb.LeaderMessage]) -> None:
+        reason = "its leader ended the connection"
+        try:
+            async for message in messages:
+                self._take(message.step)
+        except grpc.aio.AioRpcError as error:
+            reason = error.details() or str(error.code())
+        except asyncio.CancelledError:
+            reason = "the router hung up"
+        self._lose(Unavailable(f"group {self._info.group_id} was lost: {reason}", retry_after_s=1.0))
+
+    def _take(self, step: pb.Step) -> None:
+        self._load = load_of(step.load)
+        for token in step.tokens:
+            if (entry := self._streams.get(token.stream)) is not None:
+                entry[1].put_nowait(token_of(token, entry[0]))
+        for finished in step.finished:
+            if (entry := self._streams.pop(finished.stream, None)) is not None:
+                entry[1].put_nowait(finished_of(finished, entry[0]))
+        for failed in step.failed:
+            if (entry := self._streams.pop(failed.stream, None)) is not None:
+                entry[1].put_nowait(failed_of(failed, entry[0]))
+
+    def _lose(self, error: RaylineError) -> None:
+        if self._lost is None:
+            self._lost = error
+            log.warning("%s", error.message)
+        for request_id, events in self._streams.values():
+            events.put_nowait(Failed(request_id, self._lost))
+        self._streams.clear()
+
+
+async def _drain(outbox: Outbox) -> AsyncIterator[pb.RouterMessage]:
+    while True:
+        yield await outbox.get()

@@ -1,0 +1,101 @@
+"""Stand-ins that run the real interfaces without a model: a group in this process."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from small_tokenizers import served
+
+from rayline.protos.errors import RaylineError
+from rayline.protos.types import (
+    EngineEvent,
+    EngineRequest,
+    Failed,
+    Finished,
+    FinishReason,
+    GroupInfo,
+    GroupLoad,
+    TokenEvent,
+    TokenLogprob,
+    Usage,
+)
+from rayline.router.service import ServedModel, Service
+from rayline.router.tokenizer import Tokenizer
+
+CHAT = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}\n{% endfor %}"
+Script = Callable[[EngineRequest], Sequence[int]]
+
+
+def info(group_id: str = "g0", max_model_len: int = 64, vocab_size: int = 400) -> GroupInfo:
+    return GroupInfo(group_id, "tiny", "fake", True, max_model_len, vocab_size, 16, 8, 4, 0)
+
+
+@dataclass
+class FakeGroup:
+    """Says the ids its script gives for a request, one each `delay_s`.
+
+    `refusal` is answered instead of the first token; `loss_after` tokens later the group fails with `loss`
+    (raised when `raises`). `finished` holds the ids of requests that got their terminal event,
+    `aborted` those that ended without one.
+    """
+
+    script: Script
+    info: GroupInfo = field(default_factory=info)
+    load: GroupLoad = field(default_factory=GroupLoad)
+    alive: bool = True
+    delay_s: float = 0.0
+    refusal: RaylineError | None = None
+    loss: Exception | None = None
+    loss_after: int = 0
+    silent: bool = False
+    requests: list[EngineRequest] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    finished: list[str] = field(default_factory=list)
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
+        self.requests.append(request)
+        ended = self.aborted
+        try:
+            async for event in self._events(request):
+                if not isinstance(event, TokenEvent):
+                    ended = self.finished
+                yield event
+        finally:
+            ended.append(request.request_id)
+
+    async def _events(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
+        if self.refusal is not None:
+            yield Failed(request.request_id, self.refusal)
+            return
+        token_ids = list(self.script(request))
+        limit = request.params.max_tokens or 0
+        for index, token_id in enumerate(token_ids[:limit]):
+            if self.loss is not None and index >= self.loss_after:
+                raise self.loss
+            await asyncio.sleep(self.delay_s)
+            yield self._token(request, index, token_id)
+        if self.silent:
+            return
+        reason = FinishReason.LENGTH if len(token_ids) >= limit else FinishReason.STOP
+        usage = Usage(len(request.prompt_ids), min(limit, len(token_ids)), cached_tokens=1)
+        yield Finished(request.request_id, reason, usage, queue_s=0.25)
+
+    def _token(self, request: EngineRequest, index: int, token_id: int) -> TokenEvent:
+        n = request.params.logprobs
+        if n is None:
+            return TokenEvent(request.request_id, index, token_id)
+        top = tuple(TokenLogprob(token_id + rank, -0.5 - rank) for rank in range(n))
+        return TokenEvent(request.request_id, index, token_id, -0.5, top)
+
+
+def saying(text: str, tokenizer: Tokenizer | None = None) -> Script:
+    """A script that says `text` whatever is asked."""
+    token_ids = (tokenizer or served("byte_level")).encode(text, add_special_tokens=False)
+    return lambda request: token_ids
+
+
+def service_of(*groups: FakeGroup, template: str | None = CHAT, clock: Callable[[], float] = lambda: 0.0) -> Service:
+    """A service of one model, "tiny", over these groups."""
+    tokenizer = served("byte_level", template, bos_token="<s>", eos_token="</s>")
+    model = ServedModel("tiny", tokenizer, {group.info.group_id: group for group in groups}, 1_700_000_000)
+    return Service({"tiny": model}, clock, lambda: 42)

@@ -1,0 +1,264 @@
+"""The torch kernels against their definitions, written out plainly in fp64."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from rayline.kernels import attention, onednn
+from rayline.kernels.activation import silu_gate
+from rayline.kernels.attention import paged_attention
+from rayline.kernels.cache import write_cache
+from rayline.kernels.choice import ONEDNN, TORCH, Kernels, choose
+from rayline.kernels.norm import add_rms_norm, rms_norm
+from rayline.kernels.rope import inverse_frequencies, llama3_frequencies, rope_tables, rotate
+from rayline.kernels.tree import join_pairwise
+
+
+@dataclass(frozen=True)
+class Case:
+    """Slices of a step: (keys, queries) of each sequence, queries being its newest tokens."""
+
+    slices: list[tuple[int, int]]
+    kv_heads: int
+    group: int
+    block_tokens: int
+    window: int | None
+    seed: int
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    lengths = st.integers(1, 40)
+    one_token = st.tuples(lengths, st.just(1))
+    any_number = lengths.flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n)))
+    return Case(
+        slices=draw(st.lists(one_token, min_size=1, max_size=6) | st.lists(one_token | any_number, min_size=1)),
+        kv_heads=draw(st.integers(1, 3)),
+        group=draw(st.integers(1, 3)),
+        block_tokens=draw(st.sampled_from([1, 3, 8])),
+        window=draw(st.none() | st.integers(1, 45)),
+        seed=draw(st.integers(0, 999)),
+    )
+
+
+class PagedCase:
+    """A case with random numbers in it: keys and values in order, and the same in scattered blocks."""
+
+    DIM = 6
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        random = torch.Generator().manual_seed(case.seed)
+        heads = case.kv_heads * case.group
+        widths = [-(-length // case.block_tokens) for length, _ in case.slices]
+        order = torch.randperm(sum(widths) + 3, generator=random)
+        shape = (len(order), case.block_tokens, case.kv_heads, self.DIM)
+        # Numbers nobody may see stand in every slot that is not written.
+        self.keys, self.values = (torch.full(shape, 1e3) for _ in range(2))
+        self.tables = torch.zeros((len(widths), max(widths)), dtype=torch.int32)
+        self.k = [torch.randn(n, case.kv_heads, self.DIM, generator=random) for n, _ in case.slices]
+        self.v = [torch.randn(n, case.kv_heads, self.DIM, generator=random) for n, _ in case.slices]
+        used = 0
+        for s, (length, _) in enumerate(case.slices):
+            blocks = order[used : used + widths[s]]
+            used += widths[s]
+            self.tables[s, : widths[s]] = blocks
+            places = torch.arange(length)
+            slots = blocks[places // case.block_tokens] * case.block_tokens + places % case.block_tokens
+            write_cache(self.keys, self.values, slots, self.k[s], self.v[s])
+        counts = [count for _, count in case.slices]
+        self.starts = tuple(sum(counts[:s]) for s in range(len(counts) + 1))
+        self.lens = tuple(length for length, _ in case.slices)
+        self.positions = torch.cat([torch.arange(length - count, length) for length, count in case.slices])
+        self.q = torch.randn(sum(counts), heads, self.DIM, generator=random)
+
+    def ours(self, scale: float) -> Tensor:
+        tables, window = self.tables, self.case.window
+        shape = (self.starts, self.lens, tables, self.positions)
+        return paged_attention(self.q, self.keys, self.values, *shape, scale, window)
+
+    def naive(self, scale: float) -> Tensor:
+        """softmax(q k^T scale) v, one query and one head at a time."""
+        out = torch.empty_like(self.q, dtype=torch.float64)
+        for s, (first, last) in enumerate(zip(self.starts, self.starts[1:], strict=False)):
+            for t in range(first, last):
+                newest = int(self.positions[t])
+                oldest = max(0, newest - self.case.window + 1) if self.case.window else 0
+                for head in range(self.q.shape[1]):
+                    k, v = (x[s][oldest : newest + 1, head // self.case.group].double() for x in (self.k, self.v))
+                    out[t, head] = torch.softmax(k @ self.q[t, head].double() * scale, dim=0) @ v
+        return out
+
+
+@given(cases())
+@settings(deadline=None, max_examples=150)
+def test_paged_attention_is_softmax_attention(case: Case) -> None:
+    paged = PagedCase(case)
+    torch.testing.assert_close(paged.ours(0.4).double(), paged.naive(0.4), rtol=0, atol=1e-5)
+
+
+@given(cases())
+@settings(deadline=None, max_examples=60)
+def test_small_tiles_and_batches_change_nothing(case: Case) -> None:
+    paged = PagedCase(case)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "QUERY_TILE", 4)
+        patch.setattr(attention, "GATHERED_BYTES", 30 * paged.keys[0, 0].nbytes)
+        torch.testing.assert_close(paged.ours(0.4).double(), paged.naive(0.4), rtol=0, atol=1e-5)
+
+
+def test_attention_reads_16_bit_caches() -> None:
+    paged = PagedCase(Case([(20, 1), (33, 12)], kv_heads=2, group=2, block_tokens=8, window=None, seed=1))
+    exact = paged.naive(0.4)
+    paged.q, paged.keys, paged.values = (x.bfloat16() for x in (paged.q, paged.keys, paged.values))
+    ours = paged.ours(0.4)
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=0.05)
+
+
+def test_long_prefill_never_makes_a_mask_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = 0
+
+    def watched(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor, scale: float) -> Tensor:
+        nonlocal largest
+        largest = max(largest, attn_mask.numel())
+        return scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, scale=scale)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", watched)
+    PagedCase(Case([(4000, 4000)], kv_heads=1, group=1, block_tokens=8, window=None, seed=0)).ours(1.0)
+    assert largest <= attention.QUERY_TILE * 4000
+    largest = 0
+    PagedCase(Case([(4000, 4000)], kv_heads=1, group=1, block_tokens=8, window=50, seed=0)).ours(1.0)
+    assert largest <= attention.QUERY_TILE * (attention.QUERY_TILE + 50)
+
+
+def test_cache_writes_touch_only_their_slots() -> None:
+    keys, values = torch.zeros(3, 4, 1, 2), torch.zeros(3, 4, 1, 2)
+    k = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]])
+    write_cache(keys, values, torch.tensor([6, 1]), k, -k)
+    assert keys[1, 2, 0].tolist() == [1.0, 2.0]
+    assert keys[0, 1, 0].tolist() == [3.0, 4.0]
+    assert values.equal(-keys)
+    assert int(keys.count_nonzero()) == 4
+
+
+def plain_tree(parts: list[float]) -> float:
+    """The same tree on Python's floats, each level rounded to fp32."""
+    while len(parts) > 1:
+        pairs = [float(torch.tensor(a) + torch.tensor(b)) for a, b in zip(parts[::2], parts[1::2], strict=False)]
+        parts = pairs + parts[len(pairs) * 2 :]
+    return parts[0]
+
+
+finite = st.floats(-1e6, 1e6, width=32)
+
+
+@given(st.lists(finite, min_size=1, max_size=17))
+def test_join_pairwise_is_the_drawn_tree(parts: list[float]) -> None:
+    assert float(join_pairwise(torch.tensor(parts))) == plain_tree(parts)
+
+
+@given(st.integers(0, 3), st.integers(0, 3), st.integers(0, 999))
+def test_ranks_that_join_their_own_parts_first_give_the_same_bits(ranks: int, each: int, seed: int) -> None:
+    parts = torch.randn(2**ranks * 2**each, 5, generator=torch.Generator().manual_seed(seed)) * 1e3
+    by_rank = torch.stack([join_pairwise(mine) for mine in parts.chunk(2**ranks)])
+    assert join_pairwise(by_rank).equal(join_pairwise(parts))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rms_norm_is_its_formula(dtype: torch.dtype) -> None:
+    x, weight = torch.randn(5, 72).to(dtype), torch.randn(72).to(dtype)
+    wide = x.double()
+    exact = wide / (wide.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    ours = rms_norm(x, weight, 1e-5)
+    assert ours.dtype == dtype
+    torch.testing.assert_close(ours.double(), exact, rtol=3 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+def test_rms_norm_of_large_16_bit_numbers_does_not_overflow() -> None:
+    x = torch.full((1, 8), 6e4, dtype=torch.float16)
+    assert rms_norm(x, torch.ones(8, dtype=torch.float16), 1e-6).equal(torch.ones(1, 8, dtype=torch.float16))
+
+
+def test_a_norm_weight_a_head_is_the_norm_of_each_head() -> None:
+    x, weight = torch.randn(5, 3, 8), torch.randn(3, 8)
+    each = [rms_norm(x[:, head], weight[head], 1e-6) for head in range(3)]
+    assert rms_norm(x, weight, 1e-6).equal(torch.stack(each, dim=1))
+
+
+def test_add_rms_norm_is_the_sum_and_its_norm() -> None:
+    x, residual, weight = torch.randn(4, 8), torch.randn(4, 8), torch.randn(8)
+    normed, total = add_rms_norm(x, residual, weight, 1e-6)
+    assert total.equal(x + residual)
+    assert normed.equal(rms_norm(total, weight, 1e-6))
+
+
+def test_silu_gate_takes_the_gate_first() -> None:
+    gate_up = torch.randn(5, 12)
+    gate, up = gate_up[:, :6].double(), gate_up[:, 6:].double()
+    torch.testing.assert_close(silu_gate(gate_up).double(), gate / (1 + (-gate).exp()) * up, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "dtype"),
+    [(TORCH, torch.float32), (TORCH, torch.bfloat16), (TORCH, torch.float16), (ONEDNN, torch.bfloat16)],
+    ids=lambda value: value.name if isinstance(value, Kernels) else str(value),
+)
+@pytest.mark.parametrize(("rows", "columns", "k"), [(1, 7, 33), (2, 64, 96), (5, 100, 72), (70, 1003, 200), (0, 8, 16)])
+def test_products_are_rounded_once(kernels: Kernels, dtype: torch.dtype, rows: int, columns: int, k: int) -> None:
+    if kernels is ONEDNN and not onednn.is_available():
+        pytest.skip("this CPU or this torch has no bf16 oneDNN")
+    random = torch.Generator().manual_seed(k)
+    x, weight, bias = (torch.randn(*n, generator=random).to(dtype) for n in ((rows, k), (columns, k), (columns,)))
+    exact, packed, eps = x.double() @ weight.double().T, kernels.pack(weight), torch.finfo(dtype).eps
+    ours, partial = kernels.linear(x, packed, bias), kernels.linear_fp32(x, packed)
+    assert (ours.dtype, partial.dtype) == (dtype, torch.float32)
+    torch.testing.assert_close(ours.double(), exact + bias.double(), rtol=eps, atol=1e-4)
+    torch.testing.assert_close(partial.double(), exact, rtol=eps, atol=1e-4)
+
+
+def test_kernels_are_chosen_by_device_and_dtype() -> None:
+    cpu = torch.device("cpu")
+    assert choose(cpu, torch.float32) is TORCH
+    assert choose(cpu, torch.float16) is TORCH
+    assert choose(torch.device("cuda"), torch.bfloat16) is TORCH
+    assert choose(cpu, torch.bfloat16) is (ONEDNN if onednn.is_available() else TORCH)
+
+
+def test_rope_turns_pairs_by_position_times_frequency() -> None:
+    cos, sin = rope_tables(inverse_frequencies(8, 100.0), 50)
+    x = torch.randn(50, 2, 8)
+    ours = rotate(x, cos, sin)
+    for position, pair in ((0, 0), (7, 1), (49, 3)):
+        turn = complex(math.cos(a := position * 100.0 ** (-2 * pair / 8)), math.sin(a))
+        wanted = complex(float(x[position, 1, pair]), float(x[position, 1, pair + 4])) * turn
+        assert abs(complex(float(ours[position, 1, pair]), float(ours[position, 1, pair + 4])) - wanted) < 1e-5
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 60))
+def test_rope_scores_depend_on_the_distance_only(query: int, key: int, shift: int) -> None:
+    cos, sin = rope_tables(inverse_frequencies(16, 10000.0), 128)
+    random = torch.Generator().manual_seed(query)
+    q, k = torch.randn(2, 1, 1, 16, generator=random)
+
+    def score(m: int, n: int) -> Tensor:
+        return (rotate(q, cos[m : m + 1], sin[m : m + 1]) * rotate(k, cos[n : n + 1], sin[n : n + 1])).sum()
+
+    torch.testing.assert_close(score(query, key), score(query + shift, key + shift), rtol=0, atol=1e-4)
+
+
+def test_llama3_keeps_short_waves_and_stretches_long_ones() -> None:
+    plain = inverse_frequencies(128, 500000.0)
+    scaled = llama3_frequencies(plain, 8.0, 1.0, 4.0, 8192)
+    waves = 2 * math.pi / plain
+    assert scaled[waves < 8192 / 4].equal(plain[waves < 8192 / 4])
+    assert scaled[waves > 8192].equal(plain[waves > 8192] / 8)
+    between = (waves >= 8192 / 4) & (waves <= 8192)
+    assert bool(between.any())
+    assert bool(((scaled < plain) & (scaled > plain / 8))[between].all())

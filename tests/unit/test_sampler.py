@@ -1,0 +1,67 @@
+"""From sequences to rows and back."""
+
+import torch
+
+from rayline.kernels.sampling import RowLogprobs, SampledRows, sample
+from rayline.protos.plan import Sampled
+from rayline.protos.types import SamplingParams, TokenLogprob
+from rayline.workers.sampler import SampleRequest, sampled, sampling_rows
+
+EOS = (2, 3)
+
+
+def request(outputs: int = 0, **params: object) -> SampleRequest:
+    return SampleRequest(sequence=9, params=SamplingParams(**params), position=10 + outputs, outputs=outputs)  # type: ignore[arg-type]
+
+
+def test_every_parameter_reaches_its_row() -> None:
+    first = request(temperature=0.5, top_k=3, top_p=0.9, min_p=0.1, seed=77, logprobs=2)
+    rows = sampling_rows([first, request(outputs=4, seed=1, temperature=0.0)], EOS, vocab_size=100)
+    assert rows.temperature == (0.5, 0.0)
+    assert rows.top_k == (3, 0)
+    assert rows.top_p == (0.9, 1.0)
+    assert rows.min_p == (0.1, 0.0)
+    assert rows.seed == (77, 1)
+    assert rows.position == (10, 14)
+    assert rows.suppressed == ((), ())
+    assert rows.logprobs == (2, None)
+
+
+def test_ends_are_suppressed_until_min_tokens_are_out() -> None:
+    def suppressed(outputs: int) -> tuple[int, ...]:
+        one = request(outputs, min_tokens=3, stop_token_ids=(8, 2))
+        return sampling_rows([one], EOS, vocab_size=100).suppressed[0]
+
+    assert [suppressed(outputs) for outputs in range(4)] == [(2, 3, 8), (2, 3, 8), (2, 3, 8), ()]
+
+
+def test_a_resumed_sequence_counts_the_tokens_of_its_former_group() -> None:
+    assert sampling_rows([request(outputs=5, min_tokens=5)], EOS, vocab_size=100).suppressed == ((),)
+
+
+def test_eos_stays_possible_where_it_ends_nothing() -> None:
+    one = request(min_tokens=3, ignore_eos=True, stop_token_ids=(8,))
+    assert sampling_rows([one], EOS, vocab_size=100).suppressed == ((8,),)
+
+
+def test_stop_ids_outside_the_vocabulary_suppress_nothing() -> None:
+    one = request(min_tokens=1, stop_token_ids=(5000,))
+    assert sampling_rows([one], (), vocab_size=100).suppressed == ((),)
+
+
+def test_no_sequence_ends_before_its_min_tokens() -> None:
+    logits = torch.zeros(1, 8)
+    logits[0, 2] = 30.0
+    early = sampling_rows([request(outputs=1, min_tokens=2, temperature=0.0)], EOS, vocab_size=8)
+    late = sampling_rows([request(outputs=2, min_tokens=2, temperature=0.0)], EOS, vocab_size=8)
+    assert sample(logits, early).token_ids.tolist() == [0]
+    assert sample(logits, late).token_ids.tolist() == [2]
+
+
+def test_results_come_back_as_records_in_the_order_of_the_requests() -> None:
+    result = SampledRows(torch.tensor([5, 6]), (None, RowLogprobs(-0.5, ((6, -0.5), (1, -2.0)))))
+    requests = [SampleRequest(1, SamplingParams(), 0, 0), SampleRequest(4, SamplingParams(logprobs=2), 0, 0)]
+    assert sampled(requests, result) == (
+        Sampled(1, 5),
+        Sampled(4, 6, -0.5, (TokenLogprob(6, -0.5), TokenLogprob(1, -2.0))),
+    )

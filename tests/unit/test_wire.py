@@ -1,0 +1,163 @@
+"""The public messages carry the public types whole, and say what each of their fields means."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rayline.protos import inference_pb2 as pb
+from rayline.protos.errors import LEAVES, InternalError, RaylineError, error_of
+from rayline.protos.types import (
+    ChatMessage,
+    Delta,
+    DeltaLogprob,
+    Failed,
+    Finished,
+    FinishReason,
+    Overhead,
+    SamplingParams,
+    Spec,
+    Started,
+    StreamEvent,
+    Usage,
+)
+from rayline.protos.wire import (
+    error_from_pb,
+    error_to_pb,
+    event_of,
+    event_to_pb,
+    params_of,
+    params_to_pb,
+    spec_of,
+    spec_to_pb,
+)
+
+ROOT = Path(__file__).parents[2]
+PROTO = ROOT / "protos/inference.proto"
+
+uint32 = st.integers(0, 2**32 - 1)
+ids = st.lists(uint32, max_size=5).map(tuple)
+text = st.text(max_size=8)
+real = st.floats(allow_nan=False)
+params = st.builds(
+    SamplingParams,
+    temperature=real,
+    top_k=uint32,
+    top_p=real,
+    min_p=real,
+    seed=st.none() | st.integers(0, 2**64 - 1),
+    max_tokens=st.none() | uint32,
+    min_tokens=uint32,
+    stop=st.lists(text, max_size=3).map(tuple),
+    stop_token_ids=ids,
+    ignore_eos=st.booleans(),
+    logprobs=st.none() | uint32,
+)
+messages = st.lists(st.builds(ChatMessage, text, text), max_size=3).map(tuple)
+forms = st.one_of(
+    st.fixed_dictionaries({}),
+    st.fixed_dictionaries({"prompt": text}),
+    st.fixed_dictionaries({"prompt_ids": ids}),
+    st.fixed_dictionaries({"messages": messages}),
+)
+specs = st.builds(lambda form, *rest: Spec(*rest, **form), forms, text.filter(bool), text, params) | st.builds(
+    Spec, text.filter(bool), text, params, priority=st.integers(-(2**31), 2**31 - 1)
+)
+errors = st.builds(
+    error_of, st.sampled_from(sorted(LEAVES)), text, field=st.none() | text, retry_after_s=st.none() | real
+)
+logprobs = st.builds(DeltaLogprob, uint32, text, real, st.lists(st.tuples(uint32, text, real), max_size=3).map(tuple))
+events = st.one_of(
+    st.builds(Started, text, text, st.booleans(), uint32),
+    st.builds(Delta, uint32, ids, text, st.lists(logprobs, max_size=3).map(tuple)),
+    st.builds(
+        Finished,
+        text,
+        st.sampled_from(FinishReason),
+        st.builds(Usage, uint32, uint32, uint32),
+        real,
+        st.none() | st.builds(Overhead, real, real, real, real),
+        st.none() | text | uint32,
+    ),
+    st.builds(Failed, text, errors),
+)
+
+
+def same(one: object, other: object) -> bool:
+    """Equality that looks into errors, which compare by identity."""
+    if isinstance(one, Failed) and isinstance(other, Failed):
+        return one.request_id == other.request_id and same(one.error, other.error)
+    if isinstance(one, RaylineError) and isinstance(other, RaylineError):
+        return type(one) is type(other) and vars(one) == vars(other)
+    return one == other
+
+
+@given(params)
+def test_parameters_come_back_as_they_were(given_params: SamplingParams) -> None:
+    message = pb.SamplingParams.FromString(params_to_pb(given_params).SerializeToString())
+    assert params_of(message) == given_params
+
+
+@given(specs)
+def test_a_request_comes_back_as_it_was(spec: Spec) -> None:
+    sent = spec_to_pb(spec)
+    assert spec_of(type(sent).FromString(sent.SerializeToString()), lambda: "new") == spec
+
+
+@given(uint32, events)
+def test_an_event_comes_back_as_it_was(index: int, event: StreamEvent) -> None:
+    message = pb.StreamResponse.FromString(event_to_pb(index, event).SerializeToString())
+    assert message.index == index and same(event_of(message), event)
+
+
+@given(errors)
+def test_an_error_comes_back_as_it_was(error: RaylineError) -> None:
+    assert same(error_from_pb(pb.Error.FromString(error_to_pb(error).SerializeToString())), error)
+
+
+def test_an_empty_message_means_the_defaults() -> None:
+    assert params_of(pb.SamplingParams()) == SamplingParams()
+    assert spec_of(pb.GenerateRequest(model="m", text=""), lambda: "new") == Spec(
+        "new", "m", SamplingParams(), prompt=""
+    )
+
+
+def test_no_tokens_differ_from_no_prompt() -> None:
+    empty = pb.GenerateRequest(token_ids=pb.TokenIds())
+    assert spec_of(empty, lambda: "new").prompt_ids == ()
+    assert spec_of(pb.GenerateRequest(), lambda: "new").prompt_ids is None
+
+
+def test_events_and_kinds_of_a_newer_peer_are_survived() -> None:
+    with pytest.raises(InternalError, match=r"event 3 .* unknown kind"):
+        event_of(pb.StreamResponse(index=3))
+    assert type(error_from_pb(pb.Error(kind="TooCold", message="m"))) is InternalError
+    newer = pb.StreamResponse(finished=pb.Finished(reason=9))  # type: ignore[arg-type]
+    assert event_of(newer) == Finished("", FinishReason.STOP, Usage(0, 0))
+
+
+def test_every_field_of_the_proto_has_a_comment() -> None:
+    fields = [line for line in PROTO.read_text().splitlines() if re.search(r"= \d+;", line)]
+    assert len(fields) > 60
+    assert [line for line in fields if not re.search(r"; +// \S", line)] == []
+
+
+def test_every_message_and_rpc_of_the_proto_is_explained() -> None:
+    lines = PROTO.read_text().splitlines()
+    heads = [n for n, line in enumerate(lines) if re.match(r"(message|enum|service) |  rpc ", line)]
+    assert len(heads) > 20
+    assert [lines[n] for n in heads if not lines[n - 1].lstrip().startswith("//")] == []
+
+
+def test_the_generated_code_is_that_of_the_proto(tmp_path: Path) -> None:
+    out = [f"--{kind}={tmp_path}" for kind in ("python_out", "pyi_out", "grpc_python_out")]
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-Itests/typing", *out, "rayline/protos/inference.proto"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    made = sorted((tmp_path / "rayline/protos").iterdir())
+    assert [path.name for path in made] == ["inference_pb2.py", "inference_pb2.pyi", "inference_pb2_grpc.py"]
+    for path in made:
+        assert path.read_text() == (ROOT / "protos" / path.name).read_text(), f"{path.name} is out of date"

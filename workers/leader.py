@@ -1,0 +1,161 @@
+"""The leader's face to the routers: one gRPC stream each, one message a step with all of its tokens."""
+
+import asyncio
+import hmac
+import itertools
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import grpc
+
+from rayline.protos import internal_pb2 as pb
+from rayline.protos.errors import RaylineError
+from rayline.protos.internal_pb2_grpc import GroupChannelServicer, add_GroupChannelServicer_to_server
+from rayline.protos.internal_wire import add_event, info_to_pb, load_to_pb, request_of
+from rayline.protos.types import EngineEvent, GroupInfo, GroupLoad, TokenEvent
+from rayline.workers.engine import Engine
+from rayline.workers.engine_thread import Abort, AskStats, EngineThread
+from rayline.workers.pipeline import RankStats
+
+log = logging.getLogger(__name__)
+
+SECRET_KEY = "rayline-secret"
+LOAD_PERIOD_S = 0.1  # how often a router without tokens in a step hears of the load
+CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+
+
+@dataclass(eq=False)
+class Connection:
+    """One router. `streams` maps request ids to the router's own numbers for them."""
+
+    number: int
+    outbox: asyncio.Queue[pb.LeaderMessage] = field(default_factory=asyncio.Queue)
+    streams: dict[str, int] = field(default_factory=dict)
+    request_ids: dict[int, str] = field(default_factory=dict)
+    told_s: float = 0.0
+
+
+class Leader(GroupChannelServicer):
+    """Serves one started engine to any number of routers. Lives on one event loop; `start` and `stop` frame it."""
+
+    def __init__(self, engine: Engine, info: GroupInfo, secret: str):
+        self.info = info
+        self._secret = secret
+        self._thread = EngineThread(engine, self._emit, self._on_lost)
+        self._loop = asyncio.get_running_loop()
+        self._connections: set[Connection] = set()
+        self._owners: dict[str, Connection] = {}
+        self._ended: dict[str, asyncio.Event] = {}
+        self._numbers = itertools.count()
+        self._server = grpc.aio.server(options=CHANNEL_OPTIONS)
+        self.load = engine.load()
+        self.lost = asyncio.Event()
+        self.address = ""
+
+    async def start(self, host: str) -> None:
+        """Listen on a port of the system's choice and start stepping; `address` is set then."""
+        add_GroupChannelServicer_to_server(self, self._server)
+        port = self._server.add_insecure_port(f"{host}:0")
+        self.address = f"{host}:{port}"
+        await self._server.start()
+        self._thread.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """End the channel and the engine; streams still open get a Cancelled from gRPC after `grace_s`."""
+        await self._server.stop(grace_s)
+        await asyncio.to_thread(self._thread.stop)
+
+    @property
+    def healthy(self) -> bool:
+        return self._thread.alive
+
+    async def rank_stats(self) -> tuple[RankStats, ...]:
+        """Every rank's share of the work since the last call."""
+        answer: asyncio.Future[tuple[RankStats, ...]] = self._loop.create_future()
+        self._thread.post(AskStats(lambda stats: self._loop.call_soon_threadsafe(answer.set_result, stats)))
+        return await answer
+
+    async def follow(self, request_id: str) -> None:
+        """Return when a request has ended, or at once if it is not running here."""
+        if request_id in self._owners:
+            await self._ended.setdefault(request_id, asyncio.Event()).wait()
+
+    # ---- the gRPC service
+
+    async def Connect(
+        self,
+        request_iterator: AsyncIterator[pb.RouterMessage],
+        context: "grpc.aio.ServicerContext[pb.RouterMessage, pb.LeaderMessage]",
+    ) -> AsyncIterator[pb.LeaderMessage]:
+        """One router's stream. Its end aborts what it had submitted."""
+        shown = dict(context.invocation_metadata() or ()).get(SECRET_KEY, "")
+        if not hmac.compare_digest(str(shown).encode(), self._secret.encode()):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "wrong secret: this channel is internal")
+        connection = Connection(next(self._numbers))
+        self._connections.add(connection)
+        reader = asyncio.create_task(self._read(connection, request_iterator))
+        try:
+            yield pb.LeaderMessage(welcome=info_to_pb(self.info))
+            while True:
+                yield await connection.outbox.get()
+        finally:
+            reader.cancel()
+            self._connections.discard(connection)
+            for request_id in connection.streams:
+                self._thread.post(Abort(request_id))
+
+    async def _read(self, connection: Connection, messages: AsyncIterator[pb.RouterMessage]) -> None:
+        async for message in messages:
+            if message.HasField("submit"):
+                request = request_of(message.submit)
+                if request.request_id in self._owners:
+                    self._refuse(connection, message.submit)
+                    continue
+                connection.streams[request.request_id] = message.submit.stream
+                connection.request_ids[message.submit.stream] = request.request_id
+                self._owners[request.request_id] = connection
+                self._thread.post(request)
+            elif (request_id := connection.request_ids.get(message.abort.stream)) is not None:
+                self._thread.post(Abort(request_id))
+
+    def _refuse(self, connection: Connection, submit: pb.Submit) -> None:
+        step = pb.Step(load=load_to_pb(self.load))
+        text = f"request_id {submit.request_id!r} is already running"
+        step.failed.add(stream=submit.stream, kind="InvalidRequest", message=text, field="request_id")
+        connection.outbox.put_nowait(pb.LeaderMessage(step=step))
+
+    # ---- from the engine's thread
+
+    def _emit(self, events: list[EngineEvent], load: GroupLoad) -> None:
+        self._loop.call_soon_threadsafe(self._deliver, events, load)
+
+    def _on_lost(self, error: RaylineError) -> None:
+        self._loop.call_soon_threadsafe(self.lost.set)
+
+    def _deliver(self, events: list[EngineEvent], load: GroupLoad) -> None:
+        """Sort one step's events by router: one message to each."""
+        self.load = load
+        steps: dict[Connection, pb.Step] = {}
+        for event in events:
+            connection = self._owners.get(event.request_id)
+            if connection is None:
+                continue
+            step = steps.setdefault(connection, pb.Step())
+            add_event(step, connection.streams[event.request_id], event)
+            if not isinstance(event, TokenEvent):
+                self._forget(event.request_id, connection)
+        now = self._loop.time()
+        for connection in self._connections:
+            if connection not in steps and now - connection.told_s < LOAD_PERIOD_S:
+                continue
+            connection.told_s = now
+            step = steps.get(connection) or pb.Step()
+            step.load.CopyFrom(load_to_pb(load))
+            connection.outbox.put_nowait(pb.LeaderMessage(step=step))
+
+    def _forget(self, request_id: str, connection: Connection) -> None:
+        del self._owners[request_id]
+        del connection.request_ids[connection.streams.pop(request_id)]
+        if (ended := self._ended.pop(request_id, None)) is not None:
+            ended.set()
