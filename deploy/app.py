@@ -12,6 +12,7 @@ from rayline.cluster.config import ModelSection, SystemConfig
 from rayline.cluster.placement import group_bundles
 from rayline.deploy.group_replica import GroupReplica
 from rayline.deploy.router_replica import RoutedModel, RouterReplica
+from rayline.router.serve_router import ChosenGroupRouter
 from rayline.workers.group import GroupSpec
 
 ROUTER_CPUS = 1.0
@@ -92,7 +93,7 @@ def _groups(config: SystemConfig, model: ResolvedModel, wiring: Wiring) -> Appli
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=10.0,
         graceful_shutdown_wait_loop_s=0.1,
-        request_router_config=RequestRouterConfig(request_router_class="rayline.router.serve_router:ChosenGroupRouter"),
+        request_router_config=RequestRouterConfig(request_router_class=ChosenGroupRouter),  # type: ignore[arg-type]  # Ray types ** as dict
     )(GroupReplica).bind(
         group_spec(config, model), wiring.secret, wiring.progress_address, config.observability.log_level
     )

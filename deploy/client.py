@@ -44,8 +44,8 @@ def call_metadata(api_key: str | None) -> tuple[tuple[str, str], ...]:
 
 
 def error_of_call(error: grpc.RpcError, address: str) -> RaylineError:
-    """The error that the server meant, or that the connection had. `error` comes from a call."""
-    assert isinstance(error, grpc.Call)
+    """The error that the server meant, or that the connection had. `error` comes from a call, of either kind."""
+    assert isinstance(error, grpc.Call | grpc.aio.AioRpcError)
     details = error.details() or ""
     trailing = {name: value for name, value in error.trailing_metadata() or () if isinstance(value, str)}
     kind = trailing.get("rayline-error-kind")

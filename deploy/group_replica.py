@@ -40,7 +40,9 @@ class GroupSummary:
 class GroupReplica:
     """Wrapped by `serve.deployment` in app.py. Tokens never pass through its methods, only life cycle does."""
 
-    async def __init__(self, spec: GroupSpec, secret: str, progress_address: str, log_level: str) -> None:
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, spec: GroupSpec, secret: str, progress_address: str, log_level: str
+    ) -> None:
         logging.getLogger("rayline").setLevel(log_level.upper())
         context = serve.get_replica_context()
         named = replace(spec, group_id=context.replica_id.unique_id, epoch=int(time.time()))

@@ -63,7 +63,7 @@ class Completion:
     exact: bool
 
 
-Prompts = Sequence[str] | Sequence[Sequence[int]]
+Prompts = Sequence[str | Sequence[int]] | Sequence[str] | Sequence[Sequence[int]]
 
 
 class LLM:

@@ -52,7 +52,7 @@ class Doors:
 class CountedGroup:
     """A linked group whose streams Serve knows of: beside each goes one handle call that ends with it."""
 
-    def __init__(self, link: GroupLink, handle: DeploymentHandle):
+    def __init__(self, link: GroupLink, handle: DeploymentHandle[Any]):
         self._link = link
         self._handle = handle
         self._calls: set[asyncio.Task[None]] = set()
@@ -87,7 +87,9 @@ class CountedGroup:
 class RouterReplica:
     """Wrapped by `serve.ingress()` and `serve.deployment` in app.py."""
 
-    async def __init__(self, config: SystemConfig, models: Sequence[RoutedModel], secret: str) -> None:
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, config: SystemConfig, models: Sequence[RoutedModel], secret: str
+    ) -> None:
         logging.getLogger("rayline").setLevel(config.observability.log_level.upper())
         self._config = config
         self._directories = {model.name: _directory(model, secret) for model in models}
@@ -136,7 +138,6 @@ class RouterReplica:
                 self._http_app, router.host, router.http_port, log_level="warning", access_log=False, lifespan="off"
             )
         )
-        self._http.install_signal_handlers = lambda: None
         self._http_task = asyncio.create_task(self._http.serve())
         while not self._http.started:
             await asyncio.sleep(READY_POLL_S)
@@ -144,7 +145,7 @@ class RouterReplica:
 
 
 def _directory(model: RoutedModel, secret: str) -> Directory:
-    handle: DeploymentHandle = model.groups
+    handle: DeploymentHandle[Any] = model.groups
 
     async def describe() -> list[GroupAddress]:
         found = await handle.broadcast("describe").results_async(timeout_s=DESCRIBE_TIMEOUT_S, return_exceptions=True)

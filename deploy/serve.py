@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import ray
 from ray import serve as ray_serve
@@ -129,7 +130,7 @@ def _listen(progress: PhaseProgress) -> tuple[Wiring, ProgressListener, Start]:
 
 def _run(
     config: SystemConfig, models: Sequence[ResolvedModel], wiring: Wiring, start: Start, stop: threading.Event
-) -> DeploymentHandle | None:
+) -> DeploymentHandle[Any] | None:
     """Deploy and wait until every group takes requests; None when told to stop meanwhile."""
     app = build(config, models, wiring)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -146,13 +147,13 @@ def _run(
                 return None
 
 
-def _deploy(app: ray_serve.Application, groups: int) -> DeploymentHandle:
+def _deploy(app: ray_serve.Application, groups: int) -> DeploymentHandle[Any]:
     handle = ray_serve.run(app, name=APP_NAME, route_prefix="/")
     handle.wait_ready.remote(groups).result(timeout_s=READY_TIMEOUT_S)
     return handle
 
 
-def _ready(config: SystemConfig, models: Sequence[ResolvedModel], handle: DeploymentHandle) -> str:
+def _ready(config: SystemConfig, models: Sequence[ResolvedModel], handle: DeploymentHandle[Any]) -> str:
     """The banner, from what one group of each model says of itself."""
     doors = handle.doors.remote().result(timeout_s=READY_TIMEOUT_S)
     ready = []
@@ -163,7 +164,7 @@ def _ready(config: SystemConfig, models: Sequence[ResolvedModel], handle: Deploy
     return banner(ready, config.parallel, config.router.host, doors)
 
 
-def _drain(handle: DeploymentHandle, timeout_s: float) -> None:
+def _drain(handle: DeploymentHandle[Any], timeout_s: float) -> None:
     """Every router refuses new requests; running streams end within `timeout_s` or are cut."""
     finished = handle.broadcast("drain", timeout_s).results(timeout_s=timeout_s + STOP_TIMEOUT_S)
     if not all(finished):

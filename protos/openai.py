@@ -7,7 +7,7 @@ change nothing (NEUTRAL), and any other value is refused by name instead of bein
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from rayline.protos.errors import InvalidRequest, out_of_range
 from rayline.protos.types import MAX_LOGPROBS, ChatMessage, SamplingParams, Spec
@@ -16,7 +16,9 @@ DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 MAX_PROMPTS = 256  # prompts in one completion request
 ANY = "any value"  # the field is a label that changes no output
 
-NEUTRAL: Mapping[str, tuple[object, ...] | str] = {
+Allowed = tuple[object, ...] | str
+
+NEUTRAL: dict[str, Allowed] = {
     "n": (1,),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
@@ -31,8 +33,9 @@ NEUTRAL: Mapping[str, tuple[object, ...] | str] = {
     "skip_special_tokens": (True,),
     "include_stop_str_in_output": (False,),
 }
-NEUTRAL_COMPLETION = NEUTRAL | {"best_of": (1,), "echo": (False,), "suffix": ("",)}
-NEUTRAL_CHAT = NEUTRAL | {
+NEUTRAL_COMPLETION: dict[str, Allowed] = {**NEUTRAL, "best_of": (1,), "echo": (False,), "suffix": ("",)}
+NEUTRAL_CHAT: dict[str, Allowed] = {
+    **NEUTRAL,
     "response_format": ({"type": "text"},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -47,7 +50,7 @@ NEUTRAL_CHAT = NEUTRAL | {
     "web_search_options": (),
     "add_generation_prompt": (True,),
 }
-NEUTRAL_MESSAGE: Mapping[str, tuple[object, ...] | str] = {
+NEUTRAL_MESSAGE: dict[str, Allowed] = {
     "name": (),
     "refusal": (),
     "annotations": ([],),
@@ -62,7 +65,7 @@ class Body(BaseModel):
     """A JSON object whose unknown fields are refused and whose NEUTRAL fields may only say what changes nothing."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    neutral: ClassVar[Mapping[str, tuple[object, ...] | str]] = {}
+    neutral: ClassVar[Mapping[str, Allowed]] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -212,7 +215,7 @@ class TokenizeBody(Body):
 
     model: str = ""
     prompt: str | None = None
-    messages: list[MessageBody] | None = Field(default=None)
+    messages: list[MessageBody] | None = None
     add_special_tokens: bool = True
 
 

@@ -18,10 +18,11 @@ def engine_request(
         if bos_id is None:
             raise InvalidRequest("prompt is empty and the model has no token to begin with", field="prompt")
         prompt_ids = (bos_id,)
-    if spec.prompt_ids is not None:
-        check_ids("prompt", prompt_ids, info.vocab_size)
+    check_ids("prompt", prompt_ids, info.vocab_size)  # a tokenizer may know more tokens than the model
     params = within_context(spec.params, len(prompt_ids), info.max_model_len)
     check_ids("stop_token_ids", params.stop_token_ids, info.vocab_size)
+    if params.top_k >= info.vocab_size:
+        params = replace(params, top_k=0)  # all tokens: the same as off
     if params.seed is None:
         params = replace(params, seed=seed)
     return EngineRequest(spec.request_id, prompt_ids, params, priority=spec.priority)
@@ -47,6 +48,6 @@ def within_context(params: SamplingParams, prompt_tokens: int, max_model_len: in
 
 def check_ids(field: str, token_ids: Sequence[int], vocab_size: int) -> None:
     """Raise InvalidRequest naming the first id outside the vocabulary."""
-    for token_id in token_ids:
-        if not 0 <= token_id < vocab_size:
-            raise out_of_range(field, token_id, f"ids from 0 to {vocab_size - 1}")
+    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
+        wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+        raise out_of_range(field, wrong, f"ids from 0 to {vocab_size - 1}")

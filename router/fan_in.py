@@ -29,11 +29,11 @@ async def fan_in(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[t
     try:
         left = len(tasks)
         while left:
-            number, event = await queue.get()
-            if not isinstance(event, _End):
-                yield number, event
-            elif event.error is not None:
-                raise event.error
+            number, item = await queue.get()
+            if not isinstance(item, _End):
+                yield number, item
+            elif item.error is not None:
+                raise item.error
             else:
                 left -= 1
     finally:

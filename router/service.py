@@ -7,10 +7,11 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
-from rayline.protos.errors import InvalidRequest, ModelNotFound, PromptTooLong, Unavailable, out_of_range
-from rayline.protos.types import ChatMessage, EngineRequest, GroupInfo, SamplingParams, Spec, StreamEvent
+from rayline.protos.errors import InvalidRequest, ModelNotFound, Unavailable, out_of_range
+from rayline.protos.types import ChatMessage, EngineRequest, GroupInfo, Spec, StreamEvent
+from rayline.router.admission import check_ids, engine_request
 from rayline.router.group import Group
 from rayline.router.ledger import Ledger
 from rayline.router.session import Session, Timing
@@ -116,7 +117,7 @@ class Service:
     def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
         """Text of `token_ids`, special tokens shown. Raises InvalidRequest for ids outside the vocabulary."""
         tokenizer = self.model(model).tokenizer
-        _check_ids("token_ids", token_ids, tokenizer.vocab_size)
+        check_ids("token_ids", token_ids, tokenizer.vocab_size)
         return tokenizer.decode(token_ids, skip_special_tokens=False)
 
     async def drain(self, timeout_s: float) -> bool:
@@ -144,28 +145,16 @@ class Service:
             self._idle.set()
 
     async def _request(self, model: ServedModel, spec: Spec) -> EngineRequest:
-        """The spec in token ids, with seed and max_tokens filled in, inside the model's limits."""
         spec.check()
-        prompt_ids = await self._prompt_ids(model, spec)
-        params = _within_context(spec.params, len(prompt_ids), model.info.max_model_len)
-        _check_ids("stop_token_ids", params.stop_token_ids, model.info.vocab_size)
-        if params.seed is None:
-            params = replace(params, seed=self._draw_seed())
-        return EngineRequest(spec.request_id, prompt_ids, params, priority=spec.priority)
+        prompt_ids = await self._prompt_ids(model.tokenizer, spec)
+        return engine_request(spec, prompt_ids, model.info, model.tokenizer.bos_id, self._draw_seed())
 
-    async def _prompt_ids(self, model: ServedModel, spec: Spec) -> tuple[int, ...]:
+    async def _prompt_ids(self, tokenizer: Tokenizer, spec: Spec) -> tuple[int, ...]:
         if spec.messages is not None:
-            prompt_ids = await _chat_ids(model.tokenizer, spec.messages)
-        elif spec.prompt is not None:
-            prompt_ids = await _encode(model.tokenizer, spec.prompt, add_special_tokens=True)
-        else:
-            prompt_ids = spec.prompt_ids or ()
-            _check_ids("prompt", prompt_ids, model.info.vocab_size)
-        if prompt_ids:
-            return prompt_ids
-        if model.tokenizer.bos_id is None:
-            raise InvalidRequest("prompt is empty and the model has no token to begin with", field="prompt")
-        return (model.tokenizer.bos_id,)
+            return await _chat_ids(tokenizer, spec.messages)
+        if spec.prompt is not None:
+            return await _encode(tokenizer, spec.prompt, add_special_tokens=True)
+        return spec.prompt_ids or ()
 
 
 async def _encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> tuple[int, ...]:
@@ -178,25 +167,3 @@ async def _chat_ids(tokenizer: Tokenizer, messages: Sequence[ChatMessage]) -> tu
     """The template writes the special tokens itself, so none are added."""
     text = tokenizer.render_chat([asdict(message) for message in messages])
     return await _encode(tokenizer, text, add_special_tokens=False)
-
-
-def _within_context(params: SamplingParams, prompt_tokens: int, max_model_len: int) -> SamplingParams:
-    """`params` with max_tokens set. Raises PromptTooLong with the numbers when it does not fit."""
-    room = max_model_len - prompt_tokens
-    wanted = params.max_tokens
-    if room < (wanted or max(1, params.min_tokens)):
-        asked = (
-            f" + max_tokens = {wanted}" if wanted else f" + min_tokens = {params.min_tokens}" * bool(params.min_tokens)
-        )
-        raise PromptTooLong(
-            f"prompt = {prompt_tokens} tokens{asked} does not fit: the model's context is {max_model_len} tokens, "
-            "the output's included",
-            field="prompt" if room < 1 else "max_tokens",
-        )
-    return params if wanted else replace(params, max_tokens=room)
-
-
-def _check_ids(field: str, token_ids: Sequence[int], vocab_size: int) -> None:
-    for token_id in token_ids:
-        if not 0 <= token_id < vocab_size:
-            raise out_of_range(field, token_id, f"ids from 0 to {vocab_size - 1}")

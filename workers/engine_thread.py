@@ -23,7 +23,7 @@ class Abort:
 
 @dataclass(frozen=True, slots=True)
 class AskStats:
-    answer: Callable[[tuple[RankStats, ...]], None]
+    answer: Callable[[tuple[RankStats, ...]], object]
 
 
 class Stop:

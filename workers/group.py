@@ -12,6 +12,7 @@ from rayline.cluster.config import EngineSection, ParallelSection
 from rayline.cluster.kv_memory import KvPlan, KvWish, RankMemory, plan_kv
 from rayline.cluster.machine import usable_cores
 from rayline.cluster.parallel import Parallel, ranks
+from rayline.kernels.choice import choose
 from rayline.protos.errors import ConfigError
 from rayline.protos.types import EngineRequest, GroupInfo, SamplingParams
 from rayline.workers.blocks import BlockPool
@@ -135,9 +136,10 @@ def has_gpus() -> bool:
 def numerics_class(spec: RankSpec) -> str:
     """Short name of everything that decides bits besides model and request.
 
-    torch's products change a row's bits with the batch, so these kernels promise tokens, not bits.
+    torch's and oneDNN's products change a row's bits with the batch, so no bits are promised yet.
     """
-    return f"{spec.device}-torch-{spec.dtype}-tp{spec.parallel.tp_size}"
+    kernels = choose(torch.device(spec.device), torch_dtype(spec.dtype)).name
+    return f"{spec.device}-{kernels}-{spec.dtype}-tp{spec.parallel.tp_size}"
 
 
 def _rank_specs(spec: GroupSpec, config: ModelConfig, dtype: str) -> list[RankSpec]:

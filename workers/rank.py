@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 
 from rayline.cluster.machine import interface_towards
 from rayline.protos import internal_pb2 as pb
@@ -67,7 +68,7 @@ def _start(channel: Channel) -> Worker:
 
 def _follow(channel: Channel, worker: Worker, frame: pb.LeaderFrame) -> bool:
     """Do what one frame says; False when it says stop."""
-    kind = frame.WhichOneof("frame")
+    kind: str | None = frame.WhichOneof("frame")
     if kind == "plan":
         if frame.plan.epoch != worker.spec.epoch:
             raise InternalError(f"plan of epoch {frame.plan.epoch} came to epoch {worker.spec.epoch}")
@@ -87,7 +88,7 @@ def join(spec: RankSpec) -> tuple[Collective, StageLinks | None]:
     # gloo would ask the resolver for this host's address, which often names another interface.
     if "GLOO_SOCKET_IFNAME" not in os.environ and (interface := interface_towards(spec.store_host)):
         os.environ["GLOO_SOCKET_IFNAME"] = interface
-    store = dist.TCPStore(spec.store_host, spec.store_port, is_master=False)
+    store = TCPStore(spec.store_host, spec.store_port, is_master=False)
     backend = "nccl" if spec.device == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=parallel.rank, world_size=parallel.world_size)
     collective: Collective = Alone()

@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 
 from rayline.cluster.kv_memory import KvPlan
 from rayline.protos import internal_pb2 as pb
@@ -123,9 +123,9 @@ class Ranks:
         return frame
 
 
-def open_store(host: str) -> "dist.TCPStore":
+def open_store(host: str) -> TCPStore:
     """torch.distributed's meeting point, held by the leader on a port the system chose."""
-    return dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    return TCPStore(host, 0, is_master=True, wait_for_workers=False)
 
 
 def accept_ranks(

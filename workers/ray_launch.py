@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.util import get_node_ip_address
@@ -29,6 +30,7 @@ class RankActor:
         serve_rank(addresses, rank, secret)
 
     def node(self) -> str:
+        """Ray's id of the node this rank is on."""
         return str(ray.get_runtime_context().get_node_id())
 
 
@@ -37,6 +39,7 @@ class RayLauncher:
 
     def __init__(self, group: PlacementGroup) -> None:
         self._placement = group
+        self._actors: dict[int, Any] = {}
         self._runs: dict[int, ray.ObjectRef[None]] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="rayline-"))
 
@@ -57,20 +60,26 @@ class RayLauncher:
             near.close()
             far.close()
 
+    def nodes(self) -> dict[int, str]:
+        """The node of each rank, as Ray names them."""
+        return {rank: str(ray.get(actor.node.remote())) for rank, actor in self._actors.items()}
+
     def close(self) -> None:
         """Wait until the told ranks have ended; what hangs is killed with its actor by the leader's end."""
         ray.wait(list(self._runs.values()), num_returns=len(self._runs), timeout=STOP_TIMEOUT_S)
         self._runs.clear()
+        self._actors.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self, spec: RankSpec, addresses: list[str], secret: str) -> "ray.ObjectRef[None]":
         gpus = 1 if spec.device == "cuda" else 0
-        actor = (
+        actor: Any = (
             ray.remote(RankActor)
             .options(
                 num_cpus=1,
                 num_gpus=gpus,
                 max_restarts=0,
+                max_concurrency=2,  # `node` answers while `run` runs
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     placement_group=self._placement,
                     placement_group_bundle_index=bundle_of_stage(spec.parallel.stage),
@@ -78,7 +87,9 @@ class RayLauncher:
             )
             .remote()
         )
-        return actor.run.remote(addresses, spec.parallel.rank, secret)
+        self._actors[spec.parallel.rank] = actor
+        run: ray.ObjectRef[None] = actor.run.remote(addresses, spec.parallel.rank, secret)
+        return run
 
     def _check(self) -> None:
         ended, _ = ray.wait(list(self._runs.values()), timeout=0)
