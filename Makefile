@@ -53,9 +53,9 @@ $(SERVE): $(VENV)/ready-torch pyproject.toml
 	$(PIP) install --quiet -c constraints.txt -e '.[serve]'
 	touch $@
 
-$(DEV): $(SERVE)
+$(DEV): $(VENV)/ready-torch pyproject.toml
 	$(PIP) install --quiet -c constraints.txt -e '.[serve,hub,dev]'
-	touch $@
+	touch $(SERVE) $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

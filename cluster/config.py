@@ -165,7 +165,13 @@ def load(file: Path) -> SystemConfig:
 
 
 def override(config: SystemConfig, flags: Mapping[str, Any]) -> SystemConfig:
-    """`config` with the keys of `flags` set. A key of the model section goes to the first model."""
+    """`config` with the keys of `flags` set. A key of the model section goes to the first model.
+
+    Raises ConfigError for a key that is in no section or a value out of its range.
+    """
+    sections = (ModelSection, *(type(getattr(config, section)) for section in SECTIONS[1:]))
+    if unknown := flags.keys() - {f.name for section in sections for f in fields(section)}:
+        raise ConfigError(f"{min(unknown)} is not a config key", field=min(unknown))
     model_keys = {f.name for f in fields(ModelSection)} & flags.keys()
     first = replace(config.models[0], **{k: flags[k] for k in model_keys})
     changed = replace(config, models=(first, *config.models[1:]))
@@ -173,7 +179,7 @@ def override(config: SystemConfig, flags: Mapping[str, Any]) -> SystemConfig:
         old = getattr(changed, section)
         new = replace(old, **{f.name: flags[f.name] for f in fields(old) if f.name in flags})
         changed = replace(changed, **{section: new})
-    return parse(TypeAdapter(SystemConfig).dump_python(changed))
+    return parse(TypeAdapter(SystemConfig).dump_python(changed, warnings=False))
 
 
 SECTIONS = tuple(f.name for f in fields(SystemConfig))

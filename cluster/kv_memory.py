@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from rayline.protos.errors import NotEnoughMemory
 
+LEAST_TOKENS = 2  # of a context worth having: one of the prompt, one of the output
+
 
 @dataclass(frozen=True, slots=True)
 class RankMemory:
@@ -63,12 +65,13 @@ def plan_kv(ranks: Sequence[RankMemory], wish: KvWish) -> KvPlan:
             )
         if not wish.kv_bytes:
             blocks = min(blocks, int(room * wish.memory_fraction) // rank.block_bytes)
-    need = -(-wish.max_model_len // wish.block_tokens) if wish.max_model_len else 1
+    need = -(-(wish.max_model_len or LEAST_TOKENS) // wish.block_tokens)
     if blocks < need:
         least = need * max(rank.block_bytes for rank in ranks)
+        why = f"max_model_len = {length} needs" if wish.max_model_len else "the shortest request needs"
         raise NotEnoughMemory(
-            f"the KV cache has room for {blocks * wish.block_tokens} tokens, max_model_len = {length} needs "
-            f"kv_bytes of at least {least} for each rank",
+            f"the KV cache has room for {blocks * wish.block_tokens} tokens, {why} kv_bytes of at least {least} "
+            "for each rank",
             field="kv_bytes",
         )
     tokens = blocks * wish.block_tokens

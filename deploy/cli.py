@@ -107,3 +107,7 @@ def _fail(message: str, status: int) -> int:
 def main() -> None:
     """The console script."""
     sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

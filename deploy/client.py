@@ -23,12 +23,19 @@ _WITHOUT_KIND = {  # statuses that no code of ours made: the connection's, a pro
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """A model as a server lists it. Lengths and sizes in tokens, 0 while no group serves it."""
+    """A model as a server lists it. Lengths and sizes in tokens, 0 while no group serves it; counts of all groups."""
 
     name: str
     max_model_len: int
     vocab_size: int
     groups: int
+    numerics: str = ""
+    exact: bool = False
+    running: int = 0
+    waiting: int = 0
+    free_blocks: int = 0
+    total_blocks: int = 0
+    block_tokens: int = 0
 
 
 def check_address(address: str) -> str:
@@ -95,7 +102,7 @@ class Client:
             answer = self._service.ListModels(pb.ListModelsRequest(), metadata=self._metadata, timeout=timeout_s)
         except grpc.RpcError as error:
             raise error_of_call(error, self._address) from None
-        return tuple(ModelStatus(m.name, m.max_model_len, m.vocab_size, m.groups) for m in answer.models)
+        return tuple(_status_of(model) for model in answer.models)
 
     def health(self, timeout_s: float) -> str:
         """The state of the whole server: SERVING, NOT_SERVING..."""
@@ -113,3 +120,19 @@ class Client:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _status_of(model: pb.Model) -> ModelStatus:
+    return ModelStatus(
+        name=model.name,
+        max_model_len=model.max_model_len,
+        vocab_size=model.vocab_size,
+        groups=model.groups,
+        numerics=model.numerics,
+        exact=model.exact,
+        running=model.running,
+        waiting=model.waiting,
+        free_blocks=model.free_blocks,
+        total_blocks=model.total_blocks,
+        block_tokens=model.block_tokens,
+    )

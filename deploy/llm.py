@@ -92,7 +92,8 @@ class LLM:
         folder = resolve_model(path)
         self._tokenizer = Tokenizer.load(folder)
         spec = _group_spec(config, config.models[0])
-        group = start_group(spec, _launcher(launcher, tp, pp), on_progress or _silent)
+        self._launcher = _launcher(launcher, tp, pp)
+        group = start_group(spec, self._launcher, on_progress or _silent)
         self._engine: Engine = group.engine
         self._info = group.info
         self._numbers = itertools.count()
@@ -105,6 +106,11 @@ class LLM:
     def engine(self) -> Engine:
         """The engine itself, for benchmarks and tests."""
         return self._engine
+
+    @property
+    def launcher(self) -> Launcher | None:
+        """Who made the processes of the ranks; None when there is one rank, in this process."""
+        return self._launcher
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -124,6 +130,7 @@ class LLM:
             raise InvalidRequest(f"params has {len(each)} entries for {len(prompts)} prompts", field="params")
         requests = [self._request(self._spec(p, q)) for p, q in zip(prompts, each, strict=True)]
         answers = {r.request_id: _Answer(r, self._tokenizer) for r in requests}
+        self._check_idle()
         try:
             for event in self._run(requests):
                 answer = answers[event.request_id]
@@ -141,6 +148,7 @@ class LLM:
         """Started, deltas, then Finished: what the servers send for one request. Leaving it early aborts."""
         request = self._request(spec)
         answer = _Answer(request, self._tokenizer)
+        self._check_idle()
         yield Started(spec.request_id, self._info.numerics, self._info.exact, len(request.prompt_ids))
         try:
             for event in self._run([request]):
@@ -183,6 +191,11 @@ class LLM:
         else:
             prompt_ids = spec.prompt_ids or ()
         return engine_request(spec, prompt_ids, self._info, self._tokenizer.bos_id, secrets.randbits(63))
+
+    def _check_idle(self) -> None:
+        """One caller at a time: two would take each other's events."""
+        if self._engine.scheduler.has_work:
+            raise InvalidRequest("another generate or stream of this LLM is still running", field="request_id")
 
     def _run(self, requests: Iterable[EngineRequest]) -> Iterator[EngineEvent]:
         """Feed the engine as its waiting queue has room, step it until all requests have ended."""

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-BYTE_PHASES = frozenset({"read weights", "shard"})
+BYTE_PHASES = frozenset({"read weights"})
 
 # rank, phase, done, total: what a starting group reports
 OnRankProgress = Callable[[int, str, int, int], None]

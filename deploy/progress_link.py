@@ -8,12 +8,14 @@ import json
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rayline.protos.errors import RaylineError, error_of
 
 CONNECT_TIMEOUT_S = 2.0
+MAX_LINE = 4096  # characters of the secret or the group's name
 
 OnProgress = Callable[[str, int, str, int, int], None]
 """(group, rank, phase, done, total)"""
@@ -33,6 +35,9 @@ class ProgressListener:
         threading.Thread(target=self._accept, name="progress", daemon=True).start()
 
     def close(self) -> None:
+        """Take no more events. Closing alone would leave the thread in `accept` and the port open."""
+        with suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
 
     def _accept(self) -> None:
@@ -44,18 +49,20 @@ class ProgressListener:
             threading.Thread(target=self._read, args=(sock,), name="progress", daemon=True).start()
 
     def _read(self, sock: socket.socket) -> None:
-        with sock, sock.makefile("r", encoding="utf-8") as lines:
+        with sock, suppress(OSError, ValueError), sock.makefile("r", encoding="utf-8") as lines:
             sock.settimeout(CONNECT_TIMEOUT_S)
-            secret, group = lines.readline().strip(), lines.readline().strip()
+            secret, group = lines.readline(MAX_LINE).strip(), lines.readline(MAX_LINE).strip()
             if not hmac.compare_digest(secret.encode(), self._secret.encode()):
                 return
             sock.settimeout(None)
             for line in lines:
-                event = json.loads(line)
-                if "failed" in event:
-                    self._on_failure(error_of(event["failed"], event["message"]))
-                else:
-                    self._on_progress(group, event["rank"], event["phase"], event["done"], event["total"])
+                self._show(group, json.loads(line))
+
+    def _show(self, group: str, event: dict[str, Any]) -> None:
+        if "failed" in event:
+            self._on_failure(error_of(event["failed"], event["message"]))
+        else:
+            self._on_progress(group, event["rank"], event["phase"], event["done"], event["total"])
 
 
 class ProgressSender:

@@ -10,6 +10,7 @@ def prepare_ray() -> None:
     A cluster named by RAY_ADDRESS keeps its own settings. Without this, Ray would write a token file into
     the user's home, and later clusters of that user would demand it.
     """
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a late call after shutdown must not start a second cluster
     if "RAY_ADDRESS" not in os.environ and "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -24,7 +24,7 @@ from rayline.deploy.banner import ReadyModel, banner
 from rayline.deploy.model_path import resolve_model, served_name
 from rayline.deploy.progress import PhaseProgress, open_progress
 from rayline.deploy.progress_link import ProgressListener
-from rayline.protos.errors import ConfigError, RaylineError
+from rayline.protos.errors import ConfigError, RaylineError, Unavailable
 from rayline.router.ports import free_port, probe_port
 from rayline.workers.group import check_group, has_gpus
 from rayline.workers.models.config import ModelConfig
@@ -33,6 +33,7 @@ APP_NAME = "rayline"
 OBJECT_STORE_BYTES = 100 * 2**20  # tokens never pass through it
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
+WATCH_PERIOD_S = 0.1
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def serve(config: SystemConfig, console: Console | None = None) -> int:
     stop = threading.Event()
     with _signals(stop), _cluster(config, len(models)), open_progress(console) as progress:
         wiring, listener, start = _listen(progress)
+        handle = None
         try:
             handle = _run(config, models, wiring, start, stop)
             if handle is None:
@@ -67,7 +69,7 @@ def serve(config: SystemConfig, console: Console | None = None) -> int:
             console.print("stopping: running streams get to finish; Ctrl-C again stops at once")
             _drain(handle, config.router.drain_timeout_s)
         finally:
-            ray_serve.delete(APP_NAME)
+            ray_serve.delete(APP_NAME, _blocking=handle is not None)
     return 0
 
 
@@ -131,26 +133,30 @@ def _listen(progress: PhaseProgress) -> tuple[Wiring, ProgressListener, Start]:
 def _run(
     config: SystemConfig, models: Sequence[ResolvedModel], wiring: Wiring, start: Start, stop: threading.Event
 ) -> DeploymentHandle[Any] | None:
-    """Deploy and wait until every group takes requests; None when told to stop meanwhile."""
+    """Deploy and wait until every group takes requests; None when told to stop meanwhile.
+
+    Raises what a group failed with: Serve alone would try again and again.
+    """
     app = build(config, models, wiring)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        deployed = pool.submit(_deploy, app, config.parallel.groups)
-        while True:
-            try:
-                return deployed.result(timeout=0.1)
-            except concurrent.futures.TimeoutError:
-                pass
-            if start.failed.is_set() or stop.is_set():
-                ray_serve.delete(APP_NAME, _blocking=False)  # ends the deployment that the thread waits for
-                if start.error is not None:
-                    raise start.error
-                return None
+    deployed: concurrent.futures.Future[DeploymentHandle[Any]] = concurrent.futures.Future()
+    threading.Thread(target=_deploy, args=(app, config.parallel.groups, deployed), daemon=True).start()
+    while not deployed.done():
+        if start.failed.wait(WATCH_PERIOD_S) and start.error is not None:
+            raise start.error
+        if stop.is_set():
+            return None
+    return deployed.result()
 
 
-def _deploy(app: ray_serve.Application, groups: int) -> DeploymentHandle[Any]:
-    handle = ray_serve.run(app, name=APP_NAME, route_prefix="/")
-    handle.wait_ready.remote(groups).result(timeout_s=READY_TIMEOUT_S)
-    return handle
+def _deploy(
+    app: ray_serve.Application, groups: int, deployed: "concurrent.futures.Future[DeploymentHandle[Any]]"
+) -> None:
+    try:
+        handle = ray_serve.run(app, name=APP_NAME, route_prefix="/")
+        handle.wait_ready.remote(groups).result(timeout_s=READY_TIMEOUT_S)
+        deployed.set_result(handle)
+    except Exception as error:
+        deployed.set_exception(Unavailable(f"the application did not start: {error}"))
 
 
 def _ready(config: SystemConfig, models: Sequence[ResolvedModel], handle: DeploymentHandle[Any]) -> str:

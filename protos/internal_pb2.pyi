@@ -1,15 +1,13 @@
-from collections.abc import Iterable as _Iterable
-from collections.abc import Mapping as _Mapping
-from typing import ClassVar as _ClassVar
-
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from google.protobuf.internal import containers as _containers
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Sampling(_message.Message):
-    __slots__ = ("ignore_eos", "logprobs", "max_tokens", "min_p", "min_tokens", "seed", "stop", "stop_token_ids", "temperature", "top_k", "top_p")
+    __slots__ = ("temperature", "top_k", "top_p", "min_p", "seed", "max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "logprobs")
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
@@ -32,18 +30,18 @@ class Sampling(_message.Message):
     stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
     ignore_eos: bool
     logprobs: int
-    def __init__(self, temperature: float | None = ..., top_k: int | None = ..., top_p: float | None = ..., min_p: float | None = ..., seed: int | None = ..., max_tokens: int | None = ..., min_tokens: int | None = ..., stop: _Iterable[str] | None = ..., stop_token_ids: _Iterable[int] | None = ..., ignore_eos: bool | None = ..., logprobs: int | None = ...) -> None: ...
+    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., logprobs: _Optional[int] = ...) -> None: ...
 
 class TokenLogprob(_message.Message):
-    __slots__ = ("logprob", "token_id")
+    __slots__ = ("token_id", "logprob")
     TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     LOGPROB_FIELD_NUMBER: _ClassVar[int]
     token_id: int
     logprob: float
-    def __init__(self, token_id: int | None = ..., logprob: float | None = ...) -> None: ...
+    def __init__(self, token_id: _Optional[int] = ..., logprob: _Optional[float] = ...) -> None: ...
 
 class RankSpec(_message.Message):
-    __slots__ = ("block_tokens", "device", "dtype", "epoch", "path", "pp_size", "stage", "store_host", "store_port", "threads", "tp_rank", "tp_size")
+    __slots__ = ("path", "dtype", "device", "tp_rank", "tp_size", "stage", "pp_size", "threads", "block_tokens", "epoch", "store_host", "store_port")
     PATH_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -68,10 +66,10 @@ class RankSpec(_message.Message):
     epoch: int
     store_host: str
     store_port: int
-    def __init__(self, path: str | None = ..., dtype: str | None = ..., device: str | None = ..., tp_rank: int | None = ..., tp_size: int | None = ..., stage: int | None = ..., pp_size: int | None = ..., threads: int | None = ..., block_tokens: int | None = ..., epoch: int | None = ..., store_host: str | None = ..., store_port: int | None = ...) -> None: ...
+    def __init__(self, path: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., tp_rank: _Optional[int] = ..., tp_size: _Optional[int] = ..., stage: _Optional[int] = ..., pp_size: _Optional[int] = ..., threads: _Optional[int] = ..., block_tokens: _Optional[int] = ..., epoch: _Optional[int] = ..., store_host: _Optional[str] = ..., store_port: _Optional[int] = ...) -> None: ...
 
 class Admission(_message.Message):
-    __slots__ = ("output_ids", "prompt_ids", "sampling", "sequence")
+    __slots__ = ("sequence", "prompt_ids", "output_ids", "sampling")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -80,10 +78,10 @@ class Admission(_message.Message):
     prompt_ids: _containers.RepeatedScalarFieldContainer[int]
     output_ids: _containers.RepeatedScalarFieldContainer[int]
     sampling: Sampling
-    def __init__(self, sequence: int | None = ..., prompt_ids: _Iterable[int] | None = ..., output_ids: _Iterable[int] | None = ..., sampling: Sampling | _Mapping | None = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ...) -> None: ...
 
 class Slice(_message.Message):
-    __slots__ = ("block_ids", "count", "first_block", "samples", "sequence", "start")
+    __slots__ = ("sequence", "start", "count", "first_block", "block_ids", "samples")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -96,10 +94,10 @@ class Slice(_message.Message):
     first_block: int
     block_ids: _containers.RepeatedScalarFieldContainer[int]
     samples: bool
-    def __init__(self, sequence: int | None = ..., start: int | None = ..., count: int | None = ..., first_block: int | None = ..., block_ids: _Iterable[int] | None = ..., samples: bool | None = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., first_block: _Optional[int] = ..., block_ids: _Optional[_Iterable[int]] = ..., samples: _Optional[bool] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("admitted", "epoch", "released", "slices", "step")
+    __slots__ = ("epoch", "step", "admitted", "slices", "released")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     ADMITTED_FIELD_NUMBER: _ClassVar[int]
@@ -110,10 +108,10 @@ class Plan(_message.Message):
     admitted: _containers.RepeatedCompositeFieldContainer[Admission]
     slices: _containers.RepeatedCompositeFieldContainer[Slice]
     released: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, epoch: int | None = ..., step: int | None = ..., admitted: _Iterable[Admission | _Mapping] | None = ..., slices: _Iterable[Slice | _Mapping] | None = ..., released: _Iterable[int] | None = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., admitted: _Optional[_Iterable[_Union[Admission, _Mapping]]] = ..., slices: _Optional[_Iterable[_Union[Slice, _Mapping]]] = ..., released: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Sampled(_message.Message):
-    __slots__ = ("logprob", "sequence", "token_id", "top_logprobs")
+    __slots__ = ("sequence", "token_id", "logprob", "top_logprobs")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     LOGPROB_FIELD_NUMBER: _ClassVar[int]
@@ -122,10 +120,10 @@ class Sampled(_message.Message):
     token_id: int
     logprob: float
     top_logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
-    def __init__(self, sequence: int | None = ..., token_id: int | None = ..., logprob: float | None = ..., top_logprobs: _Iterable[TokenLogprob | _Mapping] | None = ...) -> None: ...
+    def __init__(self, sequence: _Optional[int] = ..., token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., top_logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ...) -> None: ...
 
 class StepResult(_message.Message):
-    __slots__ = ("busy_s", "epoch", "sampled", "step")
+    __slots__ = ("epoch", "step", "sampled", "busy_s")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     SAMPLED_FIELD_NUMBER: _ClassVar[int]
@@ -134,28 +132,28 @@ class StepResult(_message.Message):
     step: int
     sampled: _containers.RepeatedCompositeFieldContainer[Sampled]
     busy_s: float
-    def __init__(self, epoch: int | None = ..., step: int | None = ..., sampled: _Iterable[Sampled | _Mapping] | None = ..., busy_s: float | None = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., sampled: _Optional[_Iterable[_Union[Sampled, _Mapping]]] = ..., busy_s: _Optional[float] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("rank", "secret")
+    __slots__ = ("secret", "rank")
     SECRET_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     secret: str
     rank: int
-    def __init__(self, secret: str | None = ..., rank: int | None = ...) -> None: ...
+    def __init__(self, secret: _Optional[str] = ..., rank: _Optional[int] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("done", "phase", "total")
+    __slots__ = ("phase", "done", "total")
     PHASE_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
     phase: str
     done: int
     total: int
-    def __init__(self, phase: str | None = ..., done: int | None = ..., total: int | None = ...) -> None: ...
+    def __init__(self, phase: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
 
 class Loaded(_message.Message):
-    __slots__ = ("block_bytes", "free_bytes", "host", "read_bytes", "weight_bytes")
+    __slots__ = ("host", "weight_bytes", "read_bytes", "free_bytes", "block_bytes")
     HOST_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
     READ_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -166,13 +164,13 @@ class Loaded(_message.Message):
     read_bytes: int
     free_bytes: int
     block_bytes: int
-    def __init__(self, host: str | None = ..., weight_bytes: int | None = ..., read_bytes: int | None = ..., free_bytes: int | None = ..., block_bytes: int | None = ...) -> None: ...
+    def __init__(self, host: _Optional[str] = ..., weight_bytes: _Optional[int] = ..., read_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., block_bytes: _Optional[int] = ...) -> None: ...
 
 class Allocate(_message.Message):
     __slots__ = ("blocks",)
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     blocks: int
-    def __init__(self, blocks: int | None = ...) -> None: ...
+    def __init__(self, blocks: _Optional[int] = ...) -> None: ...
 
 class Ready(_message.Message):
     __slots__ = ()
@@ -183,7 +181,7 @@ class StatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class RankStats(_message.Message):
-    __slots__ = ("busy_s", "cache_bytes", "rank", "read_bytes", "resident_bytes", "stage", "wall_s", "weight_bytes")
+    __slots__ = ("rank", "stage", "busy_s", "wall_s", "weight_bytes", "cache_bytes", "resident_bytes", "read_bytes")
     RANK_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     BUSY_S_FIELD_NUMBER: _ClassVar[int]
@@ -200,7 +198,7 @@ class RankStats(_message.Message):
     cache_bytes: int
     resident_bytes: int
     read_bytes: int
-    def __init__(self, rank: int | None = ..., stage: int | None = ..., busy_s: float | None = ..., wall_s: float | None = ..., weight_bytes: int | None = ..., cache_bytes: int | None = ..., resident_bytes: int | None = ..., read_bytes: int | None = ...) -> None: ...
+    def __init__(self, rank: _Optional[int] = ..., stage: _Optional[int] = ..., busy_s: _Optional[float] = ..., wall_s: _Optional[float] = ..., weight_bytes: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., read_bytes: _Optional[int] = ...) -> None: ...
 
 class RankFailed(_message.Message):
     __slots__ = ("kind", "message")
@@ -208,14 +206,14 @@ class RankFailed(_message.Message):
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     kind: str
     message: str
-    def __init__(self, kind: str | None = ..., message: str | None = ...) -> None: ...
+    def __init__(self, kind: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class Stop(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class LeaderFrame(_message.Message):
-    __slots__ = ("allocate", "load", "plan", "stats", "stop")
+    __slots__ = ("load", "allocate", "plan", "stats", "stop")
     LOAD_FIELD_NUMBER: _ClassVar[int]
     ALLOCATE_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
@@ -226,10 +224,10 @@ class LeaderFrame(_message.Message):
     plan: Plan
     stats: StatsRequest
     stop: Stop
-    def __init__(self, load: RankSpec | _Mapping | None = ..., allocate: Allocate | _Mapping | None = ..., plan: Plan | _Mapping | None = ..., stats: StatsRequest | _Mapping | None = ..., stop: Stop | _Mapping | None = ...) -> None: ...
+    def __init__(self, load: _Optional[_Union[RankSpec, _Mapping]] = ..., allocate: _Optional[_Union[Allocate, _Mapping]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., stats: _Optional[_Union[StatsRequest, _Mapping]] = ..., stop: _Optional[_Union[Stop, _Mapping]] = ...) -> None: ...
 
 class WorkerFrame(_message.Message):
-    __slots__ = ("failed", "hello", "loaded", "progress", "ready", "result", "stats")
+    __slots__ = ("hello", "progress", "loaded", "ready", "result", "stats", "failed")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     LOADED_FIELD_NUMBER: _ClassVar[int]
@@ -244,10 +242,10 @@ class WorkerFrame(_message.Message):
     result: StepResult
     stats: RankStats
     failed: RankFailed
-    def __init__(self, hello: Hello | _Mapping | None = ..., progress: Progress | _Mapping | None = ..., loaded: Loaded | _Mapping | None = ..., ready: Ready | _Mapping | None = ..., result: StepResult | _Mapping | None = ..., stats: RankStats | _Mapping | None = ..., failed: RankFailed | _Mapping | None = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., loaded: _Optional[_Union[Loaded, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., result: _Optional[_Union[StepResult, _Mapping]] = ..., stats: _Optional[_Union[RankStats, _Mapping]] = ..., failed: _Optional[_Union[RankFailed, _Mapping]] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("output_ids", "priority", "prompt_ids", "request_id", "sampling", "stream")
+    __slots__ = ("stream", "request_id", "prompt_ids", "output_ids", "sampling", "priority")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -260,24 +258,24 @@ class Submit(_message.Message):
     output_ids: _containers.RepeatedScalarFieldContainer[int]
     sampling: Sampling
     priority: int
-    def __init__(self, stream: int | None = ..., request_id: str | None = ..., prompt_ids: _Iterable[int] | None = ..., output_ids: _Iterable[int] | None = ..., sampling: Sampling | _Mapping | None = ..., priority: int | None = ...) -> None: ...
+    def __init__(self, stream: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class Abort(_message.Message):
     __slots__ = ("stream",)
     STREAM_FIELD_NUMBER: _ClassVar[int]
     stream: int
-    def __init__(self, stream: int | None = ...) -> None: ...
+    def __init__(self, stream: _Optional[int] = ...) -> None: ...
 
 class RouterMessage(_message.Message):
-    __slots__ = ("abort", "submit")
+    __slots__ = ("submit", "abort")
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
     submit: Submit
     abort: Abort
-    def __init__(self, submit: Submit | _Mapping | None = ..., abort: Abort | _Mapping | None = ...) -> None: ...
+    def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ...) -> None: ...
 
 class Token(_message.Message):
-    __slots__ = ("index", "logprob", "stream", "token_id", "top_logprobs")
+    __slots__ = ("stream", "index", "token_id", "logprob", "top_logprobs")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -288,10 +286,10 @@ class Token(_message.Message):
     token_id: int
     logprob: float
     top_logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
-    def __init__(self, stream: int | None = ..., index: int | None = ..., token_id: int | None = ..., logprob: float | None = ..., top_logprobs: _Iterable[TokenLogprob | _Mapping] | None = ...) -> None: ...
+    def __init__(self, stream: _Optional[int] = ..., index: _Optional[int] = ..., token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., top_logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("cached_tokens", "output_tokens", "prompt_tokens", "queue_s", "reason", "stop_token", "stream")
+    __slots__ = ("stream", "reason", "prompt_tokens", "output_tokens", "cached_tokens", "queue_s", "stop_token")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -306,10 +304,10 @@ class Finished(_message.Message):
     cached_tokens: int
     queue_s: float
     stop_token: int
-    def __init__(self, stream: int | None = ..., reason: str | None = ..., prompt_tokens: int | None = ..., output_tokens: int | None = ..., cached_tokens: int | None = ..., queue_s: float | None = ..., stop_token: int | None = ...) -> None: ...
+    def __init__(self, stream: _Optional[int] = ..., reason: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., stop_token: _Optional[int] = ...) -> None: ...
 
 class Failed(_message.Message):
-    __slots__ = ("field", "kind", "message", "retry_after_s", "stream")
+    __slots__ = ("stream", "kind", "message", "field", "retry_after_s")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
@@ -320,24 +318,26 @@ class Failed(_message.Message):
     message: str
     field: str
     retry_after_s: float
-    def __init__(self, stream: int | None = ..., kind: str | None = ..., message: str | None = ..., field: str | None = ..., retry_after_s: float | None = ...) -> None: ...
+    def __init__(self, stream: _Optional[int] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., retry_after_s: _Optional[float] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("free_blocks", "outstanding_tokens", "running", "total_blocks", "waiting")
+    __slots__ = ("running", "waiting", "outstanding_tokens", "free_blocks", "total_blocks", "draining")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     OUTSTANDING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     outstanding_tokens: int
     free_blocks: int
     total_blocks: int
-    def __init__(self, running: int | None = ..., waiting: int | None = ..., outstanding_tokens: int | None = ..., free_blocks: int | None = ..., total_blocks: int | None = ...) -> None: ...
+    draining: bool
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., outstanding_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., draining: _Optional[bool] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("block_tokens", "epoch", "exact", "group_id", "max_model_len", "max_waiting", "model", "numerics", "total_blocks", "vocab_size")
+    __slots__ = ("group_id", "model", "numerics", "exact", "max_model_len", "vocab_size", "block_tokens", "total_blocks", "max_waiting", "epoch")
     GROUP_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NUMERICS_FIELD_NUMBER: _ClassVar[int]
@@ -358,10 +358,10 @@ class Welcome(_message.Message):
     total_blocks: int
     max_waiting: int
     epoch: int
-    def __init__(self, group_id: str | None = ..., model: str | None = ..., numerics: str | None = ..., exact: bool | None = ..., max_model_len: int | None = ..., vocab_size: int | None = ..., block_tokens: int | None = ..., total_blocks: int | None = ..., max_waiting: int | None = ..., epoch: int | None = ...) -> None: ...
+    def __init__(self, group_id: _Optional[str] = ..., model: _Optional[str] = ..., numerics: _Optional[str] = ..., exact: _Optional[bool] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., block_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., max_waiting: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("failed", "finished", "load", "tokens")
+    __slots__ = ("tokens", "finished", "failed", "load")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
@@ -370,12 +370,12 @@ class Step(_message.Message):
     finished: _containers.RepeatedCompositeFieldContainer[Finished]
     failed: _containers.RepeatedCompositeFieldContainer[Failed]
     load: Load
-    def __init__(self, tokens: _Iterable[Token | _Mapping] | None = ..., finished: _Iterable[Finished | _Mapping] | None = ..., failed: _Iterable[Failed | _Mapping] | None = ..., load: Load | _Mapping | None = ...) -> None: ...
+    def __init__(self, tokens: _Optional[_Iterable[_Union[Token, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ..., failed: _Optional[_Iterable[_Union[Failed, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
 
 class LeaderMessage(_message.Message):
-    __slots__ = ("step", "welcome")
+    __slots__ = ("welcome", "step")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     step: Step
-    def __init__(self, welcome: Welcome | _Mapping | None = ..., step: Step | _Mapping | None = ...) -> None: ...
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ...) -> None: ...

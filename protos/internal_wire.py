@@ -190,12 +190,18 @@ def load_to_pb(load: GroupLoad) -> pb.Load:
         outstanding_tokens=load.outstanding_tokens,
         free_blocks=load.free_blocks,
         total_blocks=load.total_blocks,
+        draining=load.draining,
     )
 
 
 def load_of(message: pb.Load) -> GroupLoad:
     return GroupLoad(
-        message.running, message.waiting, message.outstanding_tokens, message.free_blocks, message.total_blocks
+        running=message.running,
+        waiting=message.waiting,
+        outstanding_tokens=message.outstanding_tokens,
+        free_blocks=message.free_blocks,
+        total_blocks=message.total_blocks,
+        draining=message.draining,
     )
 
 

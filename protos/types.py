@@ -12,6 +12,7 @@ from rayline.protos.errors import InvalidRequest, RaylineError, out_of_range
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_SEED = 2**63 - 1
+MAX_TOP_K = 2**31 - 1  # what every wire and tensor holds
 
 
 class FinishReason(StrEnum):
@@ -45,26 +46,28 @@ class SamplingParams:
 
     def check(self) -> None:
         """Raise InvalidRequest naming the first field out of range."""
-        if not 0.0 <= self.temperature <= 100.0:
-            raise out_of_range("temperature", self.temperature, "0 to 100")
-        if self.top_k < 0:
-            raise out_of_range("top_k", self.top_k, "0 (off) or more")
-        if not 0.0 < self.top_p <= 1.0:
-            raise out_of_range("top_p", self.top_p, "above 0, up to 1")
-        if not 0.0 <= self.min_p <= 1.0:
-            raise out_of_range("min_p", self.min_p, "0 to 1")
-        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
-            raise out_of_range("seed", self.seed, "0 to 2^63 - 1")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise out_of_range("max_tokens", self.max_tokens, "1 or more")
-        if not 0 <= self.min_tokens <= (self.max_tokens or self.min_tokens):
-            raise out_of_range("min_tokens", self.min_tokens, "0 to max_tokens")
-        if len(self.stop) > MAX_STOP_STRINGS or not all(self.stop):
-            raise out_of_range("stop", list(self.stop), f"up to {MAX_STOP_STRINGS} non-empty strings")
-        if any(token < 0 for token in self.stop_token_ids):
-            raise out_of_range("stop_token_ids", list(self.stop_token_ids), "ids of 0 or more")
-        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
-            raise out_of_range("logprobs", self.logprobs, f"0 to {MAX_LOGPROBS}")
+        stops, stop_ids = list(self.stop), list(self.stop_token_ids)
+        most_min_tokens = self.max_tokens or self.min_tokens
+        rules: tuple[tuple[str, object, bool, str], ...] = (
+            ("temperature", self.temperature, 0.0 <= self.temperature <= 100.0, "0 to 100"),
+            ("top_k", self.top_k, 0 <= self.top_k <= MAX_TOP_K, "0 (off) to 2^31 - 1"),
+            ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0, up to 1"),
+            ("min_p", self.min_p, 0.0 <= self.min_p <= 1.0, "0 to 1"),
+            ("seed", self.seed, self.seed is None or 0 <= self.seed <= MAX_SEED, "0 to 2^63 - 1"),
+            ("max_tokens", self.max_tokens, self.max_tokens is None or self.max_tokens >= 1, "1 or more"),
+            ("min_tokens", self.min_tokens, 0 <= self.min_tokens <= most_min_tokens, "0 to max_tokens"),
+            (
+                "stop",
+                stops,
+                len(stops) <= MAX_STOP_STRINGS and all(stops),
+                f"up to {MAX_STOP_STRINGS} non-empty strings",
+            ),
+            ("stop_token_ids", stop_ids, min(stop_ids, default=0) >= 0, "ids of 0 or more"),
+            ("logprobs", self.logprobs, 0 <= (self.logprobs or 0) <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
+        )
+        for field, value, holds, allowed in rules:
+            if not holds:
+                raise out_of_range(field, value, allowed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ class Directory:
     async def close(self) -> None:
         if self._task is not None:
             self._task.cancel()
+            await asyncio.wait([self._task])
         for link in self._links.values():
             await link.close()
 

@@ -3,35 +3,46 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
+@dataclass(slots=True)
+class _Lane(Generic[T]):
+    """One stream's way into the common queue: a slot for one event, so that no stream crowds out another."""
+
+    number: int
+    stream: AsyncGenerator[T, None]
+    slot: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+
+
 @dataclass(frozen=True, slots=True)
 class _End:
-    error: BaseException | None
+    error: Exception | None
 
 
 async def fan_in(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
     """(number of the stream, event) until all have ended. The first error of any ends all, and is raised.
 
-    Bounded: a stream runs at most one event ahead of the reader. Closing the generator closes all streams.
+    Bounded and fair: a stream runs at most one event ahead of the reader. Closing the generator closes all.
     """
     if len(streams) == 1:
         async with aclosing(streams[0]) as only:
             async for event in only:
                 yield 0, event
         return
-    queue: asyncio.Queue[tuple[int, T | _End]] = asyncio.Queue(maxsize=1)
-    tasks = [asyncio.create_task(_pump(number, stream, queue)) for number, stream in enumerate(streams)]
+    queue: asyncio.Queue[tuple[_Lane[T], T | _End]] = asyncio.Queue()
+    lanes = [_Lane(number, stream) for number, stream in enumerate(streams)]
+    tasks = [asyncio.create_task(_pump(lane, queue)) for lane in lanes]
     try:
-        left = len(tasks)
+        left = len(lanes)
         while left:
-            number, item = await queue.get()
+            lane, item = await queue.get()
             if not isinstance(item, _End):
-                yield number, item
+                yield lane.number, item
+                lane.slot.release()
             elif item.error is not None:
                 raise item.error
             else:
@@ -42,12 +53,13 @@ async def fan_in(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[t
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _pump(number: int, stream: AsyncGenerator[T, None], queue: "asyncio.Queue[tuple[int, T | _End]]") -> None:
-    error: BaseException | None = None
-    async with aclosing(stream) as events:
-        try:
+async def _pump(lane: _Lane[T], queue: "asyncio.Queue[tuple[_Lane[T], T | _End]]") -> None:
+    error: Exception | None = None
+    try:
+        async with aclosing(lane.stream) as events:
             async for event in events:
-                await queue.put((number, event))
-        except Exception as raised:
-            error = raised
-    await queue.put((number, _End(error)))
+                await lane.slot.acquire()
+                queue.put_nowait((lane, event))
+    except Exception as raised:
+        error = raised
+    queue.put_nowait((lane, _End(error)))

@@ -147,11 +147,19 @@ def _new_id() -> str:
 
 
 def _model_to_pb(model: ServedModel) -> pb.Model:
-    alive = [group.info for group in model.groups.values() if group.alive]
+    groups = [group for group in model.groups.values() if group.alive]
+    alive, loads = [group.info for group in groups], [group.load for group in groups]
     return pb.Model(
         name=model.name,
         created_s=model.created_s,
         max_model_len=alive[0].max_model_len if alive else 0,
         vocab_size=alive[0].vocab_size if alive else 0,
         groups=len(alive),
+        numerics=alive[0].numerics if alive else "",
+        exact=bool(alive) and all(info.exact for info in alive),
+        running=sum(load.running for load in loads),
+        waiting=sum(load.waiting for load in loads),
+        free_blocks=sum(load.free_blocks for load in loads),
+        total_blocks=sum(load.total_blocks for load in loads),
+        block_tokens=alive[0].block_tokens if alive else 0,
     )

@@ -1,6 +1,5 @@
 """Errors as the OpenAI API writes them: {"error": {"message", "type", "param", "code"}}."""
 
-import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from rayline.protos.errors import InternalError, InvalidRequest, RaylineError
+from rayline.protos.errors import InvalidRequest, RaylineError
 
 TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 CODES = {
@@ -20,8 +19,6 @@ CODES = {
     "Overloaded": "rate_limit_exceeded",
     "Unavailable": "unavailable",
 }
-
-log = logging.getLogger("rayline.router")
 
 
 def error_body(error: RaylineError) -> dict[str, dict[str, str | None]]:
@@ -51,7 +48,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RaylineError, _rayline_error)
     app.add_exception_handler(RequestValidationError, _wrong_body)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _bug)
 
 
 async def _rayline_error(request: Request, error: Exception) -> JSONResponse:
@@ -70,11 +66,6 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     kind = TYPES.get(error.status_code, "invalid_request_error")
     body = {"error": {"message": str(error.detail), "type": kind, "param": None, "code": None}}
     return JSONResponse(body, error.status_code, error.headers)
-
-
-async def _bug(request: Request, error: Exception) -> JSONResponse:
-    log.error("%s %s failed: %r", request.method, request.url.path, error)
-    return error_response(InternalError(f"{type(error).__name__}: {error}"))
 
 
 def _first_fault(faults: Sequence[Any]) -> InvalidRequest:

@@ -1,15 +1,19 @@
-"""What stands before every HTTP request: an API key, and a body that is not too large."""
+"""What stands around every HTTP request: an API key, a body that is not too large, an answer even to a bug."""
+
+import logging
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rayline.protos.errors import Unauthenticated
+from rayline.protos.errors import InternalError, Unauthenticated
 from rayline.router.auth import ApiKeys
 from rayline.router.http_errors import error_response
 
 OPEN_PATHS = ("/health",)  # probes have no key
+
+log = logging.getLogger("rayline.router")
 
 
 class HttpGate:
@@ -35,7 +39,27 @@ class HttpGate:
         if announced.isdecimal() and int(announced) > self._max_body_bytes:
             await self._too_large()(scope, receive, send)
             return
-        await self._app(scope, self._bounded(receive), send)
+        await self._answered(scope, self._bounded(receive), send)
+
+    async def _answered(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the app; what it raises is logged and answered as an InternalError, unless an answer has begun.
+
+        Starlette's own handler answers too, but raises again, and then uvicorn cuts the connection.
+        """
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            if begun:
+                raise
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            await error_response(InternalError(f"{type(error).__name__}: {error}"))(scope, receive, send)
 
     def _bounded(self, receive: Receive) -> Receive:
         """`receive`, counting the bytes of a body that does not announce its length."""

@@ -56,7 +56,8 @@ class GroupLink:
         except (grpc.aio.AioRpcError, TimeoutError, StopAsyncIteration) as error:
             call.cancel()
             await channel.close()
-            raise Unavailable(f"the group at {address} does not answer: {error}") from None
+            reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else type(error).__name__
+            raise Unavailable(f"the group at {address} does not answer: {reason}") from None
         link = cls(channel, call, info_of(first.welcome), outbox)
         link._reader = asyncio.create_task(link._read(messages))
         return link
@@ -109,6 +110,9 @@ class GroupLink:
             reason = error.details() or str(error.code())
         except asyncio.CancelledError:
             reason = "the router hung up"
+        except Exception as error:  # a message of another version: streams must not wait for ever
+            reason = f"{type(error).__name__}: {error}"
+            self._call.cancel()
         self._lose(Unavailable(f"group {self._info.group_id} was lost: {reason}", retry_after_s=1.0))
 
     def _take(self, step: pb.Step) -> None:

@@ -4,6 +4,7 @@ A chunk is put together from strings made once for the stream: only the new text
 """
 
 import json
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from rayline.protos.types import Delta, DeltaLogprob, Failed, Finished, Started,
 from rayline.router.http_errors import error_body
 
 Numbered = AsyncGenerator[tuple[int, StreamEvent], None]
+log = logging.getLogger("rayline.router")
 DONE = "data: [DONE]\n\n"
 
 
@@ -92,6 +94,7 @@ async def chunks(events: Numbered, style: Style, head: Head, include_usage: bool
     except RaylineError as error:
         yield f"id: {index}\ndata: {json.dumps(error_body(error))}\n\n"
     except Exception as error:
+        log.exception("%s failed", head.request_id)
         bug = InternalError(f"{type(error).__name__}: {error}")
         yield f"id: {index}\ndata: {json.dumps(error_body(bug))}\n\n"
     yield DONE

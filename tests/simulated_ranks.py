@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from rayline.protos.plan import Plan, Sampled, Slice, StepResult
 from rayline.protos.types import SamplingParams
+from rayline.workers.pipeline import RankStats
 
 
 def next_token(tokens: tuple[int, ...], vocab_size: int) -> int:
@@ -60,6 +61,10 @@ class SimulatedRanks:
 
     def check(self) -> None:
         """Nothing can be lost here."""
+
+    def rank_stats(self) -> tuple[RankStats, ...]:
+        assert not self.results, "ranks answer between steps only"
+        return (RankStats(0, 0, 0.0, 0.0, 0, 0, 0, 0),)
 
     def close(self) -> None:
         """Nothing to end."""

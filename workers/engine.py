@@ -1,6 +1,6 @@
 """The engine of one group: requests in, token events out, one step at a time. Single-threaded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rayline.protos.errors import InvalidRequest, PromptTooLong
 from rayline.protos.types import EngineEvent, EngineRequest, GroupLoad
@@ -30,10 +30,11 @@ class Engine:
         """Keep the pipeline full, then take in the oldest result."""
         while self.pipeline.in_flight < self.pipeline.window and (plan := self.scheduler.plan(self._clock())):
             self.pipeline.submit(plan)
-        if not self.pipeline.in_flight:
-            return []
-        result = self.pipeline.next_result()
-        return self.scheduler.commit(result)
+        return self.take_result() if self.pipeline.in_flight else []
+
+    def take_result(self) -> list[EngineEvent]:
+        """Wait for the oldest plan in flight and plan nothing new."""
+        return self.scheduler.commit(self.pipeline.next_result())
 
     @property
     def has_work(self) -> bool:
@@ -56,12 +57,22 @@ class Engine:
             raise PromptTooLong(
                 f"prompt of {known} tokens leaves no room: max_model_len is {limits.max_model_len}", field="prompt"
             )
-        top = max(max(request.prompt_ids), max(request.output_ids, default=0))
-        if top >= self._vocab_size or min(request.prompt_ids) < 0:
+        self._check_ids("prompt_ids", request.prompt_ids)
+        self._check_ids("output_ids", request.output_ids)
+        if len(request.output_ids) >= (request.params.max_tokens or limits.max_model_len):
             raise InvalidRequest(
-                f"prompt_ids holds {top}: allowed are ids of 0 to {self._vocab_size - 1}", field="prompt_ids"
+                f"output_ids holds {len(request.output_ids)} tokens: max_tokens = {request.params.max_tokens} leaves "
+                "nothing to compute",
+                field="output_ids",
             )
         if request.params.seed is None:
             raise InvalidRequest("seed is missing: the router draws one for each request", field="seed")
         if self.scheduler.holds(request.request_id):
             raise InvalidRequest(f"request_id {request.request_id!r} is already running", field="request_id")
+
+    def _check_ids(self, field: str, token_ids: Sequence[int]) -> None:
+        for token_id in token_ids:
+            if not 0 <= token_id < self._vocab_size:
+                raise InvalidRequest(
+                    f"{field} holds {token_id}: allowed are ids of 0 to {self._vocab_size - 1}", field=field
+                )

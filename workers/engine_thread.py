@@ -32,7 +32,7 @@ class Stop:
 
 Letter = EngineRequest | Abort | AskStats | Stop
 Emit = Callable[[list[EngineEvent], GroupLoad], None]
-"""Called in the engine's thread after each step that brought events."""
+"""Called after each step or letter that brought events: in the engine's thread, once that has ended in the poster's."""
 
 
 class EngineThread:
@@ -45,6 +45,7 @@ class EngineThread:
         self._on_lost = on_lost
         self._mailbox: queue.SimpleQueue[Letter] = queue.SimpleQueue()
         self._lost: RaylineError | None = None
+        self._posting = threading.Lock()  # between "is it lost?" and "it is in the mailbox" nothing may be lost
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -52,7 +53,11 @@ class EngineThread:
 
     def post(self, letter: Letter) -> None:
         """Hand in a request or an abort, from any thread. What became of it is told by events."""
-        self._mailbox.put(letter)
+        with self._posting:
+            if self._lost is None:
+                self._mailbox.put(letter)
+                return
+        self._return_to_sender(letter, self._lost)
 
     @property
     def alive(self) -> bool:
@@ -68,60 +73,67 @@ class EngineThread:
     def _run(self) -> None:
         try:
             while self._take_letters():
-                if events := self._engine.step():
-                    self._emit(events, self._engine.load())
-                elif not self._engine.has_work:
+                events = self._engine.step()
+                self._tell(events)
+                if not events and not self._engine.has_work:
                     self._engine.pipeline.check()
         except Exception as error:
             self._lose(error)
         finally:
             self._engine.close()
 
+    def _tell(self, events: list[EngineEvent]) -> None:
+        if events:
+            self._emit(events, self._engine.load())
+
     def _take_letters(self) -> bool:
         """Read all mail; waits a little when there is no work. False when told to stop."""
-        events: list[EngineEvent] = []
         wait = not self._engine.has_work
         while True:
             try:
                 letter = self._mailbox.get(block=wait, timeout=IDLE_CHECK_S if wait else None)
             except queue.Empty:
-                break
+                return True
             wait = False
             if isinstance(letter, Stop):
                 return False
-            events += self._read(letter)
-        if events:
-            self._emit(events, self._engine.load())
-        return True
+            self._read(letter)
 
-    def _read(self, letter: EngineRequest | Abort | AskStats) -> list[EngineEvent]:
+    def _read(self, letter: EngineRequest | Abort | AskStats) -> None:
         if isinstance(letter, Abort):
-            return self._engine.abort(letter.request_id)
-        if isinstance(letter, AskStats):
-            if not self._engine.pipeline.in_flight:
-                letter.answer(self._engine.pipeline.rank_stats())
-            else:
-                self._mailbox.put(letter)  # ranks answer between steps only
-            return []
+            self._tell(self._engine.abort(letter.request_id))
+        elif isinstance(letter, AskStats):
+            self._answer_stats(letter)
+        else:
+            try:
+                self._engine.add(letter)
+            except RaylineError as error:
+                self._tell([Failed(letter.request_id, error)])
+
+    def _answer_stats(self, letter: AskStats) -> None:
+        """Ranks answer between steps only: the plans in flight are finished first."""
         try:
-            self._engine.add(letter)
-        except RaylineError as error:
-            return [Failed(letter.request_id, error)]
-        return []
+            while self._engine.pipeline.in_flight:
+                self._tell(self._engine.take_result())
+            letter.answer(self._engine.pipeline.rank_stats())
+        except RaylineError:
+            letter.answer(())
+            raise
 
     def _lose(self, error: Exception) -> None:
         """The group cannot go on: end every stream with one Failed, then say so."""
         log.error("the group is lost: %s", error, exc_info=not isinstance(error, RaylineError))
-        self._lost = Unavailable(f"the group was lost: {error}", retry_after_s=1.0)
-        failed: list[EngineEvent] = [
-            Failed(sequence.request.request_id, self._lost) for sequence in self._engine.scheduler.live
-        ]
-        while True:
-            try:
-                letter = self._mailbox.get_nowait()
-            except queue.Empty:
-                break
-            if isinstance(letter, EngineRequest):
-                failed.append(Failed(letter.request_id, self._lost))
-        self._emit(failed, self._engine.load())
-        self._on_lost(self._lost)
+        lost = Unavailable(f"the group was lost: {error}", retry_after_s=1.0)
+        with self._posting:
+            self._lost = lost
+        self._tell([Failed(sequence.request.request_id, lost) for sequence in self._engine.scheduler.live])
+        while not self._mailbox.empty():
+            self._return_to_sender(self._mailbox.get(), lost)
+        self._on_lost(lost)
+
+    def _return_to_sender(self, letter: Letter, lost: RaylineError) -> None:
+        """What comes too late is answered all the same."""
+        if isinstance(letter, EngineRequest):
+            self._tell([Failed(letter.request_id, lost)])
+        elif isinstance(letter, AskStats):
+            letter.answer(())

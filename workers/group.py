@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from rayline.cluster.config import EngineSection, ParallelSection
-from rayline.cluster.kv_memory import KvPlan, KvWish, RankMemory, plan_kv
+from rayline.cluster.kv_memory import LEAST_TOKENS, KvPlan, KvWish, RankMemory, plan_kv
 from rayline.cluster.machine import usable_cores
 from rayline.cluster.parallel import Parallel, ranks
 from rayline.kernels.choice import choose
@@ -155,9 +155,10 @@ def _rank_specs(spec: GroupSpec, config: ModelConfig, dtype: str) -> list[RankSp
             f"{spec.engine.max_step_tokens}, one token for each running sequence",
             field="max_running",
         )
-    if spec.max_model_len > config.max_model_len:
+    if spec.max_model_len and not LEAST_TOKENS <= spec.max_model_len <= config.max_model_len:
         raise ConfigError(
-            f"max_model_len = {spec.max_model_len} is out of range: the model allows up to {config.max_model_len}",
+            f"max_model_len = {spec.max_model_len} is out of range: the model allows {LEAST_TOKENS} to "
+            f"{config.max_model_len}",
             field="max_model_len",
         )
 

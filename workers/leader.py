@@ -146,8 +146,9 @@ class Leader(GroupChannelServicer):
             if not isinstance(event, TokenEvent):
                 self._forget(event.request_id, connection)
         now = self._loop.time()
+        idle = load.running + load.waiting == 0  # nothing will follow that corrects an older report
         for connection in self._connections:
-            if connection not in steps and now - connection.told_s < LOAD_PERIOD_S:
+            if connection not in steps and not idle and now - connection.told_s < LOAD_PERIOD_S:
                 continue
             connection.told_s = now
             step = steps.get(connection) or pb.Step()

@@ -137,18 +137,31 @@ def accept_ranks(
     """
     channels: dict[int, Channel] = {}
     end = time.monotonic() + deadline_s
-    with selectors.DefaultSelector() as selector:
-        for server in servers:
-            selector.register(server, selectors.EVENT_READ, server)
-        while len(channels) < expected:
-            alive()
-            if time.monotonic() > end:
-                raise Unavailable(f"{len(channels)} of {expected} ranks came within {deadline_s:.0f} s")
-            for key, _ in selector.select(timeout=0.2):
-                hello = _greet(key.data, secret)
-                if hello is not None and 0 <= hello[0] < expected and hello[0] not in channels:
-                    channels[hello[0]] = hello[1]
+    try:
+        with selectors.DefaultSelector() as selector:
+            for server in servers:
+                selector.register(server, selectors.EVENT_READ, server)
+            while len(channels) < expected:
+                alive()
+                if time.monotonic() > end:
+                    raise Unavailable(f"{len(channels)} of {expected} ranks came within {deadline_s:.0f} s")
+                for key, _ in selector.select(timeout=0.2):
+                    _let_in(_greet(key.data, secret), expected, channels)
+    except BaseException:
+        for channel in channels.values():
+            channel.close()
+        raise
     return channels
+
+
+def _let_in(hello: tuple[int, Channel] | None, expected: int, channels: dict[int, Channel]) -> None:
+    if hello is None:
+        return
+    rank, channel = hello
+    if rank < expected and rank not in channels:
+        channels[rank] = channel
+    else:
+        channel.close()
 
 
 def _greet(server: socket.socket, secret: str) -> tuple[int, Channel] | None:

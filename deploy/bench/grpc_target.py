@@ -5,9 +5,9 @@ from typing import Self
 
 import grpc
 
-from rayline.deploy.bench.load import Piece
+from rayline.deploy.bench.load import Piece, TargetModel
 from rayline.deploy.bench.workload import Job
-from rayline.deploy.client import CHANNEL_OPTIONS, ModelStatus, call_metadata, check_address, error_of_call
+from rayline.deploy.client import CHANNEL_OPTIONS, call_metadata, check_address, error_of_call
 from rayline.protos import inference_pb2 as pb
 from rayline.protos import inference_pb2_grpc as pb_grpc
 from rayline.protos.errors import ModelNotFound
@@ -32,7 +32,7 @@ class GrpcTarget:
     async def __aexit__(self, *error: object) -> None:
         await self._channel.close()
 
-    async def describe(self) -> ModelStatus:
+    async def describe(self) -> TargetModel:
         """The model that will answer. Raises ModelNotFound when it is not served."""
         try:
             answer = await self._service.ListModels(pb.ListModelsRequest(), metadata=self._metadata)
@@ -40,7 +40,7 @@ class GrpcTarget:
             raise error_of_call(error, self._address) from None
         for model in answer.models:
             if model.name == (self._model or model.name):
-                return ModelStatus(model.name, model.max_model_len, model.vocab_size, model.groups)
+                return TargetModel(model.name, model.max_model_len, model.vocab_size)
         names = [model.name for model in answer.models]
         raise ModelNotFound(f"model = {self._model!r} is not served: allowed are {names}", field="model")
 

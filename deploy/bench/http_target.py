@@ -6,9 +6,9 @@ from typing import Any, Self
 
 import aiohttp
 
-from rayline.deploy.bench.load import Piece
+from rayline.deploy.bench.load import Piece, TargetModel
 from rayline.deploy.bench.workload import Job
-from rayline.deploy.client import ModelStatus, check_address
+from rayline.deploy.client import check_address
 from rayline.protos.errors import InternalError, ModelNotFound, RaylineError, Unavailable
 
 
@@ -33,8 +33,8 @@ class HttpTarget:
     async def __aexit__(self, *error: object) -> None:
         await self._session.close()
 
-    async def describe(self) -> ModelStatus:
-        """The model that will answer; what the API does not tell is 0. Raises ModelNotFound."""
+    async def describe(self) -> TargetModel:
+        """The model that will answer. Raises ModelNotFound when it is not served."""
         try:
             async with self._session.get("/v1/models") as response:
                 listed = await _body(response)
@@ -43,7 +43,7 @@ class HttpTarget:
         for model in listed["data"]:
             if model["id"] == (self._model or model["id"]):
                 self._model = model["id"]
-                return ModelStatus(model["id"], int(model.get("max_model_len") or 0), 0, 0)
+                return TargetModel(model["id"], int(model.get("max_model_len") or 0), 0)
         names = [model["id"] for model in listed["data"]]
         raise ModelNotFound(f"model = {self._model!r} is not served: allowed are {names}", field="model")
 

@@ -20,6 +20,15 @@ class Piece:
     overhead: Overhead | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class TargetModel:
+    """The model that answers, as far as its API tells: lengths and sizes in tokens, 0 where it does not."""
+
+    name: str
+    max_model_len: int
+    vocab_size: int
+
+
 class Target(Protocol):
     """Something that answers jobs. Raises RaylineError for a request that fails."""
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from rayline.cluster.machine import usable_cores
 from rayline.deploy.bench.memory import Memory, PeakMemory
 from rayline.deploy.bench.report import LoadReport, Slo, added, load_report
 from rayline.deploy.bench.server_load import LoadPlan, ServerTarget, checked_vocab_size, refuse_all_failed
@@ -43,7 +44,7 @@ def load_flags(command: click.Command) -> click.Command:
             click.Option(
                 ["--output-tokens"], type=Positive, default=64, show_default=True, help="Output tokens of each."
             ),
-            click.Option(["--vocab-size"], type=Positive, help="Prompt ids are below; default: what the server tells."),
+            click.Option(["--vocab-size"], type=Positive, help="Prompt ids are below; default: as the server tells."),
             click.Option(["--temperature"], type=float, default=0.0, show_default=True, help="0 is greedy."),
             click.Option(["--seed"], type=int, default=0, show_default=True, help="Of prompts and arrivals."),
             click.Option(["--warm-up"], type=click.IntRange(0), default=2, show_default=True, help="Requests before."),
@@ -114,10 +115,16 @@ async def measure(target: ServerTarget, values: dict[str, Any], slo: Slo) -> tup
 
 
 def compare(plan: LoadPlan, model: str, values: dict[str, Any], slo: Slo) -> LoadReport:
-    """The same load on an engine in this process, while the server idles."""
+    """The same load on an engine in this process, while the server idles.
+
+    It gets the threads that a group of `rayline serve` has, which leaves one core to the router.
+    """
     from rayline.deploy.commands.offline import load_model  # torch takes a second to import: not for `--help`
 
-    with load_model(model, given(values)) as llm:
+    options = given(values)
+    ranks = options.get("tp", 1) * options.get("pp", 1)
+    threads = max(1, (usable_cores() - 1) // ranks)
+    with load_model(model, {"threads": threads} | options) as llm:
         timelines = plan.run_on_engine(llm.engine, values["temperature"])
     refuse_all_failed(timelines)
     return load_report(timelines, slo)

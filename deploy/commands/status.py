@@ -24,8 +24,11 @@ def command(address: str, api_key: str | None, timeout_s: float, as_json: bool) 
         click.echo(json.dumps({"address": address, "health": health, "models": [asdict(model) for model in models]}))
     else:
         click.echo(f"{address} is {health}")
-        table = Table("model", "groups", "max_model_len", "vocab_size")
+        table = Table("model", "groups", "context", "numerics", "exact", "running", "waiting", "KV blocks free")
         for model in models:
-            table.add_row(model.name, str(model.groups), str(model.max_model_len), str(model.vocab_size))
+            exact, free = str(model.exact).lower(), f"{model.free_blocks} of {model.total_blocks}"
+            counts = (str(n) for n in (model.groups, model.max_model_len))
+            queue = (str(n) for n in (model.running, model.waiting))
+            table.add_row(model.name, *counts, model.numerics, exact, *queue, free)
         Console().print(table)
     return 0 if health == "SERVING" else 1

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 from fakes import FakeGroup, info, saying, service_of
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -49,6 +49,10 @@ def request(text: str = "the dog", **params: Any) -> pb.GenerateRequest:
 
 async def generate(channel: grpc.aio.Channel, message: pb.GenerateRequest, **options: Any) -> list[pb.StreamResponse]:
     return [event async for event in pb_grpc.InferenceServiceStub(channel).Generate(message, **options)]
+
+
+def health_stub(channel: Any) -> Any:
+    return health_pb2_grpc.HealthStub(channel)
 
 
 async def refusal(call: Any) -> grpc.aio.AioRpcError:
@@ -271,7 +275,7 @@ async def test_only_callers_with_a_key_are_let_in() -> None:
         key = (("authorization", "Bearer s3cret"),)
         assert len((await stub.ListModels(pb.ListModelsRequest(), metadata=key)).models) == 1
         assert (await generate(channel, request(), metadata=key))[-1].WhichOneof("event") == "finished"
-        health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        health = await health_stub(channel).Check(health_pb2.HealthCheckRequest())
         assert health.status == health_pb2.HealthCheckResponse.SERVING
 
 
@@ -284,10 +288,11 @@ async def test_a_message_over_the_limit_is_refused_and_the_next_one_served() -> 
 
 async def test_bytes_that_are_no_message_are_refused_and_the_next_call_served() -> None:
     async with door(service_of(FakeGroup(saying("x")))) as channel:
-        raw = channel.unary_stream(f"/{SERVICE_NAME}/Generate")
+        raw: Any = channel.unary_stream(f"/{SERVICE_NAME}/Generate")
         error = await refusal(raw(b"\xff\xff\xff").read())
         assert error.code() == grpc.StatusCode.INVALID_ARGUMENT and "not a protobuf" in (error.details() or "")
-        unknown = await refusal(channel.unary_unary(f"/{SERVICE_NAME}/Nothing")(b""))
+        nothing: Any = channel.unary_unary(f"/{SERVICE_NAME}/Nothing")
+        unknown = await refusal(nothing(b""))
         assert unknown.code() == grpc.StatusCode.UNIMPLEMENTED
         assert (await generate(channel, request()))[-1].WhichOneof("event") == "finished"
 
@@ -296,7 +301,7 @@ async def test_health_follows_groups_and_drain() -> None:
     group = FakeGroup(saying(SAYING), delay_s=0.02)
     service = service_of(group)
     async with door(service) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub = health_stub(channel)
 
         async def status(name: str) -> int:
             return int((await stub.Check(health_pb2.HealthCheckRequest(service=name))).status)
@@ -320,7 +325,8 @@ async def test_health_follows_groups_and_drain() -> None:
 
 async def test_reflection_lists_the_services() -> None:
     async with door(service_of(FakeGroup(saying("x")))) as channel:
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        untyped: Any = channel  # the stubs know only the blocking kind
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(untyped)
         call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
         answer = await call.read()
         names = {service.name for service in answer.list_services_response.service}

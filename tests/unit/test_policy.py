@@ -2,6 +2,8 @@
 
 from collections import Counter
 from dataclasses import replace
+from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +14,7 @@ from rayline.protos.types import GroupLoad
 from rayline.router.policy import GroupView, Scorer, choose, least_outstanding, tokens_ahead
 
 
-def view(group_id: str, own: int = 0, reported: int = 0, waiting: int = 0, **changes: bool) -> GroupView:
+def view(group_id: str, own: int = 0, reported: int = 0, waiting: int = 0, **changes: Any) -> GroupView:
     load = GroupLoad(outstanding_tokens=reported, waiting=waiting)
     plain = GroupView(group_id, "m", True, False, load, own, waiting, 4)
     return replace(plain, **changes)
@@ -55,7 +57,9 @@ def test_the_chosen_group_is_open_and_none_has_less_to_do(groups: list[GroupView
 
 
 @given(views.filter(lambda groups: any(map(is_open, groups))), st.randoms(), st.integers(0, 100))
-def test_the_order_in_which_groups_are_listed_does_not_matter(groups: list[GroupView], shuffler, turn: int) -> None:
+def test_the_order_in_which_groups_are_listed_does_not_matter(
+    groups: list[GroupView], shuffler: Random, turn: int
+) -> None:
     shuffled = list(groups)
     shuffler.shuffle(shuffled)
     assert choose(10, groups, turn) == choose(10, shuffled, turn)

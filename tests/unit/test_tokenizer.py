@@ -25,7 +25,7 @@ def test_the_embedded_tokenizer_reads_as_transformers_does() -> None:
             token_ids = tokenizer.encode(text, add_special_tokens=special)
             assert list(token_ids) == oracle.encode(text, add_special_tokens=special)
             for skip in (True, False):
-                expected = oracle.decode(token_ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+                expected = oracle.decode(list(token_ids), skip_special_tokens=skip, clean_up_tokenization_spaces=False)
                 assert tokenizer.decode(token_ids, skip_special_tokens=skip) == expected
     assert (tokenizer.bos_id, tokenizer.eos_id) == (oracle.bos_token_id, oracle.eos_token_id)
     assert tokenizer.special_ids >= set(oracle.all_special_ids)

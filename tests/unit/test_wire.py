@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -58,7 +59,7 @@ params = st.builds(
     logprobs=st.none() | uint32,
 )
 messages = st.lists(st.builds(ChatMessage, text, text), max_size=3).map(tuple)
-forms = st.one_of(
+forms: st.SearchStrategy[dict[str, Any]] = st.one_of(
     st.fixed_dictionaries({}),
     st.fixed_dictionaries({"prompt": text}),
     st.fixed_dictionaries({"prompt_ids": ids}),
@@ -153,11 +154,12 @@ def test_every_message_and_rpc_of_the_proto_is_explained() -> None:
     assert [lines[n] for n in heads if not lines[n - 1].lstrip().startswith("//")] == []
 
 
-def test_the_generated_code_is_that_of_the_proto(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["inference", "internal"])
+def test_the_generated_code_is_that_of_the_proto(name: str, tmp_path: Path) -> None:
     out = [f"--{kind}={tmp_path}" for kind in ("python_out", "pyi_out", "grpc_python_out")]
-    command = [sys.executable, "-m", "grpc_tools.protoc", "-Itests/typing", *out, "rayline/protos/inference.proto"]
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-Itests/typing", *out, f"rayline/protos/{name}.proto"]
     subprocess.run(command, cwd=ROOT, check=True)
     made = sorted((tmp_path / "rayline/protos").iterdir())
-    assert [path.name for path in made] == ["inference_pb2.py", "inference_pb2.pyi", "inference_pb2_grpc.py"]
+    assert [path.name for path in made] == [f"{name}_pb2.py", f"{name}_pb2.pyi", f"{name}_pb2_grpc.py"]
     for path in made:
         assert path.read_text() == (ROOT / "protos" / path.name).read_text(), f"{path.name} is out of date"

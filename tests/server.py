@@ -1,0 +1,86 @@
+"""A running `rayline serve`, as its users start it: the real command in a process of its own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[1]
+READY_TIMEOUT_S = 120.0
+
+
+@dataclass
+class Server:
+    """One `rayline serve` and what it printed until it was ready."""
+
+    process: subprocess.Popen[str]
+    banner: str
+    ready_s: float
+
+    @property
+    def grpc_address(self) -> str:
+        return _found(r"gRPC\s+(\S+)", self.banner)
+
+    @property
+    def http_url(self) -> str:
+        return _found(r"HTTP\s+(\S+)", self.banner)
+
+    def descendants(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def stop(self) -> int:
+        """Ctrl-C, then wait for the end."""
+        if self.process.poll() is None:
+            self.interrupt()
+        try:
+            return self.process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+
+def environment() -> dict[str, str]:
+    """The tests' own, with a path to the package where it is not installed."""
+    path = os.pathsep.join(filter(None, [str(ROOT / "tests/typing"), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def command(*args: str) -> list[str]:
+    return [sys.executable, "-m", "rayline.deploy.cli", *args]
+
+
+def start_server(*args: str) -> Server:
+    """`rayline serve` with `args`, on ports of the system's choice; returns when it is ready."""
+    ports = ["--grpc-port", "0", "--http-port", "0", "--serve-port", "0"]
+    began = time.monotonic()
+    process = subprocess.Popen(
+        command("serve", *ports, *args),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+    )
+    lines: list[str] = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.append(line)
+        if "Ctrl-C stops" in line:
+            return Server(process, "".join(lines), time.monotonic() - began)
+        assert time.monotonic() - began < READY_TIMEOUT_S, "".join(lines)
+    raise AssertionError(f"ended with {process.wait()}: {''.join(lines)}")
+
+
+def _found(pattern: str, text: str) -> str:
+    match = re.search(pattern, text)
+    assert match is not None, text
+    return match.group(1)
