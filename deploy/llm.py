@@ -179,6 +179,10 @@ class LLM:
         request_id = f"offline-{next(self._numbers)}"
         if isinstance(prompt, str):
             return Spec(request_id, self._info.model, params, prompt=prompt)
+        if not isinstance(prompt, Iterable):
+            raise InvalidRequest(
+                f"prompts holds {prompt!r}: allowed are strings and lists of token ids", field="prompts"
+            )
         return Spec(request_id, self._info.model, params, prompt_ids=tuple(prompt))
 
     def _request(self, spec: Spec) -> EngineRequest:

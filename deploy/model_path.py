@@ -13,7 +13,7 @@ def resolve_model(path: str) -> Path:
     if path == EMBEDDED:
         return Path(__file__).resolve().with_name("embedded")
     folder = Path(path).expanduser()
-    if folder.is_dir():
+    if path and folder.is_dir():
         return folder.resolve()
     if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
         raise ModelError(f"model = {path!r} is not a directory", field="model")

@@ -1,6 +1,5 @@
 """`rayline serve`: check, start Ray where none was named, run the application, wait, drain, stop."""
 
-import concurrent.futures
 import logging
 import os
 import secrets
@@ -137,26 +136,23 @@ def _run(
 
     Raises what a group failed with: Serve alone would try again and again.
     """
-    app = build(config, models, wiring)
-    deployed: concurrent.futures.Future[DeploymentHandle[Any]] = concurrent.futures.Future()
-    threading.Thread(target=_deploy, args=(app, config.parallel.groups, deployed), daemon=True).start()
-    while not deployed.done():
+    target = ray_serve.RunTarget(build(config, models, wiring), name=APP_NAME, route_prefix="/")
+    (handle,) = ray_serve.run_many([target], wait_for_applications_running=False)
+    while not _is_running():
         if start.failed.wait(WATCH_PERIOD_S) and start.error is not None:
             raise start.error
         if stop.is_set():
             return None
-    return deployed.result()
+    handle.wait_ready.remote(config.parallel.groups).result(timeout_s=READY_TIMEOUT_S)
+    return handle
 
 
-def _deploy(
-    app: ray_serve.Application, groups: int, deployed: "concurrent.futures.Future[DeploymentHandle[Any]]"
-) -> None:
-    try:
-        handle = ray_serve.run(app, name=APP_NAME, route_prefix="/")
-        handle.wait_ready.remote(groups).result(timeout_s=READY_TIMEOUT_S)
-        deployed.set_result(handle)
-    except Exception as error:
-        deployed.set_exception(Unavailable(f"the application did not start: {error}"))
+def _is_running() -> bool:
+    """Raises Unavailable when Serve has given the application up."""
+    application = ray_serve.status().applications[APP_NAME]
+    if application.status == "DEPLOY_FAILED":
+        raise Unavailable(f"the application did not start: {application.message}")
+    return application.status == "RUNNING"
 
 
 def _ready(config: SystemConfig, models: Sequence[ResolvedModel], handle: DeploymentHandle[Any]) -> str:

@@ -81,8 +81,9 @@ class GroupLink:
             return
         stream = next(self._numbers)
         events: asyncio.Queue[EngineEvent] = asyncio.Queue()
+        message = pb.RouterMessage(submit=submit_to_pb(stream, request))
         self._streams[stream] = (request.request_id, events)
-        self._outbox.put_nowait(pb.RouterMessage(submit=submit_to_pb(stream, request)))
+        self._outbox.put_nowait(message)
         try:
             while isinstance(event := await events.get(), TokenEvent):
                 yield event
@@ -121,11 +122,13 @@ class GroupLink:
             if (entry := self._streams.get(token.stream)) is not None:
                 entry[1].put_nowait(token_of(token, entry[0]))
         for finished in step.finished:
-            if (entry := self._streams.pop(finished.stream, None)) is not None:
+            if (entry := self._streams.get(finished.stream)) is not None:
                 entry[1].put_nowait(finished_of(finished, entry[0]))
+                del self._streams[finished.stream]
         for failed in step.failed:
-            if (entry := self._streams.pop(failed.stream, None)) is not None:
+            if (entry := self._streams.get(failed.stream)) is not None:
                 entry[1].put_nowait(failed_of(failed, entry[0]))
+                del self._streams[failed.stream]
 
     def _lose(self, error: RaylineError) -> None:
         if self._lost is None:

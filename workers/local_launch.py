@@ -59,7 +59,12 @@ class LocalLauncher:
 
     def _start(self, spec: RankSpec, address: str, secret: str) -> None:
         rank = spec.parallel.rank
-        environment = {**os.environ, SECRET_VARIABLE: secret, "OMP_NUM_THREADS": str(spec.threads)}
+        environment = {
+            **os.environ,
+            SECRET_VARIABLE: secret,
+            "OMP_NUM_THREADS": str(spec.threads),
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # found as this process found it
+        }
         command = [sys.executable, "-m", "rayline.workers.rank", address, str(rank)]
         self._processes[rank] = subprocess.Popen(command, env=environment, start_new_session=True)
 

@@ -100,10 +100,10 @@ def test_ray_serves_own_proxy_mounts_the_same_app(server: Server) -> None:
     answers = []
     for port in ports:
         try:
-            answers.append(httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=2.0).status_code)
+            answers.append(httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=2.0).text)
         except httpx.HTTPError:
             continue
-    assert answers.count(200) == 2  # our own door and the proxy
+    assert sum('"object":"list"' in answer for answer in answers) == 2  # our own door and the proxy
 
 
 def test_health_is_serving(server: Server) -> None:
@@ -164,7 +164,7 @@ def test_ctrl_c_lets_a_running_stream_finish_and_leaves_no_process(serve: Callab
     server.interrupt()
     events = list(stream)
     assert events[-1].finished.usage.output_tokens == 600
-    assert server.stop() == 0
+    assert server.process.wait(timeout=60) == 0
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
 
@@ -184,7 +184,6 @@ def test_a_port_in_use_is_named_before_anything_starts(server: Server) -> None:
         (["--tp", "3"], "tp = 3"),
         (["--pp", "7"], "pp = 7"),
         (["--kv-bytes", "1000"], "kv_bytes"),
-        (["--kv-bytes", "10000000000000"], "kv_bytes"),
         (["--max-model-len", "4096"], "max_model_len = 4096"),
         (["nowhere/at/all"], "not a directory"),
     ],

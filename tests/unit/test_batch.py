@@ -1,4 +1,4 @@
-"""A plan as tensors, by example: chunks, decode steps, prefix hits, preemption and late tokens of released sequences."""
+"""A plan as tensors, by example: chunks, decode steps, prefix hits, preemption, tokens that come too late."""
 
 import pytest
 import torch
