@@ -169,7 +169,7 @@ def override(config: SystemConfig, flags: Mapping[str, Any]) -> SystemConfig:
 
     Raises ConfigError for a key that is in no section or a value out of its range.
     """
-    sections = (ModelSection, *(type(getattr(config, section)) for section in SECTIONS[1:]))
+    sections: tuple[Any, ...] = (config.models[0], *(getattr(config, section) for section in SECTIONS[1:]))
     if unknown := flags.keys() - {f.name for section in sections for f in fields(section)}:
         raise ConfigError(f"{min(unknown)} is not a config key", field=min(unknown))
     model_keys = {f.name for f in fields(ModelSection)} & flags.keys()

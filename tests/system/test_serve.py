@@ -3,7 +3,7 @@
 import json
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import grpc
 import httpx
@@ -200,3 +200,40 @@ def test_what_cannot_start_is_refused_in_one_clear_line(args: list[str], said: s
 
 def _running(stub: pb_grpc.InferenceServiceStub) -> int:
     return sum(model.running for model in stub.ListModels(pb.ListModelsRequest()).models)
+
+
+def test_a_killed_group_ends_its_streams_with_one_error_and_comes_back(
+    server: Server, stub: pb_grpc.InferenceServiceStub
+) -> None:
+    """Runs last: it kills one of the server's two groups."""
+    sampling = pb.SamplingParams(max_tokens=1500, ignore_eos=True, temperature=0.0)
+    request = pb.GenerateRequest(model="rayline-python", text=PROMPT, params=sampling)
+    streams = [stub.Generate(request) for _ in range(4)]
+    for stream in streams:
+        next(stream)
+    leaders = [p for p in server.descendants() if "group-rayline-python" in " ".join(p.cmdline())]
+    assert len(leaders) == 2
+    leaders[0].kill()
+    ends = [_end(stream) for stream in streams]
+    assert sorted(ends) == ["finished", "finished", "lost", "lost"]
+    assert len(token_ids(generate(stub))) == 16
+    began = time.monotonic()
+    while (groups := stub.ListModels(pb.ListModelsRequest()).models[0].groups) < 2:
+        assert time.monotonic() - began < 60, f"{groups} of 2 groups are back"
+        time.sleep(0.2)
+
+
+def _end(stream: Iterator[pb.StreamResponse]) -> str:
+    """How a stream ends: one terminal event, and the status that goes with it."""
+    kinds: list[str | None] = []
+    try:
+        for event in stream:
+            kinds.append(event.WhichOneof("event"))
+    except grpc.RpcError as error:
+        assert isinstance(error, grpc.Call)
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert kinds[-1] == "failed"
+        assert kinds.count("failed") == 1
+        return "lost"
+    assert kinds.count("finished") == 1
+    return str(kinds[-1])

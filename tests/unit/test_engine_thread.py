@@ -3,7 +3,8 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sized
+from functools import partial
 
 import pytest
 from simulated_group import TimedRanks, answer, engine_over, request
@@ -25,6 +26,7 @@ class Desk:
         self.loads: list[GroupLoad] = []
         self.batches: list[list[EngineEvent]] = []
         self.losses: list[RaylineError] = []
+        self.stats: list[tuple[RankStats, ...]] = []
         self.told = threading.Condition()
         self.thread = EngineThread(engine, self._emit, self._on_lost)
 
@@ -38,6 +40,11 @@ class Desk:
     def _on_lost(self, error: RaylineError) -> None:
         with self.told:
             self.losses.append(error)
+            self.told.notify_all()
+
+    def take_stats(self, stats: tuple[RankStats, ...]) -> None:
+        with self.told:
+            self.stats.append(stats)
             self.told.notify_all()
 
     def wait(self, done: Callable[[], bool]) -> None:
@@ -61,6 +68,10 @@ class Desk:
         self.thread.start()
         self.wait(lambda: len(self.ends()) == len({each.request_id for each in requests}))
         self.thread.stop()
+
+
+def has_more(items: Sized, count: int) -> bool:
+    return len(items) > count
 
 
 REQUESTS = [request(f"r{number}", (number, 1, 2), tokens=6 + number) for number in range(5)]
@@ -128,12 +139,11 @@ def test_a_loss_while_nothing_runs_is_noticed_and_told_once() -> None:
 def test_letters_that_come_after_the_loss_are_answered_too() -> None:
     desk = Desk(engine_over(TimedRanks(lives=0)))
     desk.run(request("early"))
-    stats: list[tuple[RankStats, ...]] = []
     desk.thread.post(request("late"))
-    desk.thread.post(AskStats(stats.append))
+    desk.thread.post(AskStats(desk.take_stats))
     desk.thread.post(Abort("late"))
     assert isinstance(desk.end("late"), Failed)
-    assert stats == [()]
+    assert desk.stats == [()]
 
 
 def test_no_letter_is_lost_between_the_loss_and_the_end_of_the_thread() -> None:
@@ -198,17 +208,15 @@ def test_an_abort_of_an_unknown_request_is_ignored() -> None:
 @pytest.mark.parametrize("delay", [1, 3])
 def test_statistics_are_told_while_streams_run_and_disturb_none(delay: int) -> None:
     desk = Desk(engine_over(TimedRanks(step_s=0.002, delay=delay), depth=delay))
-    told: list[tuple[RankStats, ...]] = []
     desk.thread.start()
     for each in REQUESTS:
         desk.thread.post(each)
-    for _ in range(3):
-        answered = threading.Event()
-        desk.thread.post(AskStats(lambda stats, answered=answered: (told.append(stats), answered.set())))  # type: ignore[misc]
-        assert answered.wait(WAIT_S)
+    for asked in range(3):
+        desk.thread.post(AskStats(desk.take_stats))
+        desk.wait(partial(has_more, desk.stats, asked))
     desk.wait(lambda: len(desk.ends()) == len(REQUESTS))
     desk.thread.stop()
-    assert [stats[0].rank for stats in told] == [0, 0, 0]
+    assert [stats[0].rank for stats in desk.stats] == [0, 0, 0]
     for each in REQUESTS:
         assert desk.tokens(each.request_id) == answer(each)
 
@@ -216,15 +224,14 @@ def test_statistics_are_told_while_streams_run_and_disturb_none(delay: int) -> N
 def test_a_loss_while_statistics_are_asked_for_ends_everything_once() -> None:
     ranks = TimedRanks(lives=3, delay=3)
     desk = Desk(engine_over(ranks, depth=2))
-    told: list[tuple[RankStats, ...]] = []
     for each in REQUESTS:
         desk.thread.post(each)
-        desk.thread.post(AskStats(told.append))
+        desk.thread.post(AskStats(desk.take_stats))
     desk.thread.start()
     desk.wait(lambda: bool(desk.losses))
     desk.thread.stop()
     assert desk.ends() == Counter({each.request_id: 1 for each in REQUESTS})
-    assert len(told) == len(REQUESTS)
+    assert len(desk.stats) == len(REQUESTS)
 
 
 def test_stopping_joins_the_thread() -> None:

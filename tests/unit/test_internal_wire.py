@@ -29,6 +29,7 @@ from rayline.protos.internal_wire import (
 )
 from rayline.protos.plan import Admission, Plan, Sampled, Slice, StepResult
 from rayline.protos.types import (
+    EngineEvent,
     EngineRequest,
     Failed,
     Finished,
@@ -156,16 +157,18 @@ def test_the_events_of_a_step_come_back_as_they_were(
     stream: int, sent_tokens: list[TokenEvent], ends: list[Finished], failed: list[Failed]
 ) -> None:
     step = pb.Step()
-    for event in (*sent_tokens, *ends, *failed):
+    events: list[EngineEvent] = [*sent_tokens, *ends, *failed]
+    for event in events:
         add_event(step, stream, event)
     step = pb.Step.FromString(step.SerializeToString())
-    assert {m.stream for m in (*step.tokens, *step.finished, *step.failed)} <= {stream}
+    streams = [*(m.stream for m in step.tokens), *(m.stream for m in step.finished), *(m.stream for m in step.failed)]
+    assert streams == [stream] * len(events)
     assert [token_of(m, e.request_id) for m, e in zip(step.tokens, sent_tokens, strict=True)] == sent_tokens
     assert [finished_of(m, e.request_id) for m, e in zip(step.finished, ends, strict=True)] == ends
-    for message, event in zip(step.failed, failed, strict=True):
-        back = failed_of(message, event.request_id)
-        assert back.request_id == event.request_id
-        assert type(back.error) is type(event.error) and vars(back.error) == vars(event.error)
+    for message, failure in zip(step.failed, failed, strict=True):
+        back = failed_of(message, failure.request_id)
+        assert back.request_id == failure.request_id
+        assert type(back.error) is type(failure.error) and vars(back.error) == vars(failure.error)
 
 
 @given(specs)

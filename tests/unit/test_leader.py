@@ -16,11 +16,15 @@ from simulated_group import BLOCKS, SECRET, TimedRanks, answer, engine_over, lea
 
 from rayline.protos import internal_pb2 as pb
 from rayline.protos.errors import InvalidRequest, Overloaded, PromptTooLong, Unavailable
-from rayline.protos.internal_pb2_grpc import GroupChannelStub
+from rayline.protos.internal_pb2_grpc import (
+    GroupChannelServicer,
+    GroupChannelStub,
+    add_GroupChannelServicer_to_server,
+)
 from rayline.protos.internal_wire import submit_to_pb
 from rayline.protos.types import EngineEvent, EngineRequest, Failed, Finished, FinishReason, TokenEvent
 from rayline.router.link import GroupLink
-from rayline.workers.leader import SECRET_KEY, Leader
+from rayline.workers.leader import SECRET_KEY
 
 TESTS = Path(__file__).parents[1]
 WAIT_S = 10.0
@@ -275,20 +279,30 @@ async def test_a_leader_that_stops_ends_open_streams_with_one_failed_each() -> N
     await link.close()
 
 
+class NewerLeader(GroupChannelServicer):
+    """Answers the first request with an end that nobody here has heard of."""
+
+    async def Connect(
+        self,
+        request_iterator: AsyncIterator[pb.RouterMessage],
+        context: "grpc.aio.ServicerContext[pb.RouterMessage, pb.LeaderMessage]",
+    ) -> AsyncIterator[pb.LeaderMessage]:
+        yield pb.LeaderMessage(welcome=pb.Welcome(group_id="newer"))
+        async for message in request_iterator:
+            end = pb.Finished(stream=message.submit.stream, reason="vanished")
+            yield pb.LeaderMessage(step=pb.Step(finished=[end]))
+
+
 async def test_a_message_of_another_version_loses_the_group_instead_of_hanging_its_streams() -> None:
-    async with leading(engine_over(TimedRanks(step_s=0.01))) as leader, linked(leader.address) as link:
-        events = asyncio.create_task(collect(link, LONG))
-        await until(lambda: link.load.running == 1)
-        _send_unknown_reason(leader)
-        end = assert_failed(await asyncio.wait_for(events, WAIT_S), Unavailable)
+    server = grpc.aio.server()
+    add_GroupChannelServicer_to_server(NewerLeader(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with linked(f"127.0.0.1:{port}") as link:
+        end = assert_failed(await asyncio.wait_for(collect(link, LONG), WAIT_S), Unavailable)
         assert "vanished" in end.error.message
         assert not link.alive
-
-
-def _send_unknown_reason(leader: Leader) -> None:
-    (connection,) = leader._connections
-    step = pb.Step(finished=[pb.Finished(stream=1, reason="vanished")])
-    connection.outbox.put_nowait(pb.LeaderMessage(step=step))
+    await server.stop(0)
 
 
 async def test_a_killed_leader_ends_each_open_stream_with_one_failed() -> None:

@@ -56,7 +56,7 @@ def text(completion: Completion) -> str:
 
 
 def test_greedy_tokens_are_those_of_transformers(llm: LLM) -> None:
-    model: Any = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=torch.float32)
     (completion,) = llm.generate(["def fibonacci(n):\n"], SamplingParams(temperature=0.0, max_tokens=24))
     with torch.inference_mode():
         whole = model.generate(torch.tensor([completion.prompt_ids]), max_new_tokens=24, do_sample=False)

@@ -51,7 +51,8 @@ REFUSED: list[tuple[str, Any, str]] = [
 
 
 def spec(**changes: Any) -> Spec:
-    return Spec(**({"request_id": "r", "model": "m", "params": SamplingParams(), "prompt": "hello"} | changes))
+    base: dict[str, Any] = {"request_id": "r", "model": "m", "params": SamplingParams(), "prompt": "hello"}
+    return Spec(**(base | changes))
 
 
 def test_every_parameter_is_in_the_tables_of_this_file() -> None:
