@@ -13,43 +13,11 @@ from rayline.protos.types import (
     FinishReason,
     GroupInfo,
     GroupLoad,
-    SamplingParams,
     TokenEvent,
     TokenLogprob,
     Usage,
 )
-
-
-def sampling_to_pb(params: SamplingParams) -> pb.Sampling:
-    return pb.Sampling(
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
-        min_p=params.min_p,
-        seed=params.seed,
-        max_tokens=params.max_tokens,
-        min_tokens=params.min_tokens,
-        stop=params.stop,
-        stop_token_ids=params.stop_token_ids,
-        ignore_eos=params.ignore_eos,
-        logprobs=params.logprobs,
-    )
-
-
-def sampling_of(message: pb.Sampling) -> SamplingParams:
-    return SamplingParams(
-        temperature=message.temperature,
-        top_k=message.top_k,
-        top_p=message.top_p,
-        min_p=message.min_p,
-        seed=message.seed if message.HasField("seed") else None,
-        max_tokens=message.max_tokens if message.HasField("max_tokens") else None,
-        min_tokens=message.min_tokens,
-        stop=tuple(message.stop),
-        stop_token_ids=tuple(message.stop_token_ids),
-        ignore_eos=message.ignore_eos,
-        logprobs=message.logprobs if message.HasField("logprobs") else None,
-    )
+from rayline.protos.wire import params_of, params_to_pb
 
 
 def plan_to_pb(plan: Plan) -> pb.Plan:
@@ -58,7 +26,7 @@ def plan_to_pb(plan: Plan) -> pb.Plan:
             sequence=a.sequence,
             prompt_ids=a.prompt_ids,
             output_ids=a.output_ids,
-            sampling=sampling_to_pb(a.params),
+            params=params_to_pb(a.params),
         )
         for a in plan.admitted
     ]
@@ -81,7 +49,7 @@ def plan_of(message: pb.Plan) -> Plan:
         epoch=message.epoch,
         step=message.step,
         admitted=tuple(
-            Admission(a.sequence, tuple(a.prompt_ids), tuple(a.output_ids), sampling_of(a.sampling))
+            Admission(a.sequence, tuple(a.prompt_ids), tuple(a.output_ids), params_of(a.params))
             for a in message.admitted
         ),
         slices=tuple(
@@ -113,7 +81,7 @@ def submit_to_pb(stream: int, request: EngineRequest) -> pb.Submit:
         request_id=request.request_id,
         prompt_ids=request.prompt_ids,
         output_ids=request.output_ids,
-        sampling=sampling_to_pb(request.params),
+        params=params_to_pb(request.params),
         priority=request.priority,
     )
 
@@ -122,7 +90,7 @@ def request_of(message: pb.Submit) -> EngineRequest:
     return EngineRequest(
         request_id=message.request_id,
         prompt_ids=tuple(message.prompt_ids),
-        params=sampling_of(message.sampling),
+        params=params_of(message.params),
         output_ids=tuple(message.output_ids),
         priority=message.priority,
     )

@@ -22,8 +22,6 @@ from rayline.protos.internal_wire import (
     request_of,
     result_of,
     result_to_pb,
-    sampling_of,
-    sampling_to_pb,
     submit_to_pb,
     token_of,
 )
@@ -117,12 +115,6 @@ specs = st.builds(
     store_host=text,
     store_port=uint32,
 )
-
-
-@given(params)
-def test_parameters_come_back_as_they_were(given_params: SamplingParams) -> None:
-    sent = sampling_to_pb(given_params).SerializeToString()
-    assert sampling_of(pb.Sampling.FromString(sent)) == given_params
 
 
 @given(plans)

@@ -127,7 +127,7 @@ async def test_nobody_at_the_address_is_unavailable() -> None:
 
 
 async def test_leaving_a_stream_frees_its_blocks_within_one_step() -> None:
-    ranks = TimedRanks(step_s=0.05)
+    ranks = TimedRanks(step_s=0.1)
     async with leading(engine_over(ranks)) as leader, linked(leader.address) as link:
         events = link.generate(LONG)
         await anext(events)
@@ -319,7 +319,7 @@ async def test_a_killed_leader_ends_each_open_stream_with_one_failed() -> None:
                 killed_s = time.monotonic()
                 for events in await asyncio.gather(*streams):
                     assert_failed(events, Unavailable)
-                assert time.monotonic() - killed_s < 2.0
+                assert time.monotonic() - killed_s < 5.0
                 assert not link.alive
         finally:
             process.kill()
