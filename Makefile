@@ -35,8 +35,9 @@ lint: $(DEV)
 types: $(DEV)
 	$(BIN)/mypy
 
+# One thread: the models of the tests are so small that threads only wait for each other.
 unit: $(DEV)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 proto: $(DEV)
 	$(BIN)/python -m grpc_tools.protoc -Itests/typing --python_out=tests/typing --pyi_out=tests/typing \

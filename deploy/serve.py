@@ -25,6 +25,7 @@ from rayline.deploy.progress import PhaseProgress, open_progress
 from rayline.deploy.progress_link import ProgressListener
 from rayline.protos.errors import ConfigError, RaylineError, Unavailable
 from rayline.router.ports import free_port, probe_port
+from rayline.router.tokenizer import Tokenizer
 from rayline.workers.group import check_group, has_gpus
 from rayline.workers.models.config import ModelConfig
 
@@ -73,13 +74,14 @@ def serve(config: SystemConfig, console: Console | None = None) -> int:
 
 
 def check(config: SystemConfig) -> list[ResolvedModel]:
-    """All that can be refused before a process is started: paths, files, sizes, ports."""
+    """All that can be refused before a process is started: paths, files, tokenizers, sizes, ports."""
     models = [ResolvedModel(served_name(m.path, m.name), resolve_model(m.path), m) for m in config.models]
     names = [model.name for model in models]
     if len(set(names)) < len(names):
         raise ConfigError(f"models = {names}: two models have one name", field="models")
     for model in models:
         check_group(group_spec(config, model))
+        Tokenizer.load(model.path)
     for name, port in (
         ("grpc_port", config.router.grpc_port),
         ("http_port", config.router.http_port),

@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# How long one example takes is the machine's business: a shared one must not fail a property.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 UNEVEN: dict[str, Any] = {
     "vocab_size": 1003,

@@ -181,7 +181,7 @@ def workloads(draw: st.DrawFn) -> list[EngineRequest]:
     return [request(f"r{n}", tuple(prompt), draw(st.integers(1, 30))) for n, prompt in enumerate(prompts)]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(workloads(), st.integers(1, 3), st.integers(1, 4))
 def test_every_request_is_answered_alike_whatever_runs_beside_it(
     workload: list[EngineRequest], depth: int, max_running: int
