@@ -6,6 +6,8 @@ from rich.table import Table
 
 from rayline.deploy.bench.memory import Memory
 from rayline.deploy.bench.report import Added, BatchReport, LoadReport, Percentiles
+from rayline.deploy.bench.stages import StageIdle
+from rayline.workers.pipeline import RankStats
 
 
 def load_table(title: str, report: LoadReport, memory: Memory | None) -> Table:
@@ -44,6 +46,24 @@ def batch_table(reports: Sequence[BatchReport], memory: Memory) -> Table:
             "-" if decode is None else f"{decode:,.0f}",
             "-" if step is None else f"{step:.2f}",
         )
+    return table
+
+
+def stage_table(idle: Sequence[StageIdle]) -> Table:
+    """Idle time of each stage beside what filling and draining the pipeline would cost."""
+    stages = range(idle[0].stages)
+    table = Table("batch", "plans", "(S-1)/(M+S-1)", *(f"stage {stage} idle" for stage in stages))
+    for run in idle:
+        table.add_row(str(run.batch), str(run.plans), f"{run.bubble:.1%}", *(f"{share:.1%}" for share in run.idle))
+    return table
+
+
+def rank_table(ranks: Sequence[RankStats]) -> Table:
+    """What each rank holds."""
+    table = Table("rank", "stage", "weights", "KV cache", "resident", "read from files")
+    for rank in ranks:
+        sizes = (rank.weight_bytes, rank.cache_bytes, rank.resident_bytes, rank.read_bytes)
+        table.add_row(str(rank.rank), str(rank.stage), *(f"{size / 2**20:,.1f} MiB" for size in sizes))
     return table
 
 

@@ -8,13 +8,15 @@ from typing import Any
 import click
 from rich.console import Console
 
-from rayline.deploy.bench.engine_load import SteppedEngine, measure_batch
+from rayline.deploy.bench.engine_load import measure_batch
 from rayline.deploy.bench.memory import PeakMemory
 from rayline.deploy.bench.report import BatchReport, batch_report
-from rayline.deploy.bench.tables import batch_table
+from rayline.deploy.bench.stages import StageIdle, stage_idle
+from rayline.deploy.bench.tables import batch_table, rank_table, stage_table
 from rayline.deploy.bench.workload import Shape
 from rayline.deploy.commands.flags import config_flags, given
 from rayline.deploy.commands.source import NOT_OFFLINE, OFFLINE_SECTIONS
+from rayline.workers.engine import Engine
 
 Positive = click.IntRange(min=1)
 
@@ -54,7 +56,9 @@ def command(
     options = {"max_running": max(batches)} | given(flags)
     with PeakMemory(os.getpid()) as memory, load_model(model, options) as llm:
         shape = Shape(input_tokens, output_tokens, llm.info.vocab_size, seed)
-        reports = [measured(llm.engine, batch, repeats, shape, temperature) for batch in batches]
+        measurements = [measured(llm.engine, batch, repeats, shape, temperature) for batch in batches]
+        ranks = llm.engine.pipeline.rank_stats()
+    reports, idle = [report for report, _ in measurements], [stages for _, stages in measurements]
     if as_json:
         click.echo(
             json.dumps(
@@ -63,15 +67,26 @@ def command(
                     "input_tokens": input_tokens,
                     "output_tokens": output_tokens,
                     "batches": [asdict(report) for report in reports],
+                    "stages": [asdict(stages) for stages in idle],
+                    "ranks": [asdict(rank) for rank in ranks],
                     "peak_memory": asdict(memory.peak),
                 }
             )
         )
     else:
-        Console().print(batch_table(reports, memory.peak))
+        console = Console()
+        console.print(batch_table(reports, memory.peak))
+        console.print(stage_table(idle))
+        console.print(rank_table(ranks))
 
 
-def measured(engine: SteppedEngine, batch: int, repeats: int, shape: Shape, temperature: float) -> BatchReport:
+def measured(
+    engine: Engine, batch: int, repeats: int, shape: Shape, temperature: float
+) -> tuple[BatchReport, StageIdle]:
     """One batch size, after a run that is thrown away."""
-    runs = [measure_batch(engine, shape.jobs(batch, repeat), temperature) for repeat in range(repeats + 1)]
-    return batch_report(batch, runs[1:])
+    measure_batch(engine, shape.jobs(batch, 0), temperature)
+    engine.pipeline.rank_stats()  # starts the ranks' clocks anew
+    before = engine.scheduler.stats.steps
+    runs = [measure_batch(engine, shape.jobs(batch, repeat), temperature) for repeat in range(1, repeats + 1)]
+    plans = engine.scheduler.stats.steps - before
+    return batch_report(batch, runs), stage_idle(batch, engine.pipeline.rank_stats(), plans)

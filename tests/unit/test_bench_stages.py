@@ -1,0 +1,49 @@
+"""Idle shares of stages: arithmetic on hand-made rank statistics, and the tables that show them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from rayline.deploy.bench.stages import stage_idle
+from rayline.deploy.bench.tables import rank_table, stage_table
+from rayline.workers.pipeline import RankStats
+
+
+def rank(number: int, stage: int, busy_s: float, wall_s: float = 10.0) -> RankStats:
+    mib = 2**20
+    return RankStats(number, stage, busy_s, wall_s, 3 * mib, 4 * mib, 500 * mib, 2 * mib)
+
+
+def test_a_single_stage_has_no_bubble() -> None:
+    found = stage_idle(4, [rank(0, 0, 9.0)], plans=100)
+    assert (found.stages, found.bubble) == (1, 0.0)
+    assert found.idle == (pytest.approx(0.1),)
+
+
+def test_the_bubble_is_gpipes_formula() -> None:
+    found = stage_idle(4, [rank(0, 0, 8.0), rank(1, 1, 6.0)], plans=3)
+    assert found.bubble == 1 / 4
+    assert found.idle == (pytest.approx(0.2), pytest.approx(0.4))
+
+
+def test_a_stages_least_busy_rank_counts() -> None:
+    ranks = [rank(0, 0, 9.0), rank(1, 0, 7.0), rank(2, 1, 5.0), rank(3, 1, 6.0)]
+    assert stage_idle(1, ranks, plans=10).idle == (pytest.approx(0.3), pytest.approx(0.5))
+
+
+@given(st.integers(1, 8), st.integers(1, 1000))
+def test_more_plans_make_the_bubble_smaller(stages: int, plans: int) -> None:
+    ranks = [rank(stage, stage, 5.0) for stage in range(stages)]
+    now, later = (stage_idle(1, ranks, count).bubble for count in (plans, plans + 1))
+    assert 0.0 <= later <= now < 1.0
+
+
+def test_the_tables_show_shares_and_mebibytes() -> None:
+    ranks = [rank(0, 0, 8.0), rank(1, 1, 6.0)]
+    console = Console(record=True, width=120)
+    console.print(stage_table([stage_idle(4, ranks, plans=3)]))
+    console.print(rank_table(ranks))
+    shown = console.export_text()
+    for text in ("25.0%", "20.0%", "40.0%", "500.0 MiB", "(S-1)/(M+S-1)"):
+        assert text in shown
