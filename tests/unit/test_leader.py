@@ -151,15 +151,18 @@ async def test_cancelling_the_task_that_waits_aborts_too() -> None:
 
 
 async def test_a_router_that_goes_away_takes_its_requests_along() -> None:
-    async with leading(engine_over(TimedRanks(step_s=0.01))) as leader, linked(leader.address) as stays:
+    ranks = TimedRanks(step_s=0.03)
+    async with leading(engine_over(ranks)) as leader, linked(leader.address) as stays:
         goes = await GroupLink.open(leader.address, SECRET)
         lost = asyncio.create_task(collect(goes, LONG))
-        kept = asyncio.create_task(collect(stays, request("kept", tokens=20)))
+        kept = asyncio.create_task(collect(stays, request("kept", tokens=10)))
         await until(lambda: stays.load.running == 2)
         await goes.close()
         assert_failed(await lost, Unavailable)
-        assert said(await kept) == answer(request("kept", tokens=20))
+        assert said(await kept) == answer(request("kept", tokens=10))
         await until(lambda: leader.load.free_blocks == BLOCKS)
+        assert len(ranks.plans) < 30, "not because it had all its 50 tokens"
+        ranks.step_s = 0.0
         assert said(await collect(stays, LONG)) == answer(LONG), "its request id is free again"
 
 

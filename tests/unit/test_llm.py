@@ -122,7 +122,9 @@ def test_a_stop_string_ends_the_text_before_it(llm: LLM) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
     (free,) = llm.generate(["def add(a, b):"], params)
     stop = text(free)[6:9]
+    before = llm.engine.scheduler.stats.output_tokens
     (stopped,) = llm.generate(["def add(a, b):"], replace(params, stop=(stop,)))
+    assert llm.engine.scheduler.stats.output_tokens - before == stopped.usage.output_tokens
     assert text(stopped) == text(free)[: text(free).index(stop)]
     assert stopped.choices[0].finish_reason is FinishReason.STOP
     assert stopped.usage.output_tokens < free.usage.output_tokens
