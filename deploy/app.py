@@ -50,6 +50,7 @@ def build(config: SystemConfig, models: Sequence[ResolvedModel], wiring: Wiring)
     return serve.deployment(
         name="router",
         num_replicas=wiring.routers,
+        max_replicas_per_node=1,  # their ports are fixed
         max_ongoing_requests=MANY,
         ray_actor_options={"num_cpus": ROUTER_CPUS},
         health_check_period_s=HEALTH_PERIOD_S,
@@ -75,6 +76,7 @@ def group_spec(config: SystemConfig, model: ResolvedModel) -> GroupSpec:
         engine=config.engine,
         parallel=config.parallel,
         max_waiting=config.limits.max_waiting,
+        sharing=config.parallel.groups * len(config.models),
         spare_cores=ROUTER_SPARE_CORES,
     )
 

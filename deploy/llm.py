@@ -17,6 +17,7 @@ from rayline.cluster.config import EngineSection, ModelSection, SystemConfig, ov
 from rayline.deploy.model_path import resolve_model, served_name
 from rayline.protos.errors import ConfigError, InternalError, InvalidRequest, RaylineError
 from rayline.protos.types import (
+    Begun,
     Delta,
     DeltaLogprob,
     EngineEvent,
@@ -226,6 +227,7 @@ class _Answer:
         self._pieces: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[DeltaLogprob] = []
+        self._begun = Begun(0, 0.0)
         self.finished: Finished | None = None
         self.stopped_early = False
 
@@ -237,9 +239,10 @@ class _Answer:
             delta = self._text.finish()
             self.finished = event
         else:
+            self._begun = event.begun or self._begun
             delta = self._text.push(event)
             if self._text.stopped is not None:
-                usage = Usage(len(self._request.prompt_ids), self._text.output_tokens)
+                usage = Usage(len(self._request.prompt_ids), self._text.output_tokens, self._begun.cached_tokens)
                 reason = FinishReason.STOP
                 self.finished = Finished(event.request_id, reason, usage, stop_reason=self._text.stopped)
                 self.stopped_early = True

@@ -249,19 +249,29 @@ class RouterMessage(_message.Message):
     abort: Abort
     def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ...) -> None: ...
 
+class Begun(_message.Message):
+    __slots__ = ("cached_tokens", "queue_s")
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    cached_tokens: int
+    queue_s: float
+    def __init__(self, cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ...) -> None: ...
+
 class Token(_message.Message):
-    __slots__ = ("stream", "index", "token_id", "logprob", "top_logprobs")
+    __slots__ = ("stream", "index", "token_id", "logprob", "top_logprobs", "begun")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     LOGPROB_FIELD_NUMBER: _ClassVar[int]
     TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    BEGUN_FIELD_NUMBER: _ClassVar[int]
     stream: int
     index: int
     token_id: int
     logprob: float
     top_logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
-    def __init__(self, stream: _Optional[int] = ..., index: _Optional[int] = ..., token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., top_logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ...) -> None: ...
+    begun: Begun
+    def __init__(self, stream: _Optional[int] = ..., index: _Optional[int] = ..., token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., top_logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., begun: _Optional[_Union[Begun, _Mapping]] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("stream", "reason", "prompt_tokens", "output_tokens", "cached_tokens", "queue_s", "stop_token")

@@ -6,6 +6,7 @@ from rayline.protos import internal_pb2 as pb
 from rayline.protos.errors import error_of
 from rayline.protos.plan import Admission, Plan, Sampled, Slice, StepResult
 from rayline.protos.types import (
+    Begun,
     EngineEvent,
     EngineRequest,
     Failed,
@@ -105,6 +106,7 @@ def add_event(step: pb.Step, stream: int, event: EngineEvent) -> None:
             token_id=event.token_id,
             logprob=event.logprob,
             top_logprobs=_top_to_pb(event.top_logprobs),
+            begun=event.begun and pb.Begun(cached_tokens=event.begun.cached_tokens, queue_s=event.begun.queue_s),
         )
     elif isinstance(event, Finished):
         step.finished.add(
@@ -128,7 +130,8 @@ def add_event(step: pb.Step, stream: int, event: EngineEvent) -> None:
 
 def token_of(message: pb.Token, request_id: str) -> TokenEvent:
     logprob = message.logprob if message.HasField("logprob") else None
-    return TokenEvent(request_id, message.index, message.token_id, logprob, _top_of(message.top_logprobs))
+    begun = Begun(message.begun.cached_tokens, message.begun.queue_s) if message.HasField("begun") else None
+    return TokenEvent(request_id, message.index, message.token_id, logprob, _top_of(message.top_logprobs), begun)
 
 
 def finished_of(message: pb.Finished, request_id: str) -> Finished:

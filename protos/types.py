@@ -123,14 +123,26 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """How a request began in its group: prompt tokens it found cached, seconds it waited."""
+
+    cached_tokens: int
+    queue_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One sampled token. `index` counts output tokens from 0, resumed ones included."""
+    """One sampled token. `index` counts output tokens from 0, resumed ones included.
+
+    `begun` comes with the first token that a group samples for the request.
+    """
 
     request_id: str
     index: int
     token_id: int
     logprob: float | None = None
     top_logprobs: tuple[TokenLogprob, ...] = ()
+    begun: Begun | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from rayline.protos.errors import InternalError, Overloaded, RaylineError, Unavailable
 from rayline.protos.types import (
+    Begun,
     EngineEvent,
     EngineRequest,
     Failed,
@@ -58,6 +59,7 @@ class Session:
         self._clock = clock
         self._timing = timing
         self._first_token_s = 0.0
+        self._begun = Begun(0, 0.0)
 
     async def events(self, turn: int) -> AsyncGenerator[StreamEvent, None]:
         """Started, deltas, one terminal event. Raises RaylineError while nothing has been promised.
@@ -103,6 +105,7 @@ class Session:
         lease.done(len(self._request.prompt_ids))
         event: EngineEvent | None = first
         while isinstance(event, TokenEvent):
+            self._begun = event.begun or self._begun
             lease.done(1)
             yield self._text.push(event)
             if self._text.stopped is not None:
@@ -118,8 +121,9 @@ class Session:
 
     def _stopped_early(self) -> Finished:
         """A stop string is the router's matter: the group is told to stop by closing its stream."""
-        usage = Usage(len(self._request.prompt_ids), self._text.output_tokens)
-        return self._finished(Finished(self._request.request_id, FinishReason.STOP, usage))
+        usage = Usage(len(self._request.prompt_ids), self._text.output_tokens, self._begun.cached_tokens)
+        finished = Finished(self._request.request_id, FinishReason.STOP, usage, queue_s=self._begun.queue_s)
+        return self._finished(finished)
 
     def _finished(self, event: Finished) -> Finished:
         overhead = Overhead(

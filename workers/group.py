@@ -46,7 +46,11 @@ class Launcher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GroupSpec:
-    """One group to start. spare_cores: left to the router and the clients on this machine."""
+    """One group to start.
+
+    sharing: groups, of all models, that divide this machine's memory and cores among themselves.
+    spare_cores: left to the router and the clients on this machine.
+    """
 
     group_id: str
     model: str
@@ -57,6 +61,7 @@ class GroupSpec:
     parallel: ParallelSection
     max_waiting: int
     epoch: int = 0
+    sharing: int = 1
     spare_cores: int = 0
 
 
@@ -148,7 +153,7 @@ def _rank_specs(spec: GroupSpec, config: ModelConfig, dtype: str) -> list[RankSp
     for place in places:
         stage_layers(config, place, torch_dtype(dtype).itemsize)  # refuses tp and pp that do not divide
     cores = usable_cores() - spec.spare_cores
-    threads = spec.engine.threads or max(1, cores // (len(places) * spec.parallel.groups))
+    threads = spec.engine.threads or max(1, cores // (len(places) * spec.sharing))
     if spec.engine.max_running > spec.engine.max_step_tokens:
         raise ConfigError(
             f"max_running = {spec.engine.max_running} is out of range: allowed is up to max_step_tokens = "
@@ -211,7 +216,7 @@ def _kv_plan(spec: GroupSpec, config: ModelConfig, loaded: dict[int, Loaded]) ->
         max_model_len=spec.max_model_len,
         model_limit=config.max_model_len,
         max_running=engine.max_running,
-        groups=spec.parallel.groups,
+        groups=spec.sharing,
     )
     return plan_kv(memory, wish)
 

@@ -22,7 +22,14 @@ log = logging.getLogger(__name__)
 
 SECRET_KEY = "rayline-secret"
 LOAD_PERIOD_S = 0.1  # how often a router without tokens in a step hears of the load
-CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # Routers ping an idle link too; by default a server takes that for an attack and hangs up.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 500),
+)
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from rayline.protos.errors import Overloaded
 from rayline.protos.plan import Admission, Plan, Sampled, Slice, StepResult
-from rayline.protos.types import EngineEvent, EngineRequest, Finished, FinishReason, GroupLoad, TokenEvent
+from rayline.protos.types import Begun, EngineEvent, EngineRequest, Finished, FinishReason, GroupLoad, TokenEvent
 from rayline.workers.blocks import BlockPool
 from rayline.workers.sequence import Sequence
 
@@ -253,7 +253,9 @@ class Scheduler:
         sequence.output_ids.append(sampled.token_id)
         self.stats.output_tokens += 1
         request = sequence.request
-        yield TokenEvent(request.request_id, index, sampled.token_id, sampled.logprob, sampled.top_logprobs)
+        begun = None if sequence.told else Begun(sequence.cached_tokens, sequence.queue_s)
+        sequence.told = True
+        yield TokenEvent(request.request_id, index, sampled.token_id, sampled.logprob, sampled.top_logprobs, begun)
         params = request.params
         stops = sampled.token_id in params.stop_token_ids or (sampled.token_id in self._eos and not params.ignore_eos)
         if stops:
@@ -275,9 +277,11 @@ class Scheduler:
         else:
             self._waiting = [entry for entry in self._waiting if entry[1] is not sequence]
             heapq.heapify(self._waiting)
-        queue_s = (sequence.started_s or sequence.arrived_s) - sequence.arrived_s
-        stopped_by = sequence.output_ids[-1] if reason is FinishReason.STOP else None
-        return Finished(sequence.request.request_id, reason, sequence.usage, queue_s=queue_s, stop_reason=stopped_by)
+        last = sequence.output_ids[-1] if reason is FinishReason.STOP else None
+        stopped_by = last if last in sequence.request.params.stop_token_ids else None
+        return Finished(
+            sequence.request.request_id, reason, sequence.usage, queue_s=sequence.queue_s, stop_reason=stopped_by
+        )
 
 
 def _admission(sequence: Sequence) -> Admission:

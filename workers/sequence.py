@@ -37,6 +37,7 @@ class Sequence:
     started_s: float | None = None
     cached_tokens: int = 0
     preemptions: int = 0
+    told: bool = False  # its first token has been reported
 
     @property
     def rank(self) -> tuple[int, float, int]:
@@ -73,6 +74,11 @@ class Sequence:
         for end in range((len(self.hashes) + 1) * block_tokens, self.known + 1, block_tokens):
             parent = self.hashes[-1] if self.hashes else ROOT
             self.hashes.append(block_hash(parent, self.token_ids(end - block_tokens, end)))
+
+    @property
+    def queue_s(self) -> float:
+        """Time it waited for its first plan; 0 until then."""
+        return 0.0 if self.started_s is None else self.started_s - self.arrived_s
 
     @property
     def usage(self) -> Usage:

@@ -27,6 +27,7 @@ from rayline.protos.internal_wire import (
 )
 from rayline.protos.plan import Admission, Plan, Sampled, Slice, StepResult
 from rayline.protos.types import (
+    Begun,
     EngineEvent,
     EngineRequest,
     Failed,
@@ -83,7 +84,8 @@ results = st.builds(
 requests = st.builds(EngineRequest, text, ids, params, ids, st.integers(-(2**31), 2**31 - 1))
 infos = st.builds(GroupInfo, text, text, text, st.booleans(), uint32, uint32, uint32, uint32, uint32, uint32)
 loads = st.builds(GroupLoad, uint32, uint32, uint64, uint32, uint32, st.booleans())
-tokens = st.builds(TokenEvent, text, uint32, uint32, st.none() | real, top)
+begun = st.none() | st.builds(Begun, uint32, real)
+tokens = st.builds(TokenEvent, text, uint32, uint32, st.none() | real, top, begun)
 finishes = st.builds(
     Finished,
     text,

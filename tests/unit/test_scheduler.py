@@ -10,7 +10,7 @@ from simulated_ranks import SimulatedRanks, next_token
 
 from rayline.protos.errors import Overloaded
 from rayline.protos.plan import Plan
-from rayline.protos.types import EngineEvent, EngineRequest, Finished, FinishReason, SamplingParams, TokenEvent
+from rayline.protos.types import Begun, EngineEvent, EngineRequest, Finished, FinishReason, SamplingParams, TokenEvent
 from rayline.workers.blocks import BlockPool
 from rayline.workers.scheduler import Scheduler, SchedulerLimits
 
@@ -277,7 +277,7 @@ def test_end_of_sequence_ends_a_stream_unless_it_is_ignored() -> None:
     bench.add("goes on", prompt=prompt, max_tokens=8)
     bench.run()
     assert bench.finished("stops").reason is FinishReason.STOP
-    assert bench.finished("stops").stop_reason == EOS
+    assert bench.finished("stops").stop_reason is None
     assert bench.finished("goes on").reason is FinishReason.LENGTH
 
 
@@ -296,6 +296,19 @@ def test_the_context_ends_a_stream_without_max_tokens() -> None:
     bench.run()
     assert len(bench.tokens("one")) == 8
     assert bench.finished("one").reason is FinishReason.LENGTH
+
+
+def test_the_first_token_tells_how_the_request_began() -> None:
+    bench = Bench()
+    prompt = tuple(range(1, 14))
+    for request_id in ("first", "second"):
+        bench.add(request_id, prompt=prompt)
+        bench.now_s += 2.0
+        bench.run()
+    begun = {(e.request_id, e.index): e.begun for e in bench.events if isinstance(e, TokenEvent)}
+    assert begun["first", 0] == Begun(0, 2.0)
+    assert begun["second", 0] == Begun(12, 2.0)
+    assert begun["second", 1] is None
 
 
 def test_a_resumed_request_goes_on_where_it_was_cut() -> None:
