@@ -130,6 +130,15 @@ def test_a_stop_string_ends_the_text_before_it(llm: LLM) -> None:
     assert stopped.usage.output_tokens < free.usage.output_tokens
 
 
+def test_a_text_cut_by_a_stop_string_still_tells_what_was_cached(llm: LLM) -> None:
+    prompt = "import collections\nimport itertools\nimport functools\nimport contextlib\n" * 3
+    free = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
+    (whole,) = llm.generate([prompt], free)
+    (cut,) = llm.generate([prompt], replace(free, stop=(whole.choices[0].text[4:6],)))
+    assert cut.choices[0].finish_reason is FinishReason.STOP
+    assert cut.usage.cached_tokens >= 16
+
+
 def test_a_stop_token_ends_the_text(llm: LLM) -> None:
     params = replace(GREEDY, ignore_eos=True)
     (free,) = llm.generate(["def add(a, b):"], params)
