@@ -41,7 +41,7 @@ class ModelStatus:
 def check_address(address: str) -> str:
     """`address` if it reads host:port. Raises ConfigError otherwise."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not host or "/" in host or not port.isdigit() or not 0 < int(port) < 65536:
         raise ConfigError(f"address = {address!r} is not host:port, such as 127.0.0.1:9000", field="address")
     return address
 

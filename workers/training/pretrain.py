@@ -44,11 +44,6 @@ class TrainingSettings:
     decay_sequence_tokens: int = 1024
     # The last part of the decay sees the whole context.
     full_context_share_of_decay: float = 0.35
-    # A prompt often ends in a line break that has lost its indentation. The text never does, for
-    # both are one token; so after the decay some of these tokens are shown in two parts.
-    polish_steps: int = 80
-    polish_learning_rate_share: float = 0.1
-    split_line_break_share: float = 0.15
     matrix_learning_rate: float = 6e-3
     embedding_learning_rate: float = 4e-3
     matrix_weight_decay: float = 0.1
@@ -58,11 +53,6 @@ class TrainingSettings:
     checkpoint_every_steps: int = 100
     evaluate_every_steps: int = 200
     quick_evaluation_tokens: int = 32768
-
-    @property
-    def total_steps(self) -> int:
-        """The steps of the schedule and of the polish after it."""
-        return self.steps + self.polish_steps
 
 
 TARGET_TRAINING = TrainingSettings(steps=1400, decay_steps=400)
@@ -77,29 +67,8 @@ def token_stream(tokenizer: Tokenizer, documents: tuple[str, ...], seed: int) ->
     return torch.cat([tokens[index] for index in order.tolist()])
 
 
-def split_line_breaks(stream: Tensor, tokenizer: Tokenizer, share: float, seed: int) -> Tensor:
-    """The stream with a share of its `line break and indentation` tokens in two parts."""
-    parts = torch.full((tokenizer.get_vocab_size(), 2), -1, dtype=stream.dtype)
-    for token in range(len(parts)):
-        text = tokenizer.decode([token])
-        indentation = text.lstrip("\n")
-        if text != indentation and indentation and not indentation.strip(" "):
-            halves = [text[: -len(indentation)], indentation]
-            encoded = [tokenizer.encode(half, add_special_tokens=False).ids for half in halves]
-            if all(len(ids) == 1 for ids in encoded):
-                parts[token] = torch.tensor([ids[0] for ids in encoded])
-    chosen = torch.rand(len(stream), generator=torch.Generator().manual_seed(seed)) < share
-    chosen &= parts[stream.long(), 0] >= 0
-    result = stream.repeat_interleave(1 + chosen.long())
-    last = torch.cumsum(1 + chosen.long(), dim=0)[chosen] - 1
-    result[last - 1], result[last] = parts[stream[chosen].long()].unbind(1)
-    return result
-
-
 def learning_rate_factor(step: int, settings: TrainingSettings) -> float:
-    """Linear warm-up, a plateau, a linear decay to zero; for the polish a smaller one."""
-    if step >= settings.steps:
-        return settings.polish_learning_rate_share * (settings.total_steps - step) / settings.polish_steps
+    """Linear warm-up, a plateau, and a linear decay to zero."""
     warm = min(1.0, (step + 1) / settings.warmup_steps)
     return warm * min(1.0, (settings.steps - step) / max(1, settings.decay_steps))
 
@@ -208,9 +177,8 @@ class Trainer:
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
 
-    def train_step(self, streams: tuple[Tensor, Tensor]) -> float:
-        """One batch out of the plain stream or, at the end, the split one; returns its loss."""
-        stream = streams[self.step >= self.settings.steps]
+    def train_step(self, stream: Tensor) -> float:
+        """One batch; returns its loss."""
         inputs, targets = batch_at(stream, self.step, self.settings)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss: Tensor = self.compiled(inputs, targets)
@@ -225,15 +193,15 @@ class Trainer:
         self.step += 1
         return loss.item()
 
-    def run(self, streams: tuple[Tensor, Tensor], held_out: Tensor, checkpoints: Path | None) -> None:
+    def run(self, stream: Tensor, held_out: Tensor, checkpoints: Path | None) -> None:
         """All steps that are left."""
         settings = self.settings
         if checkpoints:
             self.load(checkpoints)
         begun_s, begun_step = time.monotonic(), self.step
-        with progress(self.name, settings.total_steps) as report:
-            while self.step < settings.total_steps:
-                loss = self.train_step(streams)
+        with progress(self.name, settings.steps) as report:
+            while self.step < settings.steps:
+                loss = self.train_step(stream)
                 if self.step % 10 == 0:
                     tokens = (self.step - begun_step) * settings.batch_tokens
                     rate = tokens / (time.monotonic() - begun_s)
@@ -253,8 +221,7 @@ def train_one(trainer: Trainer, corpus: Corpus, tokenizer: Tokenizer, out: Path,
     held_out = token_stream(tokenizer, corpus.held_out_documents, settings.seed)
     print(f"{trainer.name}: {len(stream)} tokens, {len(held_out)} held out", flush=True)
     begun_s = time.monotonic()
-    split = split_line_breaks(stream, tokenizer, settings.split_line_break_share, settings.seed)
-    trainer.run((stream, split), held_out, checkpoints)
+    trainer.run(stream, held_out, checkpoints)
     loss = held_out_loss(trainer.model, held_out)
     text_bytes = sum(len(file.text.encode()) for file in corpus.held_out_files)
     bits = loss * (len(held_out) - 1) / math.log(2) / text_bytes
