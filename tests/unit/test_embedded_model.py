@@ -90,7 +90,7 @@ def test_transformers_computes_the_same_loss_as_the_training_code(folder: Path, 
     assert float(ours) == pytest.approx(float(theirs), abs=1e-4)
 
 
-@pytest.mark.parametrize(("folder", "most_perplexity"), [(TARGET, 12.0), (DRAFT, 24.0)])
+@pytest.mark.parametrize(("folder", "most_perplexity"), [(TARGET, 12.0), (DRAFT, 28.0)])
 def test_the_perplexity_of_a_held_out_module_is_low(folder: Path, most_perplexity: float) -> None:
     assert is_held_out(SourceFile(HELD_OUT_MODULE, ""), CorpusSettings())
     tokens = held_out_tokens(1024)
