@@ -5,6 +5,7 @@
 End-of-file means the peer is gone: nothing is retried here. Unix sockets on a node, TCP across nodes.
 """
 
+import select
 import socket
 import struct
 from pathlib import Path
@@ -41,6 +42,10 @@ class Channel:
 
     def receive_leader_frame(self) -> LeaderFrame:
         return LeaderFrame.FromString(self._receive())
+
+    def has_frame(self) -> bool:
+        """Whether a frame, or the peer's end, has arrived already."""
+        return bool(select.select([self._socket], [], [], 0)[0])
 
     def limit_wait(self, seconds: float | None) -> None:
         """Let later calls fail after `seconds` instead of waiting for ever."""

@@ -7,6 +7,7 @@ the leader's socket ends the process: no rank outlives its leader.
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from rayline.cluster.machine import interface_towards
 from rayline.protos import internal_pb2 as pb
 from rayline.protos.errors import InternalError, RaylineError, Unavailable
 from rayline.protos.internal_wire import plan_of, result_to_pb
+from rayline.protos.plan import Plan
 from rayline.workers.channel import Channel, connect
 from rayline.workers.collectives import Alone, Collective, TensorParallelGroup
 from rayline.workers.rank_wire import loaded_to_pb, spec_of, stats_to_pb
@@ -40,8 +42,12 @@ def serve_rank(addresses: Sequence[str], rank: int, secret: str) -> None:
     channel.send(pb.WorkerFrame(hello=pb.Hello(secret=secret, rank=rank)))
     try:
         worker = _start(channel)
-        while _follow(channel, worker, channel.receive_leader_frame()):
-            pass
+        orders: deque[Plan | pb.LeaderFrame] = deque()
+        while True:
+            while not orders or channel.has_frame():
+                orders.append(_order(worker, channel.receive_leader_frame()))
+            if not _follow(channel, worker, orders.popleft()):
+                return
     except Unavailable:
         return  # the leader is gone, and with it the group
     except RaylineError as error:
@@ -66,18 +72,27 @@ def _start(channel: Channel) -> Worker:
     return worker
 
 
-def _follow(channel: Channel, worker: Worker, frame: pb.LeaderFrame) -> bool:
-    """Do what one frame says; False when it says stop."""
-    kind: str | None = frame.WhichOneof("frame")
-    if kind == "plan":
-        if frame.plan.epoch != worker.spec.epoch:
-            raise InternalError(f"plan of epoch {frame.plan.epoch} came to epoch {worker.spec.epoch}")
-        result = worker.execute(plan_of(frame.plan))
+def _order(worker: Worker, frame: pb.LeaderFrame) -> Plan | pb.LeaderFrame:
+    """A frame as it is, or the plan in it, which the worker is told of ahead of its turn."""
+    if not frame.HasField("plan"):
+        return frame
+    plan = plan_of(frame.plan)
+    if plan.epoch != worker.spec.epoch:
+        raise InternalError(f"plan of epoch {plan.epoch} came to epoch {worker.spec.epoch}")
+    worker.foresee(plan)
+    return plan
+
+
+def _follow(channel: Channel, worker: Worker, order: Plan | pb.LeaderFrame) -> bool:
+    """Do what the oldest order says; False when it says stop."""
+    if isinstance(order, Plan):
+        result = worker.execute(order)
         if result is not None:
             channel.send(pb.WorkerFrame(result=result_to_pb(result)))
-    elif kind == "stats":
+        return True
+    if order.HasField("stats"):
         channel.send(pb.WorkerFrame(stats=stats_to_pb(worker.stats())))
-    return kind != "stop"
+    return not order.HasField("stop")
 
 
 def join(spec: RankSpec) -> tuple[Collective, StageLinks | None]:

@@ -19,7 +19,7 @@ from rayline.workers.rank_wire import loaded_of, spec_to_pb, stats_of
 from rayline.workers.spec import Loaded, RankSpec
 
 HELLO_TIMEOUT_S = 5.0
-LOOKAHEAD = 1  # plans made beyond those that run, so that no rank waits for the leader
+LOOKAHEAD = 1  # plans made ahead for each one that runs, so that no rank waits for the leader
 
 OnRankProgress = Callable[[int, str, int, int], None]
 """(rank, phase, done, total)"""
@@ -66,7 +66,7 @@ class Ranks:
 
     @property
     def window(self) -> int:
-        return self._specs[self._reporter].parallel.pp_size + LOOKAHEAD
+        return self._specs[self._reporter].parallel.pp_size * (1 + LOOKAHEAD)
 
     @property
     def in_flight(self) -> int:

@@ -43,16 +43,20 @@ class StageLinks:
         self._token_group = token_group
         self._device = device
         self._sending: deque[tuple[dist.Work | None, Tensor]] = deque()
+        self._coming: deque[tuple[dist.Work | None, Tensor]] = deque()
         self._expected: deque[Expected] = deque()
         self.waited_s = 0.0
 
-    def receive_hidden(self, tokens: int, width: int, dtype: torch.dtype) -> Tensor:
-        """Hidden states [tokens, width] of the previous stage."""
+    def expect_hidden(self, tokens: int, width: int, dtype: torch.dtype) -> None:
+        """Post the receive for hidden states [tokens, width] of the previous stage, in the order of plans."""
         hidden = torch.empty(tokens, width, dtype=dtype, device=self._device)
-        began = time.perf_counter()
         source = self._parallel.at_stage(self._parallel.stage - 1).rank
-        dist.recv(hidden, source, group=self._hidden_group)
-        self.waited_s += time.perf_counter() - began
+        self._coming.append((dist.irecv(hidden, source, group=self._hidden_group), hidden))
+
+    def next_hidden(self) -> Tensor:
+        """Wait for the oldest expected hidden states."""
+        work, hidden = self._coming.popleft()
+        self._wait(work)
         return hidden
 
     def send_hidden(self, hidden: Tensor) -> None:
@@ -73,11 +77,14 @@ class StageLinks:
     def next_tokens(self) -> list[tuple[int, int]]:
         """Wait for the oldest expected tokens: (sequence, token id) pairs."""
         oldest = self._expected.popleft()
-        began = time.perf_counter()
-        if oldest.work is not None:
-            oldest.work.wait()
-        self.waited_s += time.perf_counter() - began
+        self._wait(oldest.work)
         return list(zip(oldest.sequences, oldest.tensor.tolist(), strict=True))
+
+    def _wait(self, work: dist.Work | None) -> None:
+        began = time.perf_counter()
+        if work is not None:
+            work.wait()
+        self.waited_s += time.perf_counter() - began
 
     def _post(self, work: dist.Work | None, tensor: Tensor) -> None:
         self._sending.append((work, tensor))

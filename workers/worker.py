@@ -93,6 +93,13 @@ class Worker:
 
     # ---- steps
 
+    def foresee(self, plan: Plan) -> None:
+        """Told of each plan as soon as it comes, before earlier ones are computed: its receive is posted
+        then, so that the stage before never waits for this one to ask."""
+        if not self.spec.parallel.is_first_stage:
+            assert self._stages is not None
+            self._stages.expect_hidden(plan.tokens, self.config.hidden_size, self._dtype)
+
     @torch.inference_mode()
     def execute(self, plan: Plan) -> StepResult | None:
         """Compute one plan. Only the reporting rank of the last stage returns a result."""
@@ -128,7 +135,7 @@ class Worker:
         """Token ids [T] on the first stage, the previous stage's hidden states [T, hidden] on the others."""
         if not self.spec.parallel.is_first_stage:
             assert self._stages is not None
-            return self._stages.receive_hidden(plan.tokens, self.config.hidden_size, self._dtype)
+            return self._stages.next_hidden()
         if self._stages is not None:
             self._await_tokens(plan.slices, self._stages)
         return input_ids(plan.slices, self._residents, self._device)

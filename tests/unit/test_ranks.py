@@ -271,10 +271,10 @@ def test_results_come_in_the_order_of_the_plans_and_are_counted() -> None:
     group.end()
 
 
-def test_one_more_plan_than_stages_is_kept_in_flight() -> None:
+def test_a_plan_ahead_of_each_stage_is_kept_in_flight() -> None:
     for stages in (1, 2, 3):
         group = Group(obedient, tp=1, pp=stages)
-        assert group.ranks.window == stages + 1
+        assert group.ranks.window == 2 * stages
         start(group)
         group.end()
 
