@@ -11,9 +11,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 BYTE_PHASES = frozenset({"read weights"})
 
-# rank, phase, done, total: what a starting group reports
-OnRankProgress = Callable[[int, str, int, int], None]
-
 
 class PhaseProgress(Protocol):
     """Shows phases while it is entered. `where` names who works, such as "group 0 rank 1"."""
@@ -27,11 +24,6 @@ class PhaseProgress(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
-
-
-def of_group(progress: PhaseProgress, group_id: str) -> OnRankProgress:
-    """What `start_group` calls, shown under the group's name."""
-    return lambda rank, phase, done, total: progress.show(f"group {group_id} rank {rank}", phase, done, total)
 
 
 def open_progress(console: Console) -> PhaseProgress:

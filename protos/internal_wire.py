@@ -20,6 +20,8 @@ from rayline.protos.types import (
 )
 from rayline.protos.wire import params_of, params_to_pb
 
+SECRET_KEY = "rayline-secret"  # metadata with which a router shows a leader the deployment's secret
+
 
 def plan_to_pb(plan: Plan) -> pb.Plan:
     admitted = [

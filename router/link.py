@@ -11,12 +11,11 @@ import grpc
 from rayline.protos import internal_pb2 as pb
 from rayline.protos.errors import RaylineError, Unavailable
 from rayline.protos.internal_pb2_grpc import GroupChannelStub
-from rayline.protos.internal_wire import failed_of, finished_of, info_of, load_of, submit_to_pb, token_of
+from rayline.protos.internal_wire import SECRET_KEY, failed_of, finished_of, info_of, load_of, submit_to_pb, token_of
 from rayline.protos.types import EngineEvent, EngineRequest, Failed, GroupInfo, GroupLoad, TokenEvent
 
 log = logging.getLogger(__name__)
 
-SECRET_KEY = "rayline-secret"
 WELCOME_TIMEOUT_S = 10.0
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),

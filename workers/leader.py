@@ -12,7 +12,7 @@ import grpc
 from rayline.protos import internal_pb2 as pb
 from rayline.protos.errors import RaylineError
 from rayline.protos.internal_pb2_grpc import GroupChannelServicer, add_GroupChannelServicer_to_server
-from rayline.protos.internal_wire import add_event, info_to_pb, load_to_pb, request_of
+from rayline.protos.internal_wire import SECRET_KEY, add_event, info_to_pb, load_to_pb, request_of
 from rayline.protos.types import EngineEvent, GroupInfo, GroupLoad, TokenEvent
 from rayline.workers.engine import Engine
 from rayline.workers.engine_thread import Abort, AskStats, EngineThread
@@ -20,7 +20,6 @@ from rayline.workers.pipeline import RankStats
 
 log = logging.getLogger(__name__)
 
-SECRET_KEY = "rayline-secret"
 LOAD_PERIOD_S = 0.1  # how often a router without tokens in a step hears of the load
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),

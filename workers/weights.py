@@ -60,9 +60,6 @@ class Weights:
         """Unmap the open file."""
         self._open_file = self._handle = None
 
-    def has(self, name: str) -> bool:
-        return name in self._files
-
     def unread(self, prefix: str) -> list[str]:
         """Tensors whose names start with `prefix` that nobody has read any part of."""
         return [name for name in self._files if name.startswith(prefix) and name not in self._read_names]

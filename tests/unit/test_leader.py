@@ -21,10 +21,9 @@ from rayline.protos.internal_pb2_grpc import (
     GroupChannelStub,
     add_GroupChannelServicer_to_server,
 )
-from rayline.protos.internal_wire import submit_to_pb
+from rayline.protos.internal_wire import SECRET_KEY, submit_to_pb
 from rayline.protos.types import EngineEvent, EngineRequest, Failed, Finished, FinishReason, TokenEvent
 from rayline.router.link import GroupLink
-from rayline.workers.leader import SECRET_KEY
 
 TESTS = Path(__file__).parents[1]
 WAIT_S = 10.0

@@ -5,7 +5,7 @@ import itertools
 
 from rich.console import Console
 
-from rayline.deploy.progress import Bars, Lines, of_group, open_progress
+from rayline.deploy.progress import Bars, Lines, open_progress
 
 
 def shown(console: Console) -> str:
@@ -28,8 +28,8 @@ def test_lines_mark_the_beginning_and_the_end_of_a_phase_only() -> None:
 def test_a_phase_reported_once_is_one_line() -> None:
     console = Console(file=io.StringIO(), width=200)
     with Lines(console, lambda: 1.0) as progress:
-        of_group(progress, "g0")(3, "warm up", 1, 1)
-    assert shown(console) == "group g0 rank 3: warm up done, 1 of 1 in 0.0 s\n"
+        progress.show("group 0 rank 3", "warm up", 1, 1)
+    assert shown(console) == "group 0 rank 3: warm up done, 1 of 1 in 0.0 s\n"
 
 
 def test_bars_show_ranks_phases_and_bytes_on_a_terminal() -> None:

@@ -62,8 +62,6 @@ def test_only_the_bytes_of_the_part_are_counted_and_told(small: Path) -> None:
 
 def test_names_are_known_without_reading(small: Path) -> None:
     with Weights.open(small) as weights:
-        assert weights.has("matrix")
-        assert not weights.has("missing")
         assert weights.unread("mat") == ["matrix"]
         weights.read("matrix", shape=(10, 7), rows=range(1))
         assert weights.unread("") == ["vector"]
