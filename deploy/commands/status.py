@@ -4,10 +4,8 @@ import json
 from dataclasses import asdict
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from rayline.deploy.client import Client
+from rayline.deploy.client import Client, ModelStatus
 
 
 @click.command("status")
@@ -24,11 +22,15 @@ def command(address: str, api_key: str | None, timeout_s: float, as_json: bool) 
         click.echo(json.dumps({"address": address, "health": health, "models": [asdict(model) for model in models]}))
     else:
         click.echo(f"{address} is {health}")
-        table = Table("model", "groups", "context", "numerics", "exact", "running", "waiting", "KV blocks free")
         for model in models:
-            exact, free = str(model.exact).lower(), f"{model.free_blocks} of {model.total_blocks}"
-            counts = (str(n) for n in (model.groups, model.max_model_len))
-            queue = (str(n) for n in (model.running, model.waiting))
-            table.add_row(model.name, *counts, model.numerics, exact, *queue, free)
-        Console().print(table)
+            click.echo(f"  {_line(model)}")
     return 0 if health == "SERVING" else 1
+
+
+def _line(model: ModelStatus) -> str:
+    """One model in one line, whatever the width of the terminal."""
+    groups = f"{model.groups} group{'s' * (model.groups != 1)}"
+    numerics = f"numerics {model.numerics}, exact={str(model.exact).lower()}"
+    queue = f"{model.running} running, {model.waiting} waiting"
+    blocks = f"{model.free_blocks} of {model.total_blocks} KV blocks free"
+    return f"{model.name}: {groups}, context {model.max_model_len} tokens, {numerics}, {queue}, {blocks}"
