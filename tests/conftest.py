@@ -78,7 +78,7 @@ class Pages:
         """A step over slices (sequence, start, count). wanted: packed tokens; None is all of them."""
         import torch
 
-        from rayline.workers.context import ForwardContext
+        from rayline.kernels.context import ForwardContext
 
         positions: list[int] = []
         slots: list[int] = []

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rayline.protos.plan import Admission, Plan, Slice
 from rayline.protos.types import SamplingParams
-from rayline.workers.context import ForwardContext
+from rayline.kernels.context import ForwardContext
 
 
 @dataclass(slots=True)

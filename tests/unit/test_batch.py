@@ -6,7 +6,7 @@ import torch
 from rayline.protos.plan import Admission, Plan, Slice
 from rayline.protos.types import SamplingParams
 from rayline.workers.batch import Residents, forward_context, input_ids
-from rayline.workers.context import ForwardContext
+from rayline.kernels.context import ForwardContext
 
 CPU = torch.device("cpu")
 BLOCK_TOKENS = 4

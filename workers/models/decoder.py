@@ -19,7 +19,7 @@ from rayline.kernels.rope import inverse_frequencies, llama3_frequencies, rope_t
 from rayline.protos.errors import ModelError
 from rayline.workers.cache import KvCache
 from rayline.workers.collectives import Collective
-from rayline.workers.context import ForwardContext
+from rayline.kernels.context import ForwardContext
 from rayline.workers.layers import (
     ColumnLinear,
     Loader,

@@ -1,0 +1,100 @@
+"""The C++ kernels as a shared library: found, checked and described. Plain ctypes, no torch ABI."""
+
+import ctypes
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Literal
+
+HERE = Path(__file__).parent
+SOURCES = HERE / "native"
+ISAS = ("avx512", "avx2", "portable")  # fastest first; all give the same bits
+
+Kind = Literal["read", "write", "int", "float"]
+_STRUCT = re.compile(r"^struct (\w+) \{\n(.*?)^\};", re.MULTILINE | re.DOTALL)
+_FIELD = re.compile(r"^ {4}(const )?(\w+)(\*)? (\w+);", re.MULTILINE)
+_SCALARS: dict[str, Kind] = {"int64_t": "int", "double": "float"}
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """What one operation takes: a struct of native/abi.h. `kinds` are its fields in order."""
+
+    name: str
+    kinds: Mapping[str, Kind]
+    struct: type[ctypes.Structure]
+
+
+class LibraryMissing(Exception):
+    """There is no library, or not the one of these sources; the message says why."""
+
+
+class Library:
+    """The loaded library. `isa` names the instruction set whose operations it hands out."""
+
+    def __init__(self, handle: ctypes.CDLL, isa: str) -> None:
+        self._handle = handle
+        self.isa = isa
+        self.arguments = read_arguments()
+        handle.rl_operation.restype = ctypes.c_void_p
+        handle.rl_team_new.restype = ctypes.c_void_p
+        handle.rl_team_free.argtypes = [ctypes.c_void_p]
+        handle.rl_run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+        self.run = handle.rl_run
+
+    def operation(self, name: str) -> int:
+        """Address of an operation. Raises KeyError when this instruction set has none of that name."""
+        address: int | None = self._handle.rl_operation(self.isa.encode(), name.encode())
+        if address is None:
+            raise KeyError(f"{self.isa} has no operation {name}")
+        return address
+
+    def new_team(self, threads: int) -> int:
+        """Start `threads - 1` helper threads; the caller is the first of the team. Raises MemoryError."""
+        team: int | None = self._handle.rl_team_new(threads)
+        if team is None:
+            raise MemoryError(f"{threads} threads could not be started")
+        return team
+
+    def free_team(self, team: int) -> None:
+        self._handle.rl_team_free(team)
+
+
+def load(isa: str | None = None) -> Library:
+    """The library for the best instruction set of this CPU, or for `isa`. Raises LibraryMissing."""
+    files = [file for suffix in EXTENSION_SUFFIXES if (file := HERE / f"_native{suffix}").exists()]
+    if not files:
+        raise LibraryMissing("the C++ kernels were not built: install a C++ compiler and install rayline again")
+    handle = ctypes.CDLL(str(files[0]))
+    handle.rl_sources.restype = ctypes.c_char_p
+    if handle.rl_sources().decode() != source_digest():
+        raise LibraryMissing("the C++ kernels were built from other sources: install rayline again")
+    usable = [name for name in ISAS if handle.rl_supports(name.encode())]
+    if isa is not None and isa not in usable:
+        raise LibraryMissing(f"this CPU does not run {isa}: it runs {', '.join(usable)}")
+    return Library(handle, isa or usable[0])
+
+
+@cache
+def source_digest() -> str:
+    """SHA-256 of the sources beside this file, as setup.py takes it."""
+    return sha256(b"".join(file.read_bytes() for file in sorted(SOURCES.iterdir()))).hexdigest()
+
+
+@cache
+def read_arguments() -> Mapping[str, Arguments]:
+    """The structs of native/abi.h, by name."""
+    return {name: _arguments(name, body) for name, body in _STRUCT.findall((SOURCES / "abi.h").read_text())}
+
+
+def _arguments(name: str, body: str) -> Arguments:
+    kinds: dict[str, Kind] = {}
+    for const, base, star, field in _FIELD.findall(body):
+        kinds[field] = ("read" if const else "write") if star else _SCALARS.get(base, "read")
+    types = {"int": ctypes.c_int64, "float": ctypes.c_double}
+    fields = [(field, types.get(kind, ctypes.c_void_p)) for field, kind in kinds.items()]
+    return Arguments(name, kinds, type(name, (ctypes.Structure,), {"_fields_": fields}))

@@ -1,0 +1,111 @@
+"""The operations in C++: exact, the same bits on every CPU, for any batch, chunk, number of threads and tp."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rayline.kernels.backend import Weight
+from rayline.kernels.context import ForwardContext
+from rayline.kernels.program import Operations, Program
+
+PANEL = 64  # columns that lie together in a packed weight, as native/gemm.h has them
+
+
+class NativeKernels:
+    """bf16 on CPUs. Each method allocates its result, or notes the operation while a program is recorded."""
+
+    exact = True
+
+    def __init__(self, operations: Operations) -> None:
+        self.operations = operations
+        self.name = "fma"
+
+    def pack(self, weight: Tensor, segments: int = 1) -> Weight:
+        """weight bf16 [N, K] with K even; rows may be apart."""
+        columns, depth = weight.shape
+        panels = -(-columns // PANEL)
+        data = torch.empty(panels * PANEL * depth, dtype=weight.dtype)
+        self._pack_into(data, weight, first=0)
+        return Weight(data, columns, depth, segments, "packed")
+
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        out = x.new_empty(len(x), weight.columns)
+        self._linear(x, weight, bias, out, None)
+        return out
+
+    def linear_fp32(self, x: Tensor, weight: Weight) -> Tensor:
+        out = x.new_empty((len(x), weight.columns), dtype=torch.float32)
+        self._linear(x, weight, None, None, out)
+        return out
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        out = torch.empty_like(x)
+        dim = x.shape[-1]
+        self.operations.call(
+            "RmsNorm", len(x), x=x, residual=None, weight=weight, out=out, sum=None, dim=dim, eps=eps
+        )
+        return out
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        out, total = torch.empty_like(x), torch.empty_like(x)
+        dim = x.shape[-1]
+        self.operations.call(
+            "RmsNorm", len(x), x=x, residual=residual, weight=weight, out=out, sum=total, dim=dim, eps=eps
+        )
+        return out, total
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        out = torch.empty_like(x)
+        self.operations.call("Add", len(x), x=x, y=y, out=out, dim=x.shape[-1])
+        return out
+
+    def silu_gate(self, gate_up: Tensor) -> Tensor:
+        dim = gate_up.shape[-1] // 2
+        out = gate_up.new_empty(len(gate_up), dim)
+        self.operations.call("SiluGate", len(gate_up), gate_up=gate_up, out=out, dim=dim)
+        return out
+
+    def replay(self, function: Callable[[Tensor, ForwardContext], Tensor]) -> "Replay":
+        return Replay(self.operations, function)
+
+    def _pack_into(self, data: Tensor, weight: Tensor, first: int) -> None:
+        columns, depth = weight.shape
+        stride = weight.stride(0)
+        flat = weight.as_strided((1,), (1,)) if columns else weight
+        self.operations.call(
+            "PackLinear", 1, source=flat, packed=data, columns=columns, depth=depth, stride=stride, first=first
+        )
+
+    def _linear(self, x: Tensor, weight: Weight, bias: Tensor | None, out: Tensor | None, wide: Tensor | None) -> None:
+        self.operations.call(
+            "Linear",
+            len(x),
+            x=x,
+            weight=weight.data,
+            bias=bias,
+            out=out,
+            out_fp32=wide,
+            columns=weight.columns,
+            depth=weight.depth,
+            segments=weight.segments,
+        )
+
+
+class Replay:
+    """A function of [rows, ...] that is recorded at its first call, and again when more rows come than ever."""
+
+    def __init__(self, operations: Operations, function: Callable[[Tensor, ForwardContext], Tensor]) -> None:
+        self._operations = operations
+        self._function = function
+        self._program: Program | None = None
+
+    def __call__(self, x: Tensor, context: ForwardContext) -> Tensor:
+        """The result is a view that the next call writes over."""
+        rows = len(x)
+        if self._program is None or self._program.capacity < rows:
+            capacity = 1 << (rows - 1).bit_length()
+            example = torch.empty((capacity, *x.shape[1:]), dtype=x.dtype, device="meta")
+            self._program = self._operations.record(lambda inputs: self._function(inputs, context), example)
+        self._program.inputs[0][:rows].copy_(x)
+        return self._program.run(rows, context)

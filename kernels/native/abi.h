@@ -1,0 +1,88 @@
+// What crosses the border between Python and the kernels: plain structs of 8-byte fields.
+//
+// kernels/library.py reads the structs below from this file, so their fields are written once. A pointer to const
+// is read, another one is written; the recorder plans buffers by that. `rows` of an operation is Step::rows.
+#pragma once
+#include <cstdint>
+
+namespace rayline {
+
+using bf16 = std::uint16_t;
+using std::int32_t;
+using std::int64_t;
+
+class Team;
+
+// One forward pass, as ForwardContext draws it.
+struct Step {
+    int64_t rows;              // rows that each operation computes
+    int64_t sequences;         // S
+    const int64_t* positions;  // [rows]
+    const int64_t* slots;      // [rows]
+    const int64_t* starts;     // [S + 1]
+    const int64_t* lens;       // [S]
+    const int32_t* tables;     // [S, table_width]
+    int64_t table_width;
+};
+
+struct Embedding {
+    const int64_t* ids;   // [rows], each below size
+    const bf16* table;    // [size, dim]: the rows first .. first + size of the vocabulary
+    bf16* out;            // [rows, dim]; zeros for an id outside
+    int64_t dim;
+    int64_t first;
+    int64_t size;
+};
+
+struct RmsNorm {
+    const bf16* x;         // [rows, dim]
+    const bf16* residual;  // [rows, dim] or null
+    const bf16* weight;    // [dim]
+    bf16* out;             // [rows, dim]
+    bf16* sum;             // [rows, dim]: x + residual; null without residual
+    int64_t dim;
+    double eps;
+};
+
+struct Add {
+    const bf16* x;  // [rows, dim]
+    const bf16* y;
+    bf16* out;
+    int64_t dim;
+};
+
+struct SiluGate {
+    const bf16* gate_up;  // [rows, 2 dim], gate first
+    bf16* out;            // [rows, dim]
+    int64_t dim;
+};
+
+// out = x W^T (+ bias). W is packed as gemm.h says; bf16 or fp32 comes out.
+struct Linear {
+    const bf16* x;       // [rows, depth]
+    const bf16* weight;  // packed [columns, depth]
+    const bf16* bias;    // [columns] or null
+    bf16* out;           // [rows, columns] or null
+    float* out_fp32;     // the same, unrounded, or null
+    int64_t columns;
+    int64_t depth;       // even
+    int64_t segments;    // leaves of the summation tree along the depth
+};
+
+struct PackLinear {
+    const bf16* source;  // [columns, depth], rows `stride` elements apart
+    bf16* packed;        // at column `first`, a multiple of the panel's width
+    int64_t columns;
+    int64_t depth;
+    int64_t stride;
+    int64_t first;
+};
+
+using Operation = void (*)(Team&, const Step&, const void* args);
+
+struct Call {
+    Operation operation;
+    const void* args;
+};
+
+}  // namespace rayline

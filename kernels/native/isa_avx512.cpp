@@ -1,0 +1,19 @@
+#if defined(__x86_64__)
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <span>
+
+#include "abi.h"
+#include "team.h"
+
+// Standard headers come first: what they define must not be compiled for AVX, since the linker may keep that copy.
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
+#define RL_ISA avx512
+#include "lanes_avx512.h"
+// after the lanes
+#include "operations.h"
+
+std::span<const rayline::NamedOperation> rayline::avx512_operations() { return avx512::kOperations; }
+#endif

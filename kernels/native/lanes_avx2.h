@@ -1,0 +1,105 @@
+// Sixteen fp32 numbers in two AVX registers; see lanes_avx512.h.
+#pragma once
+#include <immintrin.h>
+
+#include "abi.h"
+
+namespace rayline::RL_ISA {
+
+struct Lanes {
+    __m256 low, high;
+};
+constexpr int kLanes = 16;
+
+inline Lanes splat(float a) { return {_mm256_set1_ps(a), _mm256_set1_ps(a)}; }
+inline Lanes load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline void store(float* p, Lanes a) {
+    _mm256_storeu_ps(p, a.low);
+    _mm256_storeu_ps(p + 8, a.high);
+}
+inline Lanes operator+(Lanes a, Lanes b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
+inline Lanes operator-(Lanes a, Lanes b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
+inline Lanes operator*(Lanes a, Lanes b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
+inline Lanes operator/(Lanes a, Lanes b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
+inline Lanes fma(Lanes a, Lanes b, Lanes c) {
+    return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+}
+inline Lanes max(Lanes a, Lanes b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+inline Lanes min(Lanes a, Lanes b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
+inline Lanes round_even(Lanes a) {
+    constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return {_mm256_round_ps(a.low, mode), _mm256_round_ps(a.high, mode)};
+}
+inline __m256 power_of_two(__m256 n) {
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+}
+inline Lanes power_of_two(Lanes n) { return {power_of_two(n.low), power_of_two(n.high)}; }
+
+inline __m256 below(int count) {
+    const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(count), index));
+}
+inline Lanes select_first(int count, Lanes a, Lanes b) {
+    return {_mm256_blendv_ps(b.low, a.low, below(count)), _mm256_blendv_ps(b.high, a.high, below(count - 8))};
+}
+
+inline Lanes zero_below(Lanes x, Lanes bound, Lanes a) {
+    return {_mm256_and_ps(_mm256_cmp_ps(x.low, bound.low, _CMP_GE_OQ), a.low),
+            _mm256_and_ps(_mm256_cmp_ps(x.high, bound.high, _CMP_GE_OQ), a.high)};
+}
+inline __m256 widen(__m128i a) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(a), 16)); }
+inline __m128i narrow(__m256 a) {
+    const __m256i bits = _mm256_castps_si256(a);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    const __m256i rounded = _mm256_srli_epi32(_mm256_blendv_epi8(up, _mm256_set1_epi32(0x7fc00000), is_nan), 16);
+    const __m256i packed = _mm256_packus_epi32(rounded, rounded);  // each half twice
+    return _mm_unpacklo_epi64(_mm256_castsi256_si128(packed), _mm256_extracti128_si256(packed, 1));
+}
+inline Lanes load_bf16(const bf16* p) {
+    return {widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
+            widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
+}
+inline void store_bf16(bf16* p, Lanes a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow(a.low));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), narrow(a.high));
+}
+inline Lanes load_bf16(const bf16* p, int count) {
+    alignas(32) bf16 part[16] = {};
+    for (int i = 0; i < count; ++i) part[i] = p[i];
+    return load_bf16(part);
+}
+inline void store_bf16(bf16* p, Lanes a, int count) {
+    alignas(32) bf16 part[16];
+    store_bf16(part, a);
+    for (int i = 0; i < count; ++i) p[i] = part[i];
+}
+inline Lanes round_bf16(Lanes a) { return {widen(narrow(a.low)), widen(narrow(a.high))}; }
+
+inline void load_pairs(const bf16* p, Lanes& even, Lanes& odd) {
+    const __m256i mask = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+    const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16));
+    even = {_mm256_castsi256_ps(_mm256_slli_epi32(low, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(high, 16))};
+    odd = {_mm256_castsi256_ps(_mm256_and_si256(low, mask)), _mm256_castsi256_ps(_mm256_and_si256(high, mask))};
+}
+
+inline float sum(Lanes a) {
+    const __m256 b = _mm256_add_ps(a.low, a.high);
+    const __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    const __m128 d = _mm_add_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
+}
+inline float largest(Lanes a) {
+    alignas(32) float part[8];
+    _mm256_store_ps(part, _mm256_max_ps(a.low, a.high));
+    float best = part[0];
+    for (float other : part) best = other > best ? other : best;
+    return best;
+}
+
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+}  // namespace rayline::RL_ISA

@@ -1,0 +1,72 @@
+// Sixteen fp32 numbers in one AVX-512 register. The three lanes_*.h offer the same functions with the same bits.
+#pragma once
+#include <immintrin.h>
+
+#include "abi.h"
+
+namespace rayline::RL_ISA {
+
+struct Lanes {
+    __m512 v;
+};
+constexpr int kLanes = 16;
+
+inline Lanes splat(float a) { return {_mm512_set1_ps(a)}; }
+inline Lanes load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline void store(float* p, Lanes a) { _mm512_storeu_ps(p, a.v); }
+inline Lanes operator+(Lanes a, Lanes b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Lanes operator-(Lanes a, Lanes b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Lanes operator*(Lanes a, Lanes b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Lanes operator/(Lanes a, Lanes b) { return {_mm512_div_ps(a.v, b.v)}; }
+// a b + c, rounded once.
+inline Lanes fma(Lanes a, Lanes b, Lanes c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline Lanes max(Lanes a, Lanes b) { return {_mm512_max_ps(a.v, b.v)}; }  // b where either is NaN
+inline Lanes min(Lanes a, Lanes b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline Lanes round_even(Lanes a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+// 2^n for whole n in [-126, 127].
+inline Lanes power_of_two(Lanes n) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23))};
+}
+
+inline __mmask16 first_lanes(int count) { return static_cast<__mmask16>((1u << count) - 1); }
+inline Lanes select_first(int count, Lanes a, Lanes b) { return {_mm512_mask_mov_ps(b.v, first_lanes(count), a.v)}; }
+
+// a where x >= bound, else 0.
+inline Lanes zero_below(Lanes x, Lanes bound, Lanes a) {
+    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, bound.v, _CMP_GE_OQ), a.v)};
+}
+inline __m512 widen(__m256i a) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(a), 16)); }
+// To the nearest, ties to even, subnormals kept; the instruction for it flushes them.
+inline __m256i narrow(__m512 a) {
+    const __m512i bits = _mm512_castps_si512(a);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __mmask16 is_nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(up, is_nan, _mm512_set1_epi32(0x7fc00000)), 16));
+}
+inline Lanes load_bf16(const bf16* p) { return {widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
+inline void store_bf16(bf16* p, Lanes a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(a.v)); }
+inline Lanes load_bf16(const bf16* p, int count) { return {widen(_mm256_maskz_loadu_epi16(first_lanes(count), p))}; }
+inline void store_bf16(bf16* p, Lanes a, int count) { _mm256_mask_storeu_epi16(p, first_lanes(count), narrow(a.v)); }
+// a rounded to bf16 and back.
+inline Lanes round_bf16(Lanes a) { return {widen(narrow(a.v))}; }
+
+// Sixteen pairs of bf16, as two registers.
+inline void load_pairs(const bf16* p, Lanes& even, Lanes& odd) {
+    const __m512i both = _mm512_loadu_si512(p);
+    even = {_mm512_castsi512_ps(_mm512_slli_epi32(both, 16))};
+    odd = {_mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+}
+
+// Joined as a tree: lane i and lane i + 8, then + 4, + 2, + 1.
+inline float sum(Lanes a) {
+    const __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+    const __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    const __m128 d = _mm_add_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
+}
+inline float largest(Lanes a) { return _mm512_reduce_max_ps(a.v); }
+
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+}  // namespace rayline::RL_ISA

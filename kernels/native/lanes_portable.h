@@ -1,0 +1,91 @@
+// Sixteen fp32 numbers in an array, for any CPU; see lanes_avx512.h. Compilers turn the loops into what the CPU has.
+#pragma once
+#include <cmath>
+#include <cstring>
+
+#include "abi.h"
+
+namespace rayline::RL_ISA {
+
+constexpr int kLanes = 16;
+struct Lanes {
+    float v[kLanes];
+};
+
+template <class F>
+inline Lanes lanewise(F f) {
+    Lanes out;
+    for (int i = 0; i < kLanes; ++i) out.v[i] = f(i);
+    return out;
+}
+
+inline Lanes splat(float a) { return lanewise([&](int) { return a; }); }
+inline Lanes load(const float* p) { return lanewise([&](int i) { return p[i]; }); }
+inline void store(float* p, Lanes a) { std::memcpy(p, a.v, sizeof a.v); }
+inline Lanes operator+(Lanes a, Lanes b) { return lanewise([&](int i) { return a.v[i] + b.v[i]; }); }
+inline Lanes operator-(Lanes a, Lanes b) { return lanewise([&](int i) { return a.v[i] - b.v[i]; }); }
+inline Lanes operator*(Lanes a, Lanes b) { return lanewise([&](int i) { return a.v[i] * b.v[i]; }); }
+inline Lanes operator/(Lanes a, Lanes b) { return lanewise([&](int i) { return a.v[i] / b.v[i]; }); }
+inline Lanes fma(Lanes a, Lanes b, Lanes c) {
+    return lanewise([&](int i) { return std::fma(a.v[i], b.v[i], c.v[i]); });
+}
+inline Lanes max(Lanes a, Lanes b) { return lanewise([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
+inline Lanes min(Lanes a, Lanes b) { return lanewise([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
+inline Lanes round_even(Lanes a) { return lanewise([&](int i) { return std::nearbyint(a.v[i]); }); }
+
+inline float as_float(uint32_t bits) {
+    float out;
+    std::memcpy(&out, &bits, sizeof out);
+    return out;
+}
+inline uint32_t as_bits(float a) {
+    uint32_t out;
+    std::memcpy(&out, &a, sizeof out);
+    return out;
+}
+inline Lanes power_of_two(Lanes n) {
+    return lanewise([&](int i) { return as_float(static_cast<uint32_t>(static_cast<int32_t>(n.v[i]) + 127) << 23); });
+}
+inline Lanes select_first(int count, Lanes a, Lanes b) {
+    return lanewise([&](int i) { return i < count ? a.v[i] : b.v[i]; });
+}
+
+inline Lanes zero_below(Lanes x, Lanes bound, Lanes a) {
+    return lanewise([&](int i) { return x.v[i] >= bound.v[i] ? a.v[i] : 0.0f; });
+}
+inline float widen(bf16 a) { return as_float(static_cast<uint32_t>(a) << 16); }
+inline bf16 narrow(float a) {
+    const uint32_t bits = as_bits(a);
+    return static_cast<bf16>(a == a ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fc0);
+}
+inline Lanes load_bf16(const bf16* p) { return lanewise([&](int i) { return widen(p[i]); }); }
+inline void store_bf16(bf16* p, Lanes a) {
+    for (int i = 0; i < kLanes; ++i) p[i] = narrow(a.v[i]);
+}
+inline Lanes load_bf16(const bf16* p, int count) {
+    return lanewise([&](int i) { return i < count ? widen(p[i]) : 0.0f; });
+}
+inline void store_bf16(bf16* p, Lanes a, int count) {
+    for (int i = 0; i < count; ++i) p[i] = narrow(a.v[i]);
+}
+inline Lanes round_bf16(Lanes a) { return lanewise([&](int i) { return widen(narrow(a.v[i])); }); }
+
+inline void load_pairs(const bf16* p, Lanes& even, Lanes& odd) {
+    even = lanewise([&](int i) { return widen(p[2 * i]); });
+    odd = lanewise([&](int i) { return widen(p[2 * i + 1]); });
+}
+
+inline float sum(Lanes a) {
+    for (int half = kLanes / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) a.v[i] += a.v[i + half];
+    return a.v[0];
+}
+inline float largest(Lanes a) {
+    float best = a.v[0];
+    for (float other : a.v) best = other > best ? other : best;
+    return best;
+}
+
+inline void prefetch(const void* p) { __builtin_prefetch(p); }
+
+}  // namespace rayline::RL_ISA

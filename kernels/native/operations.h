@@ -1,0 +1,15 @@
+// All operations compiled for one instruction set, by name. Included once by each isa_*.cpp.
+#pragma once
+#include "functions.h"
+#include "elementwise.h"
+#include "gemm.h"
+#include "isa.h"
+
+namespace rayline::RL_ISA {
+
+constexpr NamedOperation kOperations[] = {
+    {"Embedding", embedding}, {"RmsNorm", rms_norm},        {"Add", add},
+    {"SiluGate", silu_gate},  {"PackLinear", pack_linear},  {"Linear", linear},
+};
+
+}  // namespace rayline::RL_ISA
