@@ -11,6 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SERVE := $(VENV)/ready-serve
 DEV := $(VENV)/ready-dev
 PROTOS := $(wildcard protos/*.proto)
+BUILD := pyproject.toml setup.py $(wildcard kernels/native/*)
 
 # A folder that was moved or copied gets a fresh environment: the old one's scripts name the old place.
 ifneq ($(wildcard $(VENV)/ready-torch),)
@@ -43,21 +44,21 @@ proto: $(DEV)
 	$(BIN)/python -m grpc_tools.protoc -Itests/typing --python_out=tests/typing --pyi_out=tests/typing \
 	  --grpc_python_out=tests/typing $(addprefix rayline/,$(PROTOS))
 
-# torch goes first, alone: pip then takes the build that the machine's own package sources offer.
+# pip also compiles the kernels, again when their sources change. torch goes first, alone: pip then takes the build that the machine's own package sources offer.
 $(VENV)/ready-torch: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP) install --quiet $(TORCH)
 	echo '$(CURDIR)' > $@
 
-$(SERVE): $(VENV)/ready-torch pyproject.toml
+$(SERVE): $(VENV)/ready-torch $(BUILD)
 	$(PIP) install --quiet -c constraints.txt -e '.[serve]'
 	touch $@
 
-$(DEV): $(VENV)/ready-torch pyproject.toml
+$(DEV): $(VENV)/ready-torch $(BUILD)
 	$(PIP) install --quiet -c constraints.txt -e '.[serve,hub,dev]'
 	touch $(SERVE) $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info kernels/_native*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,6 +17,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from rayline.protos.errors import ConfigError
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+KernelWish = Literal["auto", "native", "onednn", "torch"]
+Quantize = Literal["none", "int8", "int4"]
+Activations = Literal["exact", "int8"]
 Count = Annotated[int, Ge(1)]
 Port = Annotated[int, Ge(0), Le(65535)]
 _STRICT = ConfigDict(extra="forbid")
@@ -62,6 +65,18 @@ class EngineSection:
     prefix_caching: bool = field(default=True, metadata=says("reuse the blocks of equal prefixes"))
     threads: Annotated[int, Ge(0)] = field(
         default=0, metadata=says("compute threads of each rank; 0: the cores divided by the ranks")
+    )
+    kernels: KernelWish = field(
+        default="auto",
+        metadata=says("auto, native (C++, exact), onednn or torch: what computes; auto is native for bfloat16 on CPUs"),
+    )
+    quantize: Quantize = field(
+        default="none",
+        metadata=says("none, int8 or int4: round the weights in groups while they are read (native kernels)"),
+    )
+    activations: Activations = field(
+        default="exact",
+        metadata=says("int8: also round what quantised weights are multiplied with; faster, another numerics class"),
     )
 
 

@@ -1,6 +1,6 @@
 """What a decoder asks of its kernels: the operations, with the same signatures for every implementation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -85,8 +85,16 @@ class Kernels(Protocol):
     @property
     def exact(self) -> bool: ...
 
-    def pack(self, weight: Tensor, segments: int = 1) -> Weight:
-        """Lay out a weight [N, K] for its products."""
+    def pack(self, parts: Sequence[Tensor], segments: int = 1) -> Weight:
+        """Lay out the rows [N, K] of one or more blocks, in order, for products."""
+        ...
+
+    def table(self, rows: Tensor) -> Weight:
+        """Lay out rows [N, K] for `embedding`."""
+        ...
+
+    def tied(self, rows: Tensor) -> Weight:
+        """Lay out rows [N, K] once for both `embedding` and products."""
         ...
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
@@ -99,6 +107,10 @@ class Kernels(Protocol):
 
     def embedding(self, ids: Tensor, weight: Weight, first: int = 0) -> Tensor:
         """Rows of a table that holds the ids from `first` on; zeros for an id outside. ids int64 [T] -> [T, K]."""
+        ...
+
+    def widen(self, x: Tensor) -> Tensor:
+        """The same numbers in fp32."""
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -141,7 +153,9 @@ class Kernels(Protocol):
         """
         ...
 
-    def replay(self, function: Callable[[Tensor, ForwardContext], Tensor]) -> Callable[[Tensor, ForwardContext], Tensor]:
+    def replay(
+        self, function: Callable[[Tensor, ForwardContext], Tensor]
+    ) -> Callable[[Tensor, ForwardContext], Tensor]:
         """`function`, made of these operations only, in the form that runs with the least overhead.
 
         The result may be a view that the next call writes over.

@@ -1,34 +1,66 @@
-"""Which implementation of the operations that have several runs: chosen once, when a rank starts."""
+"""Which implementation of the operations runs: chosen once, when a rank starts."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from rayline.kernels import linear, onednn
+from rayline.kernels import onednn
+from rayline.kernels.backend import Kernels
+from rayline.kernels.library import LibraryMissing, load
+from rayline.kernels.native_kernels import NativeKernels
+from rayline.kernels.program import Operations, Team
+from rayline.kernels.torch_kernels import ONEDNN, PLAIN, TorchKernels
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Kernels:
-    """Implementations that belong together. `pack` lays out a weight [N, K] for its products."""
+class KernelOptions:
+    """What the operator wishes: the config's keys of these names."""
+
+    kernels: str = "auto"
+    quantize: str = "none"
+    activations: str = "exact"
+    compile: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """name: of the kernels, part of the numerics class. exact: see Kernels. why: said in the log."""
 
     name: str
-    pack: Callable[[Tensor], Tensor]
-    linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-    linear_fp32: Callable[[Tensor, Tensor], Tensor]
+    exact: bool
+    why: str
 
 
-TORCH = Kernels("torch", lambda weight: weight, linear.linear, linear.linear_fp32)
-ONEDNN = Kernels("onednn", onednn.pack, onednn.linear, onednn.linear_fp32)
+def choose(device: torch.device, dtype: torch.dtype, options: KernelOptions) -> Choice:
+    """The implementation for a device and dtype. Raises ValueError when what is wished for cannot run."""
+    is_cpu_bf16 = device.type == "cpu" and dtype == torch.bfloat16
+    wish = options.kernels
+    if wish in ("auto", "native") and is_cpu_bf16:
+        try:
+            library = load()
+            return Choice(library.numerics, True, f"C++ kernels for {library.isa}")
+        except LibraryMissing as missing:
+            why = str(missing)
+    else:
+        why = f"the C++ kernels compute bfloat16 on CPUs, not {dtype} on {device.type}"
+    if wish == "native":
+        raise ValueError(why)
+    if wish != "torch" and is_cpu_bf16 and onednn.is_available():
+        return Choice("onednn", False, why)
+    if wish == "onednn":
+        raise ValueError("oneDNN's products are for bfloat16 on CPUs that multiply it")
+    return Choice("torch", False, why)
 
 
-def choose(device: torch.device, dtype: torch.dtype) -> Kernels:
-    """The fastest implementation this device has for the dtype."""
-    fits_onednn = device.type == "cpu" and dtype == torch.bfloat16 and onednn.is_available()
-    kernels = ONEDNN if fits_onednn else TORCH
-    log.info("kernels: %s for %s on %s", kernels.name, dtype, device)
-    return kernels
+def build(choice: Choice, threads: int) -> Kernels:
+    """The chosen kernels with this many compute threads."""
+    log.info("kernels: %s (%s)", choice.name, choice.why)
+    if choice.exact:
+        # The team computes; a second pool of spinning threads would only take cores from it.
+        torch.set_num_threads(1)
+        return NativeKernels(Operations(Team(load(), threads)))
+    torch.set_num_threads(threads)
+    return TorchKernels(ONEDNN if choice.name == "onednn" else PLAIN)

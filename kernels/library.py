@@ -39,6 +39,7 @@ class Library:
     def __init__(self, handle: ctypes.CDLL, isa: str) -> None:
         self._handle = handle
         self.isa = isa
+        self.numerics = "fma"
         self.arguments = read_arguments()
         handle.rl_operation.restype = ctypes.c_void_p
         handle.rl_team_new.restype = ctypes.c_void_p

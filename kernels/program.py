@@ -84,7 +84,8 @@ class Operations:
 
     def record(self, function: Callable[..., Tensor], *inputs: Tensor) -> "Program":
         """Record what `function` calls when it is given `inputs`, which are meta tensors."""
-        self._recording = recording = []
+        recording: list[Recorded] = []
+        self._recording = recording
         try:
             output = function(*inputs)
         finally:
@@ -112,11 +113,12 @@ class Program:
         def address(tensor: Tensor) -> int:
             if not tensor.is_meta:
                 return tensor.data_ptr()
-            return base + places[_storage(tensor)] + tensor.storage_offset() * tensor.element_size()
+            return base + places[_storage(tensor)] + int(tensor.storage_offset()) * tensor.element_size()
 
         def view(tensor: Tensor) -> Tensor:
-            first = skip_bytes + places[_storage(tensor)] + tensor.storage_offset() * tensor.element_size()
-            return self._arena[first : first + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            first = skip_bytes + places[_storage(tensor)]
+            whole = self._arena[first : first + tensor.untyped_storage().nbytes()].view(tensor.dtype)
+            return whole.as_strided(tensor.shape, tensor.stride(), whole.storage_offset() + tensor.storage_offset())
 
         self._held = [value for item in recording for value in item.values.values() if isinstance(value, Tensor)]
         self._filled = [(item.arguments.name, _fill(item.arguments, item.values, address)) for item in recording]
@@ -132,9 +134,7 @@ class Program:
         return self.output[:rows]
 
 
-def plan_arena(
-    recording: Sequence[Recorded], inputs: Sequence[Tensor], output: Tensor
-) -> tuple[dict[int, int], int]:
+def plan_arena(recording: Sequence[Recorded], inputs: Sequence[Tensor], output: Tensor) -> tuple[dict[int, int], int]:
     """Byte offsets of the meta storages, and the arena's size. Two that live at once do not overlap.
 
     A storage lives from the first operation that names it to the last; inputs from the start, the output to

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from rayline.cluster.parallel import Parallel
+from rayline.kernels.torch_kernels import TorchKernels
 from rayline.workers.cache import KvCache
 from rayline.workers.collectives import TensorParallelGroup
 from rayline.workers.models.config import ModelConfig, kv_heads_of_rank
@@ -33,7 +34,7 @@ def run(case: dict[str, Any], rank: int, collective: TensorParallelGroup) -> dic
     for stage, (first, end) in enumerate(stages):
         place = Parallel(rank, case["tp"], stage, len(stages))
         with Weights.open(case["path"]) as weights:
-            decoder = Decoder(config, range(first, end), weights, place, collective, torch.float32, CPU)
+            decoder = Decoder(config, range(first, end), weights, place, collective, TorchKernels(), torch.float32, CPU)
             bytes_read += weights.bytes_read
         kv_heads = kv_heads_of_rank(config, case["tp"])
         shape = (end - first, case["blocks"], case["block_tokens"], kv_heads, config.head_dim)

@@ -3,7 +3,7 @@
 import pytest
 
 from rayline.kernels.library import ISAS, Library, LibraryMissing, load
-from rayline.kernels.native import NativeKernels
+from rayline.kernels.native_kernels import NativeKernels
 from rayline.kernels.program import Operations, Team
 
 

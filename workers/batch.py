@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from rayline.kernels.context import ForwardContext
 from rayline.protos.plan import Admission, Plan, Slice
 from rayline.protos.types import SamplingParams
-from rayline.kernels.context import ForwardContext
 
 
 @dataclass(slots=True)

@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayline.kernels.cache import write_cache
+from rayline.kernels.backend import KvLayer
 
 
 class KvCache:
-    """Keys and values of each layer, [blocks, block_tokens, kv_heads, head_dim], zero at first.
+    """Keys and values of each layer, zero at first; the kernels decide the order inside a block.
 
-    Zero because attention reads whole blocks: a NaN in an unused slot would get past its mask.
+    Zero because attention may read whole blocks: a NaN in an unused slot would get past its mask.
     kv_heads is the number this rank holds; a layer's index counts from the stage's first layer.
     """
 
@@ -26,17 +26,17 @@ class KvCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (blocks, block_tokens, kv_heads, head_dim)
-        self.keys = [_zeros(shape, dtype, device) for _ in range(layers)]
-        self.values = [_zeros(shape, dtype, device) for _ in range(layers)]
+        shape = (blocks, block_tokens * kv_heads * head_dim)
 
-    def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        """Store k and v [T, kv_heads, head_dim] at slots int64 [T]; slot = block * block_tokens + place."""
-        write_cache(self.keys[layer], self.values[layer], slots, k, v)
+        def layer() -> KvLayer:
+            keys, values = _zeros(shape, dtype, device), _zeros(shape, dtype, device)
+            return KvLayer(keys, values, block_tokens, kv_heads, head_dim)
+
+        self.layers = [layer() for _ in range(layers)]
 
     @property
     def bytes(self) -> int:
-        return sum(part.nbytes for part in (*self.keys, *self.values))
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

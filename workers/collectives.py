@@ -18,8 +18,8 @@ class Collective(Protocol):
     @property
     def tp_size(self) -> int: ...
 
-    def sum_tree(self, partial: Tensor) -> Tensor:
-        """Sum of the ranks' fp32 partials of one shape, joined pairwise by rank; equal bits on each."""
+    def sum_tree(self, partial: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Sum of the ranks' fp32 partials of one shape, joined pairwise by rank, and bias; equal bits on each."""
         ...
 
     def gather_columns(self, shard: Tensor) -> Tensor:
@@ -32,8 +32,8 @@ class Alone:
 
     tp_size = 1
 
-    def sum_tree(self, partial: Tensor) -> Tensor:
-        return partial
+    def sum_tree(self, partial: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        return (partial if bias is None else partial + bias).to(dtype)
 
     def gather_columns(self, shard: Tensor) -> Tensor:
         return shard
@@ -46,8 +46,9 @@ class TensorParallelGroup:
         self._group = process_group
         self.tp_size = tp_size
 
-    def sum_tree(self, partial: Tensor) -> Tensor:
-        return join_pairwise(self._gather(partial))
+    def sum_tree(self, partial: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        total = join_pairwise(self._gather(partial))
+        return (total if bias is None else total + bias).to(dtype)
 
     def gather_columns(self, shard: Tensor) -> Tensor:
         return self._gather(shard).transpose(0, 1).flatten(1)

@@ -12,7 +12,8 @@ from rayline.cluster.config import EngineSection, ParallelSection
 from rayline.cluster.kv_memory import LEAST_TOKENS, KvPlan, KvWish, RankMemory, plan_kv
 from rayline.cluster.machine import usable_cores
 from rayline.cluster.parallel import Parallel, ranks
-from rayline.kernels.choice import choose
+from rayline.kernels.choice import KernelOptions, choose
+from rayline.kernels.native_kernels import TILE_TOKENS
 from rayline.protos.errors import ConfigError
 from rayline.protos.types import EngineRequest, GroupInfo, SamplingParams
 from rayline.workers.blocks import BlockPool
@@ -20,6 +21,7 @@ from rayline.workers.channel import Channel
 from rayline.workers.collectives import Alone
 from rayline.workers.engine import Engine
 from rayline.workers.in_process import InProcess
+from rayline.workers.layers import SEGMENTS, tree_segments
 from rayline.workers.models.config import ModelConfig
 from rayline.workers.pipeline import Pipeline
 from rayline.workers.ranks import OnRankProgress, Ranks, open_store
@@ -93,7 +95,6 @@ def start_group(
     specs = _rank_specs(spec, config, dtype)
     if len(specs) == 1:
         worker = Worker(specs[0], Alone(), None)
-        torch.set_num_threads(specs[0].threads)
         loaded = {0: worker.load(lambda phase, done, total: on_progress(0, phase, done, total))}
         kv = _kv_plan(spec, config, loaded)
         worker.allocate(kv.blocks)
@@ -108,11 +109,12 @@ def start_group(
     except BaseException:
         engine.close()
         raise
+    numbers = numerics(specs[0], config)
     info = GroupInfo(
         group_id=spec.group_id,
         model=spec.model,
-        numerics=numerics_class(specs[0]),
-        exact=False,
+        numerics=numbers.name,
+        exact=numbers.exact,
         max_model_len=kv.max_model_len,
         vocab_size=config.vocab_size,
         block_tokens=spec.engine.block_tokens,
@@ -138,13 +140,23 @@ def has_gpus() -> bool:
     return torch.cuda.is_available()
 
 
-def numerics_class(spec: RankSpec) -> str:
-    """Short name of everything that decides bits besides model and request.
+@dataclass(frozen=True, slots=True)
+class Numerics:
+    """What decides bits besides model and request, in one short name, and whether nothing else does."""
 
-    torch's and oneDNN's products change a row's bits with the batch, so no bits are promised yet.
-    """
-    kernels = choose(torch.device(spec.device), torch_dtype(spec.dtype)).name
-    return f"{spec.device}-{kernels}-{spec.dtype}-tp{spec.parallel.tp_size}"
+    name: str
+    exact: bool
+
+
+def numerics(spec: RankSpec, config: ModelConfig) -> Numerics:
+    """The numerics class of a group. Exact ones name tp only where its sums cannot share one tree."""
+    choice = choose(torch.device(spec.device), torch_dtype(spec.dtype), spec.kernels)
+    name = f"{spec.device}-{choice.name}-{spec.dtype}"
+    depths = (config.heads * config.head_dim, config.intermediate_size)
+    tp_size = spec.parallel.tp_size
+    if choice.exact and all(tree_segments(depth, tp_size) * tp_size == SEGMENTS for depth in depths):
+        return Numerics(name, True)
+    return Numerics(f"{name}-tp{tp_size}", choice.exact)
 
 
 def _rank_specs(spec: GroupSpec, config: ModelConfig, dtype: str) -> list[RankSpec]:
@@ -167,10 +179,28 @@ def _rank_specs(spec: GroupSpec, config: ModelConfig, dtype: str) -> list[RankSp
             field="max_model_len",
         )
 
+    options = _kernel_options(spec.engine, device, dtype)
+
     def rank_spec(place: Parallel) -> RankSpec:
-        return RankSpec(spec.path, dtype, device, place, threads, spec.engine.block_tokens, spec.epoch)
+        return RankSpec(spec.path, dtype, device, place, threads, spec.engine.block_tokens, spec.epoch, options)
 
     return [rank_spec(place) for place in places]
+
+
+def _kernel_options(engine: EngineSection, device: str, dtype: str) -> KernelOptions:
+    """Raises ConfigError when they cannot run here."""
+    options = KernelOptions(engine.kernels, engine.quantize, engine.activations)
+    try:
+        choice = choose(torch.device(device), torch_dtype(dtype), options)
+    except ValueError as error:
+        raise ConfigError(f"kernels = {engine.kernels} cannot run here: {error}", field="kernels") from None
+    if choice.exact and engine.block_tokens % TILE_TOKENS:
+        raise ConfigError(
+            f"block_tokens = {engine.block_tokens} is out of range: the {choice.name} kernels need a multiple of "
+            f"{TILE_TOKENS}",
+            field="block_tokens",
+        )
+    return options
 
 
 def _start_ranks(

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from rayline.cluster.parallel import Parallel, divide
-from rayline.kernels.choice import Kernels
-from rayline.kernels.norm import add_rms_norm, rms_norm
+from rayline.kernels.backend import Kernels, Weight
 from rayline.workers.collectives import Collective
 from rayline.workers.weights import Weights
+
+SEGMENTS = 8  # leaves of the tree that sums a row-parallel product, so that tp 1, 2, 4 and 8 add in one order
 
 
 @dataclass(slots=True)
@@ -38,14 +38,33 @@ class Loader:
         each = divide(what, size, self.parallel.tp_size)
         return range(self.parallel.tp_rank * each, (self.parallel.tp_rank + 1) * each)
 
-    def zeros(self, *shape: int) -> Tensor:
-        tensor = torch.zeros(shape, dtype=self.dtype, device=self.device)
-        self.allocated_bytes += tensor.nbytes
-        return tensor
+    def read(
+        self, name: str, *, shape: tuple[int, ...], rows: range | None = None, cols: range | None = None
+    ) -> Tensor:
+        """A part of a tensor in the model's dtype; as it lies in the mapped file where that is the file's dtype."""
+        return self.weights.read(name, shape=shape, rows=rows, cols=cols).to(self.device, self.dtype)
 
-    def vector(self, name: str, size: int) -> Tensor:
-        """A whole vector, as every rank holds it."""
-        return self.zeros(size).copy_(self.weights.read(name, shape=(size,)))
+    def vector(self, *names: str, sizes: Sequence[int], parts: Sequence[range | None] | None = None) -> Tensor:
+        """Vectors, or parts of them, one behind the other."""
+        ranges = parts or [None] * len(names)
+        read = [self.read(n, shape=(size,), rows=part) for n, size, part in zip(names, sizes, ranges, strict=True)]
+        joined = torch.cat(read)
+        self.allocated_bytes += joined.nbytes
+        return joined
+
+    def keep(self, weight: Weight) -> Weight:
+        self.allocated_bytes += weight.bytes
+        return weight
+
+
+def tree_segments(depth: int, tp_size: int) -> int:
+    """Leaves of the summation tree that a rank computes of a row-parallel product over `depth` inputs in all.
+
+    The whole tree has SEGMENTS of equal, even length; where these or tp do not fit, each rank's share is one
+    leaf, and bits depend on tp.
+    """
+    fits = depth % (2 * SEGMENTS) == 0 and SEGMENTS % tp_size == 0
+    return SEGMENTS // tp_size if fits else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +83,14 @@ class ColumnLinear:
     """
 
     def __init__(self, loader: Loader, parts: Sequence[Rows], in_features: int, *, bias: bool) -> None:
-        sizes = [len(part.mine) for part in parts]
-        weight = loader.zeros(sum(sizes), in_features)
-        self.bias = loader.zeros(sum(sizes)) if bias else None
-        for part, into in zip(parts, torch.split(weight, sizes), strict=True):
-            shape = (part.size, in_features)
-            into.copy_(loader.weights.read(f"{part.name}.weight", shape=shape, rows=part.mine))
-        if self.bias is not None:
-            for part, into in zip(parts, torch.split(self.bias, sizes), strict=True):
-                into.copy_(loader.weights.read(f"{part.name}.bias", shape=(part.size,), rows=part.mine))
         self.kernels = loader.kernels
-        self.weight = loader.kernels.pack(weight)
+        blocks = [loader.read(f"{part.name}.weight", shape=(part.size, in_features), rows=part.mine) for part in parts]
+        self.weight = loader.keep(loader.kernels.pack(blocks))
+        self.bias: Tensor | None = None
+        if bias:
+            names = [f"{part.name}.bias" for part in parts]
+            sizes, mine = [part.size for part in parts], [part.mine for part in parts]
+            self.bias = loader.vector(*names, sizes=sizes, parts=mine)
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.kernels.linear(x, self.weight, self.bias)
@@ -87,47 +103,42 @@ class RowLinear:
     """
 
     def __init__(self, loader: Loader, name: str, in_features: int, out_features: int, *, bias: bool) -> None:
-        mine = loader.share(f"{name} inputs", in_features)
         self.collective, self.kernels = loader.collective, loader.kernels
-        weight = loader.zeros(out_features, len(mine))
-        weight.copy_(loader.weights.read(f"{name}.weight", shape=(out_features, in_features), cols=mine))
-        self.weight = loader.kernels.pack(weight)
-        self.bias = loader.vector(f"{name}.bias", out_features) if bias else None
+        mine = loader.share(f"{name} inputs", in_features)
+        columns = loader.read(f"{name}.weight", shape=(out_features, in_features), cols=mine)
+        segments = tree_segments(in_features, loader.parallel.tp_size)
+        self.weight = loader.keep(loader.kernels.pack([columns], segments))
+        self.bias = loader.vector(f"{name}.bias", sizes=[out_features]) if bias else None
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.collective.tp_size == 1:
             return self.kernels.linear(x, self.weight, self.bias)
-        total = self.collective.sum_tree(self.kernels.linear_fp32(x, self.weight))
-        return (total if self.bias is None else total + self.bias).to(x.dtype)
+        return self.collective.sum_tree(self.kernels.linear_fp32(x, self.weight), self.bias, x.dtype)
 
 
 class VocabEmbedding:
-    """Rows of the vocabulary split over the ranks: token ids int64 [T] -> [T, hidden] on every rank.
+    """Rows of the vocabulary split over the ranks: token ids int64 [T] -> [T, hidden] on every rank."""
 
-    The last shards are padded with zero rows when tp does not divide the vocabulary.
-    """
-
-    def __init__(self, loader: Loader, name: str, vocab_size: int, hidden_size: int) -> None:
-        self.collective = loader.collective
-        self.weight = vocab_shard(loader, name, vocab_size, hidden_size)
-        self.first = loader.parallel.tp_rank * len(self.weight)
+    def __init__(self, loader: Loader, weight: Weight) -> None:
+        """`weight`: this rank's rows as `vocab_shard` pads them."""
+        self.collective, self.kernels = loader.collective, loader.kernels
+        self.dtype = loader.dtype
+        self.weight = weight
+        self.first = loader.parallel.tp_rank * weight.columns
 
     def __call__(self, token_ids: Tensor) -> Tensor:
+        rows = self.kernels.embedding(token_ids, self.weight, self.first)
         if self.collective.tp_size == 1:
-            return functional.embedding(token_ids, self.weight)
-        local = token_ids - self.first
-        is_mine = (local >= 0) & (local < len(self.weight))
-        rows = functional.embedding(local.where(is_mine, 0), self.weight)
-        return self.collective.sum_tree(rows.float().where(is_mine[:, None], 0.0)).to(self.weight.dtype)
+            return rows
+        return self.collective.sum_tree(self.kernels.widen(rows), None, self.dtype)
 
 
 class VocabHead:
     """Rows of the output matrix split over the ranks: [N, hidden] -> fp32 logits [N, vocabulary] on every rank."""
 
-    def __init__(self, collective: Collective, kernels: Kernels, weight: Tensor, vocab_size: int) -> None:
-        """`weight`: this rank's rows as `vocab_shard` pads and `kernels` packs them."""
-        self.collective = collective
-        self.kernels = kernels
+    def __init__(self, loader: Loader, weight: Weight, vocab_size: int) -> None:
+        """`weight`: this rank's rows as `vocab_shard` pads them."""
+        self.collective, self.kernels = loader.collective, loader.kernels
         self.weight = weight
         self.vocab_size = vocab_size
 
@@ -140,21 +151,23 @@ def vocab_shard(loader: Loader, name: str, vocab_size: int, hidden_size: int) ->
     each = -(-vocab_size // loader.parallel.tp_size)
     first = min(loader.parallel.tp_rank * each, vocab_size)
     mine = range(first, min(first + each, vocab_size))
-    shard = loader.zeros(each, hidden_size)
-    shard[: len(mine)].copy_(loader.weights.read(name, shape=(vocab_size, hidden_size), rows=mine))
-    return shard
+    rows = loader.read(name, shape=(vocab_size, hidden_size), rows=mine)
+    if len(mine) == each:
+        return rows
+    return torch.cat((rows, rows.new_zeros(each - len(mine), hidden_size)))
 
 
 class RmsNorm:
     """RMS normalisation of the residual stream; every rank holds the whole weight."""
 
     def __init__(self, loader: Loader, name: str, size: int, eps: float) -> None:
-        self.weight = loader.vector(name, size)
+        self.kernels = loader.kernels
+        self.weight = loader.vector(name, sizes=[size])
         self.eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+        return self.kernels.rms_norm(x, self.weight, self.eps)
 
     def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """s = x + residual -> (norm(s), s)."""
-        return add_rms_norm(x, residual, self.weight, self.eps)
+        return self.kernels.add_rms_norm(x, residual, self.weight, self.eps)

@@ -62,7 +62,6 @@ def serve_rank(addresses: Sequence[str], rank: int, secret: str) -> None:
 def _start(channel: Channel) -> Worker:
     """The loading dialogue: orders, weights, size of the KV cache."""
     spec = spec_of(channel.receive_leader_frame().load)
-    torch.set_num_threads(spec.threads)
     collective, stages = join(spec)
     worker = Worker(spec, collective, stages)
     loaded = worker.load(_Reporter(channel))

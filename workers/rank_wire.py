@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rayline.cluster.parallel import Parallel
+from rayline.kernels.choice import KernelOptions
 from rayline.protos import internal_pb2 as pb
 from rayline.workers.pipeline import RankStats
 from rayline.workers.spec import Loaded, RankSpec
@@ -22,6 +23,10 @@ def spec_to_pb(spec: RankSpec) -> pb.RankSpec:
         epoch=spec.epoch,
         store_host=spec.store_host,
         store_port=spec.store_port,
+        kernels=spec.kernels.kernels,
+        quantize=spec.kernels.quantize,
+        activations=spec.kernels.activations,
+        compile=spec.kernels.compile,
     )
 
 
@@ -34,6 +39,7 @@ def spec_of(message: pb.RankSpec) -> RankSpec:
         threads=message.threads,
         block_tokens=message.block_tokens,
         epoch=message.epoch,
+        kernels=KernelOptions(message.kernels, message.quantize, message.activations, message.compile),
         store_host=message.store_host,
         store_port=message.store_port,
     )

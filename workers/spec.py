@@ -1,9 +1,10 @@
 """What one rank is told at start-up."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rayline.cluster.parallel import Parallel
+from rayline.kernels.choice import KernelOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,7 @@ class RankSpec:
     threads: int
     block_tokens: int
     epoch: int
+    kernels: KernelOptions = field(default_factory=KernelOptions)
     store_host: str = ""
     store_port: int = 0
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rayline.cluster.machine import available_bytes, host_name
 from rayline.cluster.parallel import Parallel, balanced_stages
+from rayline.kernels.choice import build, choose
 from rayline.kernels.sampling import sample
 from rayline.protos.errors import NotEnoughMemory
 from rayline.protos.plan import Plan, Sampled, Slice, StepResult
@@ -58,8 +59,17 @@ class Worker:
             share = weights.total_bytes // self.spec.parallel.world_size
             if share > (free := self._free_bytes()):
                 raise NotEnoughMemory(f"the weights need about {share} bytes for this rank, {free} are free")
+            choice = choose(self._device, self._dtype, self.spec.kernels)
+            kernels = build(choice, self.spec.threads)
             self._decoder = Decoder(
-                self.config, self._layers, weights, self.spec.parallel, self._collective, self._dtype, self._device
+                self.config,
+                self._layers,
+                weights,
+                self.spec.parallel,
+                self._collective,
+                kernels,
+                self._dtype,
+                self._device,
             )
             self._read_bytes = weights.bytes_read
         on_progress("read weights", share, share)
@@ -151,7 +161,7 @@ class Worker:
         sampling = tuple(s.sequence for s in plan.slices if s.samples)
         if not self.spec.parallel.is_last_stage:
             assert self._stages is not None
-            self._stages.send_hidden(output)
+            self._stages.send_hidden(output.clone())  # the next step writes over it
             if self.spec.parallel.is_first_stage and sampling:
                 self._stages.expect_tokens(sampling)
             return None

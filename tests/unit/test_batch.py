@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from rayline.kernels.context import ForwardContext
 from rayline.protos.plan import Admission, Plan, Slice
 from rayline.protos.types import SamplingParams
 from rayline.workers.batch import Residents, forward_context, input_ids
-from rayline.kernels.context import ForwardContext
 
 CPU = torch.device("cpu")
 BLOCK_TOKENS = 4

@@ -26,6 +26,9 @@ ACCEPTED: dict[str, dict[str, list[Any]]] = {
         "max_running": [1, 1024],
         "prefix_caching": [True, False],
         "threads": [0, 64],
+        "kernels": ["auto", "native", "onednn", "torch"],
+        "quantize": ["none", "int8", "int4"],
+        "activations": ["exact", "int8"],
     },
     "parallel": {"tp": [1, 8], "pp": [1, 4], "groups": [1, 16]},
     "router": {
@@ -54,6 +57,9 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
         "max_running": [0, -1],
         "prefix_caching": ["perhaps", 2],
         "threads": [-1, "all"],
+        "kernels": ["fast", "", None],
+        "quantize": ["int2", "", 8],
+        "activations": ["int4", None],
     },
     "parallel": {"tp": [0, -2, 1.5], "pp": [0, "two"], "groups": [0, None]},
     "router": {

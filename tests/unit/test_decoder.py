@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from rayline.cluster.parallel import Parallel
+from rayline.kernels.torch_kernels import TorchKernels
 from rayline.workers.cache import KvCache
 from rayline.workers.collectives import Alone
 from rayline.workers.models.config import ModelConfig
@@ -94,7 +95,7 @@ class Stages:
         for stage, layers in enumerate(runs):
             with Weights.open(path) as weights:
                 place = Parallel(stage=stage, pp_size=len(runs))
-                decoder = Decoder(config, layers, weights, place, Alone(), dtype, CPU)
+                decoder = Decoder(config, layers, weights, place, Alone(), TorchKernels(), dtype, CPU)
             shape = (len(layers), pages.blocks, pages.block_tokens, config.kv_heads, config.head_dim)
             self.parts.append((decoder, KvCache(*shape, dtype, CPU)))
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayline.cluster.parallel import Parallel
+from rayline.kernels.choice import KernelOptions
 from rayline.protos import internal_pb2 as pb
 from rayline.protos.errors import LEAVES, error_of
 from rayline.protos.internal_wire import (
@@ -114,6 +115,7 @@ specs = st.builds(
     threads=uint32,
     block_tokens=uint32,
     epoch=uint32,
+    kernels=st.builds(KernelOptions, text, text, text, st.booleans()),
     store_host=text,
     store_port=uint32,
 )

@@ -7,16 +7,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native import library_or_skip
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from rayline.kernels import attention, onednn
+from rayline.kernels import choice as choice_module
 from rayline.kernels.activation import silu_gate
-from rayline.kernels.attention import paged_attention
+from rayline.kernels.attention import PagedKv, paged_attention
+from rayline.kernels.backend import AttentionShape
 from rayline.kernels.cache import write_cache
-from rayline.kernels.choice import ONEDNN, TORCH, Kernels, choose
+from rayline.kernels.choice import KernelOptions, choose
+from rayline.kernels.context import ForwardContext
+from rayline.kernels.library import Library, LibraryMissing
 from rayline.kernels.norm import add_rms_norm, rms_norm
 from rayline.kernels.rope import inverse_frequencies, llama3_frequencies, rope_tables, rotate
+from rayline.kernels.torch_kernels import ONEDNN, PLAIN, Products, TorchKernels
 from rayline.kernels.tree import join_pairwise
 
 
@@ -77,11 +83,15 @@ class PagedCase:
         self.lens = tuple(length for length, _ in case.slices)
         self.positions = torch.cat([torch.arange(length - count, length) for length, count in case.slices])
         self.q = torch.randn(sum(counts), heads, self.DIM, generator=random)
+        self.soft_cap: float | None = None
+        self.sinks: Tensor | None = None
 
     def ours(self, scale: float) -> Tensor:
-        tables, window = self.tables, self.case.window
-        shape = (self.starts, self.lens, tables, self.positions)
-        return paged_attention(self.q, self.keys, self.values, *shape, scale, window)
+        nothing = torch.empty(0, dtype=torch.int64)
+        context = ForwardContext(self.positions, nothing, self.starts, self.lens, self.tables, nothing)
+        kv_heads = self.case.kv_heads
+        shape = AttentionShape(kv_heads * self.case.group, kv_heads, self.DIM, scale, self.case.window, self.soft_cap)
+        return paged_attention(self.q, PagedKv(self.keys, self.values), context, shape, self.sinks)
 
     def naive(self, scale: float) -> Tensor:
         """softmax(q k^T scale) v, one query and one head at a time."""
@@ -92,7 +102,12 @@ class PagedCase:
                 oldest = max(0, newest - self.case.window + 1) if self.case.window else 0
                 for head in range(self.q.shape[1]):
                     k, v = (x[s][oldest : newest + 1, head // self.case.group].double() for x in (self.k, self.v))
-                    out[t, head] = torch.softmax(k @ self.q[t, head].double() * scale, dim=0) @ v
+                    scores = k @ self.q[t, head].double() * scale
+                    if self.soft_cap is not None:
+                        scores = self.soft_cap * torch.tanh(scores / self.soft_cap)
+                    if self.sinks is not None:
+                        scores = torch.cat((scores, self.sinks[head : head + 1].double()))
+                    out[t, head] = torch.softmax(scores, dim=0)[: len(v)] @ v
         return out
 
 
@@ -100,6 +115,15 @@ class PagedCase:
 @settings(deadline=None, max_examples=150)
 def test_paged_attention_is_softmax_attention(case: Case) -> None:
     paged = PagedCase(case)
+    torch.testing.assert_close(paged.ours(0.4).double(), paged.naive(0.4), rtol=0, atol=1e-5)
+
+
+@given(cases(), st.sampled_from([None, 2.0]))
+@settings(deadline=None, max_examples=60)
+def test_attention_with_sinks_and_a_soft_cap_is_its_formula(case: Case, soft_cap: float | None) -> None:
+    paged = PagedCase(case)
+    paged.soft_cap = soft_cap
+    paged.sinks = torch.linspace(-2, 3, paged.q.shape[1])
     torch.testing.assert_close(paged.ours(0.4).double(), paged.naive(0.4), rtol=0, atol=1e-5)
 
 
@@ -206,29 +230,72 @@ def test_silu_gate_takes_the_gate_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernels", "dtype"),
-    [(TORCH, torch.float32), (TORCH, torch.bfloat16), (TORCH, torch.float16), (ONEDNN, torch.bfloat16)],
-    ids=lambda value: value.name if isinstance(value, Kernels) else str(value),
+    ("products", "dtype"),
+    [(PLAIN, torch.float32), (PLAIN, torch.bfloat16), (PLAIN, torch.float16), (ONEDNN, torch.bfloat16)],
+    ids=lambda value: value.name if isinstance(value, Products) else str(value),
 )
 @pytest.mark.parametrize(("rows", "columns", "k"), [(1, 7, 33), (2, 64, 96), (5, 100, 72), (70, 1003, 200), (0, 8, 16)])
-def test_products_are_rounded_once(kernels: Kernels, dtype: torch.dtype, rows: int, columns: int, k: int) -> None:
-    if kernels is ONEDNN and not onednn.is_available():
+def test_products_are_rounded_once(products: Products, dtype: torch.dtype, rows: int, columns: int, k: int) -> None:
+    if products is ONEDNN and not onednn.is_available():
         pytest.skip("this CPU or this torch has no bf16 oneDNN")
-    random = torch.Generator().manual_seed(k)
+    random, kernels = torch.Generator().manual_seed(k), TorchKernels(products)
     x, weight, bias = (torch.randn(*n, generator=random).to(dtype) for n in ((rows, k), (columns, k), (columns,)))
-    exact, packed, eps = x.double() @ weight.double().T, kernels.pack(weight), torch.finfo(dtype).eps
+    exact, packed, eps = x.double() @ weight.double().T, kernels.pack([weight]), torch.finfo(dtype).eps
     ours, partial = kernels.linear(x, packed, bias), kernels.linear_fp32(x, packed)
     assert (ours.dtype, partial.dtype) == (dtype, torch.float32)
     torch.testing.assert_close(ours.double(), exact + bias.double(), rtol=eps, atol=1e-4)
     torch.testing.assert_close(partial.double(), exact, rtol=eps, atol=1e-4)
 
 
-def test_kernels_are_chosen_by_device_and_dtype() -> None:
-    cpu = torch.device("cpu")
-    assert choose(cpu, torch.float32) is TORCH
-    assert choose(cpu, torch.float16) is TORCH
-    assert choose(torch.device("cuda"), torch.bfloat16) is TORCH
-    assert choose(cpu, torch.bfloat16) is (ONEDNN if onednn.is_available() else TORCH)
+def test_blocks_packed_together_are_one_weight() -> None:
+    kernels, blocks = TorchKernels(), [torch.randn(3, 8), torch.randn(5, 8)]
+    packed, x = kernels.pack(blocks), torch.randn(4, 8)
+    assert (packed.columns, packed.depth) == (8, 8)
+    assert kernels.linear(x, packed).equal(kernels.linear(x, kernels.pack([torch.cat(blocks)])))
+
+
+def test_an_embedding_of_a_shard_is_zero_outside() -> None:
+    kernels, rows = TorchKernels(), torch.randn(4, 6)
+    out = kernels.embedding(torch.tensor([9, 10, 13, 14]), kernels.table(rows), first=10)
+    assert out.equal(torch.stack((torch.zeros(6), rows[0], rows[3], torch.zeros(6))))
+
+
+BF16 = (torch.device("cpu"), torch.bfloat16)
+
+
+def test_the_native_kernels_compute_bf16_on_cpus_exactly() -> None:
+    library = library_or_skip()
+    for wish in ("auto", "native"):
+        choice = choose(*BF16, KernelOptions(wish))
+        assert (choice.name, choice.exact) == (library.numerics, True)
+
+
+def test_torch_computes_what_the_native_kernels_do_not() -> None:
+    for device, dtype in (("cpu", torch.float32), ("cpu", torch.float16), ("cuda", torch.bfloat16)):
+        choice = choose(torch.device(device), dtype, KernelOptions())
+        assert (choice.name, choice.exact) == ("torch", False)
+        with pytest.raises(ValueError, match="bfloat16 on CPUs"):
+            choose(torch.device(device), dtype, KernelOptions("native"))
+
+
+def test_without_the_library_the_fastest_of_torch_computes_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Library:
+        raise LibraryMissing("no compiler")
+
+    monkeypatch.setattr(choice_module, "load", missing)
+    choice = choose(*BF16, KernelOptions())
+    assert (choice.name, choice.exact) == ("onednn" if onednn.is_available() else "torch", False)
+    assert choice.why == "no compiler"
+    with pytest.raises(ValueError, match="no compiler"):
+        choose(*BF16, KernelOptions("native"))
+
+
+def test_kernels_can_be_wished_for() -> None:
+    assert choose(*BF16, KernelOptions("torch")).name == "torch"
+    if onednn.is_available():
+        assert choose(*BF16, KernelOptions("onednn")).name == "onednn"
+    with pytest.raises(ValueError, match="bfloat16"):
+        choose(torch.device("cpu"), torch.float32, KernelOptions("onednn"))
 
 
 def test_rope_turns_pairs_by_position_times_frequency() -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rayline.cluster.parallel import Parallel
+from rayline.kernels.torch_kernels import TorchKernels
 from rayline.protos.errors import ConfigError, ModelError
 from rayline.workers.collectives import Alone
 from rayline.workers.models.config import ModelConfig
@@ -30,7 +31,14 @@ def load(path: Path, place: Parallel | None = None) -> Decoder:
     config = ModelConfig.load(path)
     with Weights.open(path) as weights:
         return Decoder(
-            config, range(config.layers), weights, place or Parallel(), Alone(), torch.float32, torch.device("cpu")
+            config,
+            range(config.layers),
+            weights,
+            place or Parallel(),
+            Alone(),
+            TorchKernels(),
+            torch.float32,
+            torch.device("cpu"),
         )
 
 

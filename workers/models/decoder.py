@@ -5,21 +5,19 @@ for each layer:  hidden += attention(norm(hidden));  hidden += feed_forward(norm
 logits = head(norm(hidden))
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rayline.cluster.parallel import Parallel
-from rayline.kernels.activation import silu_gate
-from rayline.kernels.attention import paged_attention
-from rayline.kernels.choice import TORCH, Kernels, choose
-from rayline.kernels.norm import rms_norm
-from rayline.kernels.rope import inverse_frequencies, llama3_frequencies, rope_tables, rotate
+from rayline.kernels.backend import AttentionShape, Kernels, RopeTables, Weight
+from rayline.kernels.context import ForwardContext
+from rayline.kernels.rope import inverse_frequencies, llama3_frequencies, rope_tables
 from rayline.protos.errors import ModelError
 from rayline.workers.cache import KvCache
 from rayline.workers.collectives import Collective
-from rayline.kernels.context import ForwardContext
 from rayline.workers.layers import (
     ColumnLinear,
     Loader,
@@ -38,12 +36,11 @@ EMBEDDING = "model.embed_tokens.weight"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What all layers share in one forward pass. cos and sin: fp32 [T, head_dim / 2] of the tokens' positions."""
+    """What all layers share in one forward pass."""
 
     cache: KvCache
     context: ForwardContext
-    cos: Tensor
-    sin: Tensor
+    rope: RopeTables
 
 
 class Attention:
@@ -51,13 +48,14 @@ class Attention:
 
     def __init__(self, loader: Loader, config: ModelConfig, layer: int, cache_layer: int) -> None:
         """`layer` counts from the model's first layer, `cache_layer` from the stage's."""
+        self.kernels = loader.kernels
         prefix = f"model.layers.{layer}.self_attn"
-        self.head_dim = dim = config.head_dim
+        dim = config.head_dim
         queries = loader.share("num_attention_heads", config.heads)
-        self.heads, self.kv_heads = len(queries), kv_heads_of_rank(config, loader.parallel.tp_size)
+        kv_heads = kv_heads_of_rank(config, loader.parallel.tp_size)
         first_kv = loader.parallel.tp_rank * config.kv_heads // loader.parallel.tp_size
         query_rows = range(queries.start * dim, queries.stop * dim)
-        kv_rows = range(first_kv * dim, (first_kv + self.kv_heads) * dim)
+        kv_rows = range(first_kv * dim, (first_kv + kv_heads) * dim)
         qkv = [
             Rows(f"{prefix}.q_proj", config.heads * dim, query_rows),
             Rows(f"{prefix}.k_proj", config.kv_heads * dim, kv_rows),
@@ -67,44 +65,28 @@ class Attention:
         self.out = RowLinear(
             loader, f"{prefix}.o_proj", config.heads * dim, config.hidden_size, bias=config.output_bias
         )
-        self.qk_norm = self._qk_norm(loader, prefix, dim) if config.qk_norm else None
+        self.qk_norm: tuple[Tensor, Tensor] | None = None
+        if config.qk_norm:
+            q, k = (loader.vector(f"{prefix}.{name}.weight", sizes=[dim]) for name in ("q_norm", "k_norm"))
+            self.qk_norm = (q, k)
         self.eps = config.rms_norm_eps
-        self.scale = dim**-0.5
-        self.window = config.sliding_windows[layer]
+        self.shape = AttentionShape(len(queries), kv_heads, dim, dim**-0.5, config.sliding_windows[layer])
         self.cache_layer = cache_layer
-
-    def _qk_norm(self, loader: Loader, prefix: str, dim: int) -> Tensor:
-        """The two norm weights as one row for each of this rank's query and key heads."""
-        q, k = (loader.vector(f"{prefix}.{name}.weight", dim) for name in ("q_norm", "k_norm"))
-        return torch.cat((q.expand(self.heads, dim), k.expand(self.kv_heads, dim)))
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         """[T, hidden] -> [T, hidden]."""
-        qkv = self.qkv(x).view(len(x), self.heads + 2 * self.kv_heads, self.head_dim)
-        qk, v = qkv.tensor_split([self.heads + self.kv_heads], dim=1)
-        if self.qk_norm is not None:
-            qk = rms_norm(qk, self.qk_norm, self.eps)
-        q, k = rotate(qk, step.cos, step.sin).tensor_split([self.heads], dim=1)
+        layer = step.cache.layers[self.cache_layer]
+        qkv = self.qkv(x)
         # Read back from the cache, so that a token's value does not depend on how the prompt was chunked.
-        step.cache.write(self.cache_layer, step.context.slots, k, v)
-        attended = paged_attention(
-            q,
-            step.cache.keys[self.cache_layer],
-            step.cache.values[self.cache_layer],
-            step.context.starts,
-            step.context.lens,
-            step.context.tables,
-            step.context.positions,
-            self.scale,
-            self.window,
-        )
-        return self.out(attended.flatten(1))
+        q = self.kernels.write_kv(qkv, self.shape, step.rope, self.qk_norm, self.eps, layer, step.context)
+        return self.out(self.kernels.attend(q, self.shape, layer, step.context))
 
 
 class FeedForward:
     """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x))."""
 
     def __init__(self, loader: Loader, config: ModelConfig, layer: int) -> None:
+        self.kernels = loader.kernels
         prefix = f"model.layers.{layer}.mlp"
         size = config.intermediate_size
         mine = loader.share("intermediate_size", size)
@@ -113,13 +95,14 @@ class FeedForward:
         self.down = RowLinear(loader, f"{prefix}.down_proj", size, config.hidden_size, bias=config.mlp_bias)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.down(silu_gate(self.gate_up(x)))
+        return self.down(self.kernels.silu_gate(self.gate_up(x)))
 
 
 class DecoderLayer:
     """One layer with norms before its two parts."""
 
     def __init__(self, loader: Loader, config: ModelConfig, layer: int, cache_layer: int) -> None:
+        self.kernels = loader.kernels
         prefix = f"model.layers.{layer}"
         self.attention_norm = RmsNorm(
             loader, f"{prefix}.input_layernorm.weight", config.hidden_size, config.rms_norm_eps
@@ -133,7 +116,7 @@ class DecoderLayer:
     def __call__(self, hidden: Tensor, step: Step) -> Tensor:
         attended = self.attention(self.attention_norm(hidden), step)
         normed, hidden = self.feed_forward_norm.add(attended, hidden)
-        return hidden + self.feed_forward(normed)
+        return self.kernels.add(hidden, self.feed_forward(normed))
 
 
 class Decoder:
@@ -146,56 +129,83 @@ class Decoder:
         weights: Weights,
         parallel: Parallel,
         collective: Collective,
+        kernels: Kernels,
         dtype: torch.dtype,
         device: torch.device,
-        kernels: Kernels | None = None,
     ) -> None:
         """Read this rank's part of the weights; the first stage also embeds, the last one also has the head.
 
-        `kernels` overrides the choice for device and dtype. Raises ModelError when the files do not hold
-        what the config says, ConfigError when tp does not divide the model.
+        Raises ModelError when the files do not hold what the config says, ConfigError when tp does not
+        divide the model.
         """
-        self.kernels = kernels or choose(device, dtype)
-        loader = Loader(weights, parallel, collective, self.kernels, dtype, device)
-        vocabulary = (config.vocab_size, config.hidden_size)
-        self.cos, self.sin = (table.to(device) for table in _rope_tables(config))
-        self.embedding = VocabEmbedding(loader, EMBEDDING, *vocabulary) if parallel.is_first_stage else None
-        self.layers = [DecoderLayer(loader, config, layer, i) for i, layer in enumerate(stage_layers)]
+        self.kernels = kernels
+        loader = Loader(weights, parallel, collective, kernels, dtype, device)
+        self.rope = _rope_tables(config, device)
+        self.embedding: VocabEmbedding | None = None
         self.norm: RmsNorm | None = None
         self.head: VocabHead | None = None
-        if parallel.is_last_stage:
+        table, head = _vocabulary(loader, config)
+        if table is not None:
+            self.embedding = VocabEmbedding(loader, table)
+        self.layers = [DecoderLayer(loader, config, layer, i) for i, layer in enumerate(stage_layers)]
+        if head is not None:
             self.norm = RmsNorm(loader, "model.norm.weight", config.hidden_size, config.rms_norm_eps)
-            self.head = self._head(loader, config)
+            self.head = VocabHead(loader, head, config.vocab_size)
         self.weight_bytes = loader.allocated_bytes
+        self._bound: _Bound | None = None
         _check_all_read(weights, stage_layers)
-
-    def _head(self, loader: Loader, config: ModelConfig) -> VocabHead:
-        """Tied rows stay plain, so that this stage's embedding can share them and any cut gives equal bits."""
-        name = EMBEDDING if config.tie_word_embeddings else "lm_head.weight"
-        if config.tie_word_embeddings and self.embedding is not None:
-            weight = self.embedding.weight
-        else:
-            weight = vocab_shard(loader, name, config.vocab_size, config.hidden_size)
-        kernels = TORCH if config.tie_word_embeddings else loader.kernels
-        return VocabHead(loader.collective, kernels, kernels.pack(weight), config.vocab_size)
 
     def forward(self, inputs: Tensor, cache: KvCache, context: ForwardContext) -> Tensor:
         """Compute the packed tokens of one step and put their keys and values into the cache.
 
         inputs: token ids int64 [T] on the first stage, else hidden states [T, hidden] of the stage before.
         Returns hidden states [T, hidden] to hand on, or on the last stage fp32 logits [N, vocabulary] of
-        the `context.wanted` tokens. The caller holds torch.inference_mode().
+        the `context.wanted` tokens; the next call may write over them. The caller holds torch.inference_mode().
         """
+        if self._bound is None or self._bound.cache is not cache:
+            body = self.kernels.replay(lambda inputs, context: self._body(inputs, Step(cache, context, self.rope)))
+            self._bound = _Bound(cache, body, self.kernels.replay(lambda hidden, _: self._top(hidden)))
+        hidden = self._bound.body(inputs, context)
+        if self.head is None:
+            return hidden
+        return self._bound.top(hidden[context.wanted], context)
+
+    def _body(self, inputs: Tensor, step: Step) -> Tensor:
         hidden = inputs if self.embedding is None else self.embedding(inputs)
-        step = Step(cache, context, self.cos[context.positions], self.sin[context.positions])
         for layer in self.layers:
             hidden = layer(hidden, step)
-        if self.norm is None or self.head is None:
-            return hidden
-        return self.head(self.norm(hidden[context.wanted]))
+        return hidden
+
+    def _top(self, hidden: Tensor) -> Tensor:
+        assert self.norm is not None and self.head is not None, "only the last stage has a head"
+        return self.head(self.norm(hidden))
 
 
-def _rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """The two parts of a forward pass in the form their kernels run best, over one cache."""
+
+    cache: KvCache
+    body: Callable[[Tensor, ForwardContext], Tensor]
+    top: Callable[[Tensor, ForwardContext], Tensor]
+
+
+def _vocabulary(loader: Loader, config: ModelConfig) -> tuple[Weight | None, Weight | None]:
+    """The embedding table, if this is the first stage, and the output matrix, if it is the last.
+
+    Tied ones are laid out as one wherever they lie, so that any cut of the model gives equal bits.
+    """
+    is_first, is_last = loader.parallel.is_first_stage, loader.parallel.is_last_stage
+    kernels, size = loader.kernels, (config.vocab_size, config.hidden_size)
+    if config.tie_word_embeddings and (is_first or is_last):
+        shared = loader.keep(kernels.tied(vocab_shard(loader, EMBEDDING, *size)))
+        return (shared if is_first else None), (shared if is_last else None)
+    table = loader.keep(kernels.table(vocab_shard(loader, EMBEDDING, *size))) if is_first else None
+    head = loader.keep(kernels.pack([vocab_shard(loader, "lm_head.weight", *size)])) if is_last else None
+    return table, head
+
+
+def _rope_tables(config: ModelConfig, device: torch.device) -> RopeTables:
     """cos and sin of every position the model may reach, fixed once."""
     rope = config.rope
     frequencies = inverse_frequencies(config.head_dim, rope.theta)
@@ -203,7 +213,8 @@ def _rope_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
         frequencies = llama3_frequencies(
             frequencies, rope.factor, rope.low_freq_factor, rope.high_freq_factor, rope.original_max_position
         )
-    return rope_tables(frequencies, config.max_model_len)
+    cos, sin = rope_tables(frequencies, config.max_model_len)
+    return RopeTables(cos.to(device), sin.to(device))
 
 
 def _check_all_read(weights: Weights, layers: range) -> None:

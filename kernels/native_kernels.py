@@ -9,6 +9,7 @@ from rayline.kernels.backend import Weight
 from rayline.kernels.context import ForwardContext
 from rayline.kernels.program import Operations, Program
 
+TILE_TOKENS = 16  # a KV block is a multiple of the tokens that lie together in it, as native/attention.h has them
 PANEL = 64  # columns that lie together in a packed weight, as native/gemm.h has them
 
 
@@ -42,9 +43,7 @@ class NativeKernels:
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         out = torch.empty_like(x)
         dim = x.shape[-1]
-        self.operations.call(
-            "RmsNorm", len(x), x=x, residual=None, weight=weight, out=out, sum=None, dim=dim, eps=eps
-        )
+        self.operations.call("RmsNorm", len(x), x=x, residual=None, weight=weight, out=out, sum=None, dim=dim, eps=eps)
         return out
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
