@@ -7,7 +7,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 HERE = Path(__file__).parent
-SOURCES = sorted(path.relative_to(HERE).as_posix() for path in (HERE / "kernels/native").iterdir())
+SOURCES = sorted(path.relative_to(HERE).as_posix() for path in (HERE / "kernels/native").glob("*.[ch]*"))
 DIGEST = sha256(b"".join((HERE / source).read_bytes() for source in SOURCES)).hexdigest()  # as kernels/library.py does
 
 # No fused or reordered arithmetic but what the sources write: the bits are the same for every compiler and CPU.

@@ -83,7 +83,7 @@ def load(isa: str | None = None) -> Library:
 @cache
 def source_digest() -> str:
     """SHA-256 of the sources beside this file, as setup.py takes it."""
-    return sha256(b"".join(file.read_bytes() for file in sorted(SOURCES.iterdir()))).hexdigest()
+    return sha256(b"".join(file.read_bytes() for file in sorted(SOURCES.glob("*.[ch]*")))).hexdigest()
 
 
 @cache
