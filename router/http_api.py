@@ -16,7 +16,7 @@ from rayline.router.auth import ApiKeys
 from rayline.router.fan_in import fan_in
 from rayline.router.http_gate import HttpGate
 from rayline.router.http_stream import EventStream, unless_gone
-from rayline.router.openai_answer import Head, Numbered, Style, after_first, chunks, whole
+from rayline.router.openai_answer import Head, Numbered, Style, after_first, chunks, fingerprint, whole
 from rayline.router.openai_styles import ChatStyle, CompletionStyle
 from rayline.router.service import ServedModel, Service
 
@@ -85,13 +85,15 @@ class HttpDoor:
     async def _answer(self, request: Request, body: SamplingBody, specs: list[Spec], style: Style) -> Response:
         """A stream answers 200 only when its first event has come: what is wrong before has its own status."""
         request_id = specs[0].request_id if len(specs) == 1 else specs[0].request_id.rpartition("-")[0]
-        head = Head(request_id, int(time.time()), self._service.model(body.model).name)
+        created_s, model = int(time.time()), self._service.model(body.model).name
         headers = {"x-request-id": request_id}
         events = fan_in([self._service.generate(spec) for spec in specs])
+        first = await unless_gone(request, _first(events))
+        head = Head(request_id, created_s, model, fingerprint(first[1]))
+        events = after_first(events, first)
         if not body.stream:
             return JSONResponse(await unless_gone(request, whole(events, style, head)), headers=headers)
-        first = await unless_gone(request, _first(events))
-        return EventStream(chunks(after_first(events, first), style, head, body.include_usage), headers)
+        return EventStream(chunks(events, style, head, body.include_usage), headers)
 
 
 async def _first(events: Numbered) -> tuple[int, StreamEvent]:

@@ -26,9 +26,16 @@ class Head:
     request_id: str
     created_s: int
     model: str
+    fingerprint: str
 
     def fields(self, kind: str) -> dict[str, Any]:
-        return {"id": self.request_id, "object": kind, "created": self.created_s, "model": self.model}
+        return {
+            "id": self.request_id,
+            "object": kind,
+            "created": self.created_s,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+        }
 
 
 @dataclass(slots=True)
@@ -111,6 +118,13 @@ def _choice_chunk(style: Style, number: int, event: StreamEvent) -> str | None:
             return style.closing_chunk(number, event)
         case Failed():
             raise event.error
+
+
+def fingerprint(first: StreamEvent) -> str:
+    """OpenAI's `system_fingerprint`: the numerics class, marked where equal requests may not get equal bits."""
+    if not isinstance(first, Started):
+        return ""
+    return first.numerics if first.exact else f"{first.numerics}-inexact"
 
 
 async def after_first(events: Numbered, first: tuple[int, StreamEvent]) -> Numbered:

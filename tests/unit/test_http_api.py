@@ -89,6 +89,18 @@ def test_a_completion_has_text_reason_and_usage() -> None:
     assert group.finished == [answer.id]
 
 
+def test_answers_name_the_numerics_class_and_whether_it_is_exact() -> None:
+    group = FakeGroup(saying(SAYING))
+    group.info = replace(group.info, numerics="cpu-fma-bfloat16", exact=True)
+    with client_of(service_of(group)) as client:
+        chat = {"model": "tiny", "messages": HI}
+        assert client.chat.completions.create(**chat).system_fingerprint == "cpu-fma-bfloat16"
+        streamed = client.completions.create(model="tiny", prompt="x", stream=True)
+        assert {chunk.system_fingerprint for chunk in streamed} == {"cpu-fma-bfloat16"}
+        group.info = replace(group.info, exact=False)
+        assert client.chat.completions.create(**chat).system_fingerprint == "cpu-fma-bfloat16-inexact"
+
+
 def test_a_completion_without_max_tokens_stops_after_16() -> None:
     with client_of(service_of(FakeGroup(saying(SAYING * 9)))) as client:
         answer = client.completions.create(model="tiny", prompt="the dog")
