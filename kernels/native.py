@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rayline.kernels.backend import Weight
+from rayline.kernels import native_attention
+from rayline.kernels.backend import AttentionShape, KvLayer, RopeTables, Weight
 from rayline.kernels.context import ForwardContext
 from rayline.kernels.program import Operations, Program
 
@@ -42,9 +43,7 @@ class NativeKernels:
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         out = torch.empty_like(x)
         dim = x.shape[-1]
-        self.operations.call(
-            "RmsNorm", len(x), x=x, residual=None, weight=weight, out=out, sum=None, dim=dim, eps=eps
-        )
+        self.operations.call("RmsNorm", len(x), x=x, residual=None, weight=weight, out=out, sum=None, dim=dim, eps=eps)
         return out
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -65,6 +64,23 @@ class NativeKernels:
         out = gate_up.new_empty(len(gate_up), dim)
         self.operations.call("SiluGate", len(gate_up), gate_up=gate_up, out=out, dim=dim)
         return out
+
+    def write_kv(
+        self,
+        qkv: Tensor,
+        shape: AttentionShape,
+        rope: RopeTables,
+        qk_norm: tuple[Tensor, Tensor] | None,
+        eps: float,
+        layer: KvLayer,
+        context: ForwardContext,
+    ) -> Tensor:
+        return native_attention.write_kv(self.operations, qkv, shape, rope, qk_norm, eps, layer, context)
+
+    def attend(
+        self, q: Tensor, shape: AttentionShape, layer: KvLayer, context: ForwardContext, sinks: Tensor | None = None
+    ) -> Tensor:
+        return native_attention.attend(self.operations, q, shape, layer, context, sinks)
 
     def replay(self, function: Callable[[Tensor, ForwardContext], Tensor]) -> "Replay":
         return Replay(self.operations, function)
