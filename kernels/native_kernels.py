@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rayline.kernels.backend import Weight
+from rayline.kernels import native_attention
+from rayline.kernels.backend import AttentionShape, KvLayer, RopeTables, Weight
 from rayline.kernels.context import ForwardContext
 from rayline.kernels.program import Operations, Program
 
@@ -64,6 +65,23 @@ class NativeKernels:
         out = gate_up.new_empty(len(gate_up), dim)
         self.operations.call("SiluGate", len(gate_up), gate_up=gate_up, out=out, dim=dim)
         return out
+
+    def write_kv(
+        self,
+        qkv: Tensor,
+        shape: AttentionShape,
+        rope: RopeTables,
+        qk_norm: tuple[Tensor, Tensor] | None,
+        eps: float,
+        layer: KvLayer,
+        context: ForwardContext,
+    ) -> Tensor:
+        return native_attention.write_kv(self.operations, qkv, shape, rope, qk_norm, eps, layer, context)
+
+    def attend(
+        self, q: Tensor, shape: AttentionShape, layer: KvLayer, context: ForwardContext, sinks: Tensor | None = None
+    ) -> Tensor:
+        return native_attention.attend(self.operations, q, shape, layer, context, sinks)
 
     def replay(self, function: Callable[[Tensor, ForwardContext], Tensor]) -> "Replay":
         return Replay(self.operations, function)

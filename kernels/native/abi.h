@@ -78,6 +78,39 @@ struct PackLinear {
     int64_t first;
 };
 
+// Queries and keys normed and turned, keys and values put into the cache as attention_cache.h says.
+struct WriteKv {
+    const bf16* qkv;     // [rows, (heads + 2 kv_heads) head_dim]
+    const bf16* q_norm;  // [head_dim] or null
+    const bf16* k_norm;  // [head_dim] or null
+    const float* cos;    // [positions, head_dim / 2]
+    const float* sin;
+    bf16* q;             // [rows, heads, head_dim]
+    bf16* keys;          // paged
+    bf16* values;
+    int64_t heads;
+    int64_t kv_heads;
+    int64_t head_dim;    // a multiple of 16
+    int64_t block_tokens;  // a multiple of 16
+    double eps;
+};
+
+// softmax(q k^T scale) v over the keys at a query's own and earlier positions.
+struct Attend {
+    const bf16* q;       // [rows, heads, head_dim]
+    const bf16* keys;    // paged
+    const bf16* values;
+    const float* sinks;  // [heads] or null
+    bf16* out;           // [rows, heads, head_dim]
+    int64_t heads;
+    int64_t kv_heads;
+    int64_t head_dim;
+    int64_t block_tokens;
+    int64_t window;      // newest keys a query sees, itself included; 0 for all
+    double scale;
+    double soft_cap;     // 0 for none
+};
+
 using Operation = void (*)(Team&, const Step&, const void* args);
 
 struct Call {

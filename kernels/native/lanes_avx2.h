@@ -10,6 +10,7 @@ struct Lanes {
     __m256 low, high;
 };
 constexpr int kLanes = 16;
+constexpr int kLaneRegisters = 8;  // Lanes that a loop can keep in registers
 
 inline Lanes splat(float a) { return {_mm256_set1_ps(a), _mm256_set1_ps(a)}; }
 inline Lanes load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }

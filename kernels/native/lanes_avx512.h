@@ -10,6 +10,7 @@ struct Lanes {
     __m512 v;
 };
 constexpr int kLanes = 16;
+constexpr int kLaneRegisters = 32;  // Lanes that a loop can keep in registers
 
 inline Lanes splat(float a) { return {_mm512_set1_ps(a)}; }
 inline Lanes load(const float* p) { return {_mm512_loadu_ps(p)}; }

@@ -8,6 +8,7 @@
 namespace rayline::RL_ISA {
 
 constexpr int kLanes = 16;
+constexpr int kLaneRegisters = 8;  // Lanes that a loop can keep in registers
 struct Lanes {
     float v[kLanes];
 };

@@ -1,15 +1,18 @@
 // All operations compiled for one instruction set, by name. Included once by each isa_*.cpp.
 #pragma once
 #include "functions.h"
+#include "attention.h"
 #include "elementwise.h"
 #include "gemm.h"
 #include "isa.h"
+#include "rope.h"
 
 namespace rayline::RL_ISA {
 
 constexpr NamedOperation kOperations[] = {
     {"Embedding", embedding}, {"RmsNorm", rms_norm},        {"Add", add},
     {"SiluGate", silu_gate},  {"PackLinear", pack_linear},  {"Linear", linear},
+    {"WriteKv", write_kv},    {"Attend", attend},
 };
 
 }  // namespace rayline::RL_ISA
