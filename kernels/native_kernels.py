@@ -1,6 +1,6 @@
 """The operations in C++: exact, the same bits on every CPU, for any batch, chunk, number of threads and tp."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -23,13 +23,41 @@ class NativeKernels:
         self.operations = operations
         self.name = "fma"
 
-    def pack(self, weight: Tensor, segments: int = 1) -> Weight:
-        """weight bf16 [N, K] with K even; rows may be apart."""
+    def pack(self, parts: Sequence[Tensor], segments: int = 1) -> Weight:
+        """bf16 blocks [N, K] with K even; their rows may be apart."""
+        weight = parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
         columns, depth = weight.shape
         panels = -(-columns // PANEL)
         data = torch.empty(panels * PANEL * depth, dtype=weight.dtype)
         self._pack_into(data, weight, first=0)
         return Weight(data, columns, depth, segments, "packed")
+
+    def table(self, rows: Tensor) -> Weight:
+        columns, depth = rows.shape
+        return Weight(rows.contiguous(), columns, depth)
+
+    def tied(self, rows: Tensor) -> Weight:
+        return self.pack([rows])
+
+    def embedding(self, ids: Tensor, weight: Weight, first: int = 0) -> Tensor:
+        out = torch.empty((len(ids), weight.depth), dtype=weight.data.dtype, device=ids.device)
+        self.operations.call(
+            "Embedding",
+            len(ids),
+            ids=ids,
+            table=weight.data,
+            out=out,
+            dim=weight.depth,
+            first=first,
+            size=weight.columns,
+            packed=int(weight.format == "packed"),
+        )
+        return out
+
+    def widen(self, x: Tensor) -> Tensor:
+        out = torch.empty_like(x, dtype=torch.float32)
+        self.operations.call("Widen", len(x), x=x, out=out, dim=x.shape[-1])
+        return out
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         out = x.new_empty(len(x), weight.columns)

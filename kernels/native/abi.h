@@ -32,6 +32,13 @@ struct Embedding {
     int64_t dim;
     int64_t first;
     int64_t size;
+    int64_t packed;       // 1: the table is packed as gemm.h says
+};
+
+struct Widen {
+    const bf16* x;  // [rows, dim]
+    float* out;     // the same numbers
+    int64_t dim;
 };
 
 struct RmsNorm {

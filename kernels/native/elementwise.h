@@ -2,6 +2,7 @@
 // rounded to bf16 where transformers rounds. One chunk is one row, so a row's bits depend on nothing else.
 #pragma once
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -34,8 +35,23 @@ inline void embedding(Team& team, const Step& step, const void* args) {
     const std::size_t bytes = static_cast<std::size_t>(a.dim) * sizeof(bf16);
     each_row(team, step.rows, a.dim, [&](int64_t row) {
         const int64_t id = a.ids[row] - a.first;
-        if (id >= 0 && id < a.size) std::memcpy(a.out + row * a.dim, a.table + id * a.dim, bytes);
-        else std::memset(a.out + row * a.dim, 0, bytes);
+        bf16* out = a.out + row * a.dim;
+        if (id < 0 || id >= a.size) {
+            std::memset(out, 0, bytes);
+        } else if (a.packed == 0) {
+            std::memcpy(out, a.table + id * a.dim, bytes);
+        } else {
+            const bf16* column = a.table + id / kPanel * kPanel * a.dim + id % kPanel * 2;
+            for (int64_t k = 0; k < a.dim; k += 2) std::memcpy(out + k, column + k * kPanel, 2 * sizeof(bf16));
+        }
+    });
+}
+
+inline void widen_rows(Team& team, const Step& step, const void* args) {
+    const auto& a = *static_cast<const Widen*>(args);
+    each_row(team, step.rows, a.dim, [&](int64_t row) {
+        for (int64_t i = row * a.dim; i < (row + 1) * a.dim; ++i)
+            a.out[i] = std::bit_cast<float>(static_cast<uint32_t>(a.x[i]) << 16);
     });
 }
 

@@ -2,8 +2,8 @@
 #pragma once
 #include "functions.h"
 #include "attention.h"
-#include "elementwise.h"
 #include "gemm.h"
+#include "elementwise.h"
 #include "isa.h"
 #include "rope.h"
 
@@ -12,7 +12,7 @@ namespace rayline::RL_ISA {
 constexpr NamedOperation kOperations[] = {
     {"Embedding", embedding}, {"RmsNorm", rms_norm},        {"Add", add},
     {"SiluGate", silu_gate},  {"PackLinear", pack_linear},  {"Linear", linear},
-    {"WriteKv", write_kv},    {"Attend", attend},
+    {"WriteKv", write_kv},    {"Attend", attend},      {"Widen", widen_rows},
 };
 
 }  // namespace rayline::RL_ISA
