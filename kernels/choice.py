@@ -34,11 +34,16 @@ class Choice:
     why: str
 
 
-def choose(device: torch.device, dtype: torch.dtype, options: KernelOptions) -> Choice:
-    """The implementation for a device and dtype. Raises ValueError when what is wished for cannot run."""
+def choose(device: torch.device, dtype: torch.dtype, options: KernelOptions, misfit: str = "") -> Choice:
+    """The implementation for a device, a dtype and a model; `misfit`: why the model is not for the C++ kernels.
+
+    Raises ValueError when what is wished for cannot run.
+    """
     is_cpu_bf16 = device.type == "cpu" and dtype == torch.bfloat16
     wish = options.kernels
-    if wish in ("auto", "native") and is_cpu_bf16:
+    if misfit:
+        why = misfit
+    elif wish in ("auto", "native") and is_cpu_bf16:
         try:
             library = load()
             return Choice(library.numerics, True, f"C++ kernels for {library.isa}")

@@ -8,10 +8,23 @@ from torch import Tensor
 from rayline.kernels import native_attention
 from rayline.kernels.backend import AttentionShape, KvLayer, RopeTables, Weight
 from rayline.kernels.context import ForwardContext
+from rayline.kernels.native_attention import BLOCK_MULTIPLE_TOKENS
 from rayline.kernels.program import Operations, Program
 
-TILE_TOKENS = 16  # a KV block is a multiple of the tokens that lie together in it, as native/attention.h has them
+LANES = 16
 PANEL = 64  # columns that lie together in a packed weight, as native/gemm.h has them
+
+
+def native_misfit(head_dim: int, depths: Sequence[int], block_tokens: int) -> str:
+    """Why the kernels cannot lay out such a model, "" when they can. `depths`: inputs of its products."""
+    for name, value, step in (
+        ("head_dim", head_dim, LANES),
+        ("block_tokens", block_tokens, BLOCK_MULTIPLE_TOKENS),
+        *(("a product's depth", depth, 2) for depth in depths),
+    ):
+        if value % step:
+            return f"the C++ kernels need multiples of {step}: {name} = {value} is none"
+    return ""
 
 
 class NativeKernels:

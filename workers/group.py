@@ -12,8 +12,7 @@ from rayline.cluster.config import EngineSection, ParallelSection
 from rayline.cluster.kv_memory import LEAST_TOKENS, KvPlan, KvWish, RankMemory, plan_kv
 from rayline.cluster.machine import usable_cores
 from rayline.cluster.parallel import Parallel, ranks
-from rayline.kernels.choice import KernelOptions, choose
-from rayline.kernels.native_kernels import TILE_TOKENS
+from rayline.kernels.choice import KernelOptions
 from rayline.protos.errors import ConfigError
 from rayline.protos.types import EngineRequest, GroupInfo, SamplingParams
 from rayline.workers.blocks import BlockPool
@@ -28,7 +27,7 @@ from rayline.workers.ranks import OnRankProgress, Ranks, open_store
 from rayline.workers.scheduler import Scheduler, SchedulerLimits
 from rayline.workers.spec import Loaded, RankSpec
 from rayline.workers.weights import Weights
-from rayline.workers.worker import Worker, stage_layers, torch_dtype
+from rayline.workers.worker import Worker, kernel_choice, stage_layers, torch_dtype
 
 WARM_UP_TOKENS = 8
 
@@ -69,10 +68,11 @@ class GroupSpec:
 
 @dataclass(frozen=True, slots=True)
 class StartedGroup:
-    """A group ready to serve, and what was measured while it started."""
+    """A group ready to serve, and what was measured while it started. kernels: why these compute."""
 
     engine: Engine
     info: GroupInfo
+    kernels: str
     kv: KvPlan
     loaded: tuple[Loaded, ...]
     load_s: float
@@ -122,7 +122,7 @@ def start_group(
         max_waiting=spec.max_waiting,
         epoch=spec.epoch,
     )
-    return StartedGroup(engine, info, kv, tuple(loaded.values()), loaded_s - began, clock() - loaded_s)
+    return StartedGroup(engine, info, numbers.why, kv, tuple(loaded.values()), loaded_s - began, clock() - loaded_s)
 
 
 def check_group(spec: GroupSpec) -> None:
@@ -146,17 +146,18 @@ class Numerics:
 
     name: str
     exact: bool
+    why: str
 
 
 def numerics(spec: RankSpec, config: ModelConfig) -> Numerics:
     """The numerics class of a group. Exact ones name tp only where its sums cannot share one tree."""
-    choice = choose(torch.device(spec.device), torch_dtype(spec.dtype), spec.kernels)
+    choice = kernel_choice(spec, config)
     name = f"{spec.device}-{choice.name}-{spec.dtype}"
     depths = (config.heads * config.head_dim, config.intermediate_size)
     tp_size = spec.parallel.tp_size
     if choice.exact and all(tree_segments(depth, tp_size) * tp_size == SEGMENTS for depth in depths):
-        return Numerics(name, True)
-    return Numerics(f"{name}-tp{tp_size}", choice.exact)
+        return Numerics(name, True, choice.why)
+    return Numerics(f"{name}-tp{tp_size}", choice.exact, choice.why)
 
 
 def _rank_specs(spec: GroupSpec, config: ModelConfig, dtype: str) -> list[RankSpec]:
@@ -179,28 +180,14 @@ def _rank_specs(spec: GroupSpec, config: ModelConfig, dtype: str) -> list[RankSp
             field="max_model_len",
         )
 
-    options = _kernel_options(spec.engine, device, dtype)
+    options = KernelOptions(spec.engine.kernels, spec.engine.quantize, spec.engine.activations)
 
     def rank_spec(place: Parallel) -> RankSpec:
         return RankSpec(spec.path, dtype, device, place, threads, spec.engine.block_tokens, spec.epoch, options)
 
-    return [rank_spec(place) for place in places]
-
-
-def _kernel_options(engine: EngineSection, device: str, dtype: str) -> KernelOptions:
-    """Raises ConfigError when they cannot run here."""
-    options = KernelOptions(engine.kernels, engine.quantize, engine.activations)
-    try:
-        choice = choose(torch.device(device), torch_dtype(dtype), options)
-    except ValueError as error:
-        raise ConfigError(f"kernels = {engine.kernels} cannot run here: {error}", field="kernels") from None
-    if choice.exact and engine.block_tokens % TILE_TOKENS:
-        raise ConfigError(
-            f"block_tokens = {engine.block_tokens} is out of range: the {choice.name} kernels need a multiple of "
-            f"{TILE_TOKENS}",
-            field="block_tokens",
-        )
-    return options
+    specs = [rank_spec(place) for place in places]
+    kernel_choice(specs[0], config)  # refuses kernels that cannot run
+    return specs
 
 
 def _start_ranks(

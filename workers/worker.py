@@ -9,9 +9,10 @@ from torch import Tensor
 
 from rayline.cluster.machine import available_bytes, host_name
 from rayline.cluster.parallel import Parallel, balanced_stages
-from rayline.kernels.choice import build, choose
+from rayline.kernels.choice import Choice, build, choose
+from rayline.kernels.native_kernels import native_misfit
 from rayline.kernels.sampling import sample
-from rayline.protos.errors import NotEnoughMemory
+from rayline.protos.errors import ConfigError, NotEnoughMemory
 from rayline.protos.plan import Plan, Sampled, Slice, StepResult
 from rayline.workers.batch import Residents, forward_context, input_ids
 from rayline.workers.cache import KvCache
@@ -59,8 +60,7 @@ class Worker:
             share = weights.total_bytes // self.spec.parallel.world_size
             if share > (free := self._free_bytes()):
                 raise NotEnoughMemory(f"the weights need about {share} bytes for this rank, {free} are free")
-            choice = choose(self._device, self._dtype, self.spec.kernels)
-            kernels = build(choice, self.spec.threads)
+            kernels = build(kernel_choice(self.spec, self.config), self.spec.threads)
             self._decoder = Decoder(
                 self.config,
                 self._layers,
@@ -188,6 +188,17 @@ class Worker:
         if self._device.type == "cuda":
             return torch.cuda.mem_get_info(self._device)[0]
         return available_bytes()
+
+
+def kernel_choice(spec: RankSpec, config: ModelConfig) -> Choice:
+    """What computes on this rank. Raises ConfigError when the kernels that were asked for cannot."""
+    misfit = native_misfit(
+        config.head_dim, (config.hidden_size, config.intermediate_size // spec.parallel.tp_size), spec.block_tokens
+    )
+    try:
+        return choose(torch.device(spec.device), torch_dtype(spec.dtype), spec.kernels, misfit)
+    except ValueError as error:
+        raise ConfigError(f"kernels = {spec.kernels.kernels} cannot run here: {error}", field="kernels") from None
 
 
 def torch_dtype(name: str) -> torch.dtype:

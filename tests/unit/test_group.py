@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from native import library_or_skip
 from transformers import AutoModelForCausalLM
 
 from rayline.cluster.config import EngineSection, ParallelSection
+from rayline.cluster.parallel import Parallel
 from rayline.protos.errors import ConfigError, ModelError, NotEnoughMemory, RaylineError
 from rayline.protos.types import EngineRequest, Finished, SamplingParams, TokenEvent
-from rayline.workers.group import GroupSpec, StartedGroup, check_group, start_group
+from rayline.workers.group import GroupSpec, StartedGroup, check_group, numerics, start_group
 from rayline.workers.in_process import InProcess
+from rayline.workers.models.config import ModelConfig
+from rayline.workers.spec import RankSpec
 
 BLOCK_TOKENS = 4
 BLOCK_BYTES = 2 * 3 * 2 * 20 * 4 * BLOCK_TOKENS  # keys and values x layers x KV heads x head dim x float32 x tokens
@@ -186,6 +190,28 @@ def test_the_checkpoints_own_dtype_is_taken_by_default(random_checkpoint: Callab
     group = start(random_checkpoint("llama", dtype="bfloat16"), dtype="auto")
     assert "bfloat16" in group.info.numerics
     assert group.loaded[0].block_bytes == BLOCK_BYTES // 2
+
+
+def test_a_model_that_the_native_kernels_cannot_lay_out_runs_without_them(path: Path) -> None:
+    group = start(path, dtype="bfloat16", block_tokens=16)
+    assert not group.info.exact and "head_dim = 20" in group.kernels
+    with pytest.raises(ConfigError, match="head_dim = 20") as caught:
+        check_group(group_spec(path, dtype="bfloat16", kernels="native"))
+    assert caught.value.field == "kernels"
+
+
+def test_an_exact_class_names_tp_only_where_the_tree_does_not_fit(random_checkpoint: Callable[..., Path]) -> None:
+    library_or_skip()
+    config = ModelConfig.load(random_checkpoint("llama"))
+    fits = replace(config, head_dim=16, heads=8, intermediate_size=96)
+    for tp, changed, name in (
+        (1, fits, "cpu-fma-bfloat16"),
+        (4, fits, "cpu-fma-bfloat16"),
+        (3, fits, "cpu-fma-bfloat16-tp3"),
+        (2, replace(fits, intermediate_size=104), "cpu-fma-bfloat16-tp2"),
+    ):
+        spec = RankSpec(Path(), "bfloat16", "cpu", Parallel(tp_size=tp), 1, 16, 0)
+        assert (numerics(spec, changed).name.replace("dpbf16", "fma"), numerics(spec, changed).exact) == (name, True)
 
 
 @pytest.mark.parametrize("max_model_len", [2, 3, 100, 512])

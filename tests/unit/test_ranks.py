@@ -300,7 +300,7 @@ def test_any_rank_that_dies_is_noticed_while_a_result_is_awaited(rank: int) -> N
     group = Group(dying_at_step(1, rank), tp=2)
     start(group)
     with pytest.raises(Unavailable, match=f"rank {rank} (closed its connection|is gone)"):
-        for step in range(100):
+        for step in range(100_000):
             group.ranks.submit(plan(step))
             group.ranks.next_result()
     group.end()
