@@ -78,14 +78,14 @@ class SharedMemoryGroup:
         everyone = [f"mapped by {rank}" for rank in range(tp_size)]
         if tp_rank > 0:
             exchange = Exchange(operations.library, Path(store.get("path").decode()), tp_size, tp_rank)
-            store.set(everyone[tp_rank], b"")
+            store.set(everyone[tp_rank], "")
             store.wait(everyone)
             return cls(operations, exchange)
         path = new_file(operations.library, tp_size)
         try:
             exchange = Exchange(operations.library, path, tp_size, tp_rank)
             store.set("path", str(path))
-            store.set(everyone[0], b"")
+            store.set(everyone[0], "")
             store.wait(everyone)
         finally:
             path.unlink()

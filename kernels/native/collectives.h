@@ -145,7 +145,7 @@ inline void sum_slices(Team& team, const SumPartials& a, Span piece) {
 inline void sum_partials(Team& team, const Step& step, const void* args) {
     const auto& a = *static_cast<const SumPartials*>(args);
     constexpr int64_t kMost = static_cast<int64_t>(Exchange::kAreaBytes / sizeof(float));
-    constexpr int64_t kSmall = 1 << 13;  // below, a second round costs more than it saves
+    constexpr int64_t kSmall = 1 << 14;  // below, a second round costs more than it saves
     each_piece(step.rows * a.dim, kMost, [&](Span piece) {
         if (piece.size() <= kSmall) sum_whole(team, a, piece);
         else sum_slices(team, a, piece);
