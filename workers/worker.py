@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rayline.cluster.machine import available_bytes, host_name
 from rayline.cluster.parallel import Parallel, balanced_stages
+from rayline.kernels.backend import Kernels
 from rayline.kernels.choice import build, choose
 from rayline.kernels.sampling import sample
 from rayline.protos.errors import NotEnoughMemory
@@ -38,8 +39,9 @@ OnProgress = Callable[[str, int, int], None]
 class Worker:
     """Computes plans in the order they come. `stages` is None in a group of one stage."""
 
-    def __init__(self, spec: RankSpec, collective: Collective, stages: StageLinks | None):
+    def __init__(self, spec: RankSpec, kernels: Kernels, collective: Collective, stages: StageLinks | None):
         self.spec = spec
+        self._kernels = kernels
         self.config = ModelConfig.load(spec.path)
         self._collective = collective
         self._stages = stages
@@ -59,15 +61,13 @@ class Worker:
             share = weights.total_bytes // self.spec.parallel.world_size
             if share > (free := self._free_bytes()):
                 raise NotEnoughMemory(f"the weights need about {share} bytes for this rank, {free} are free")
-            choice = choose(self._device, self._dtype, self.spec.kernels)
-            kernels = build(choice, self.spec.threads)
             self._decoder = Decoder(
                 self.config,
                 self._layers,
                 weights,
                 self.spec.parallel,
                 self._collective,
-                kernels,
+                self._kernels,
                 self._dtype,
                 self._device,
             )
@@ -188,6 +188,11 @@ class Worker:
         if self._device.type == "cuda":
             return torch.cuda.mem_get_info(self._device)[0]
         return available_bytes()
+
+
+def kernels_of(spec: RankSpec) -> Kernels:
+    """The kernels that a rank is told to compute with, and their threads."""
+    return build(choose(torch.device(spec.device), torch_dtype(spec.dtype), spec.kernels), spec.threads)
 
 
 def torch_dtype(name: str) -> torch.dtype:
