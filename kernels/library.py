@@ -1,6 +1,7 @@
 """The C++ kernels as a shared library: found, checked and described. Plain ctypes, no torch ABI."""
 
 import ctypes
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,6 +47,10 @@ class Library:
         handle.rl_team_free.argtypes = [ctypes.c_void_p]
         handle.rl_run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
         self.run = handle.rl_run
+        handle.rl_exchange_bytes.restype = ctypes.c_int64
+        handle.rl_exchange_new.restype = ctypes.c_void_p
+        handle.rl_exchange_new.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.c_double]
+        handle.rl_exchange_free.argtypes = [ctypes.c_void_p]
 
     def operation(self, name: str) -> int:
         """Address of an operation. Raises KeyError when this instruction set has none of that name."""
@@ -63,6 +68,20 @@ class Library:
 
     def free_team(self, team: int) -> None:
         self._handle.rl_team_free(team)
+
+    def exchange_bytes(self, ranks: int) -> int:
+        """Size of the file that `ranks` ranks map."""
+        return int(self._handle.rl_exchange_bytes(ranks))
+
+    def new_exchange(self, path: Path, ranks: int, rank: int, patience_s: float) -> int:
+        """Map the file at `path`. Raises OSError."""
+        exchange: int | None = self._handle.rl_exchange_new(os.fsencode(path), ranks, rank, patience_s)
+        if exchange is None:
+            raise OSError(f"{path} could not be mapped")
+        return exchange
+
+    def free_exchange(self, exchange: int) -> None:
+        self._handle.rl_exchange_free(exchange)
 
 
 def load(isa: str | None = None) -> Library:

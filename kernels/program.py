@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rayline.kernels.context import ForwardContext
+from rayline.kernels.exchange import LOST, RankLost
 from rayline.kernels.library import Arguments, Library
 
 ALIGNMENT_BYTES = 64
@@ -39,8 +40,11 @@ class Team:
         self.library.free_team(self.address)
 
     def run(self, step: "StepView", calls: ctypes.Array[ctypes.c_void_p], count: int) -> None:
-        """Raises MemoryError when a kernel found no memory for its scratch."""
-        if self.library.run(self.address, step.address, calls, count):
+        """Raises MemoryError when a kernel found no memory for its scratch, RankLost when a rank did not answer."""
+        code = self.library.run(self.address, step.address, calls, count)
+        if code in LOST:
+            raise RankLost(LOST[code])
+        if code:
             raise MemoryError("a kernel found no memory for its scratch")
 
 

@@ -3,12 +3,16 @@
 Never all_reduce: gloo's and NCCL's sums change their order with the size and place of the data.
 """
 
+from pathlib import Path
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import Store  # type: ignore[attr-defined]  # public, but not in its __all__
 
+from rayline.kernels.exchange import Exchange, new_file
+from rayline.kernels.program import Operations
 from rayline.kernels.tree import join_pairwise
 
 
@@ -19,11 +23,11 @@ class Collective(Protocol):
     def tp_size(self) -> int: ...
 
     def sum_tree(self, partial: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Sum of the ranks' fp32 partials of one shape, joined pairwise by rank, and bias; equal bits on each."""
+        """Sum of the ranks' fp32 partials [N, C] joined pairwise by rank, + bias [C], rounded once: equal on each."""
         ...
 
     def gather_columns(self, shard: Tensor) -> Tensor:
-        """The ranks' [N, C] side by side: [N, tp_size * C]."""
+        """The ranks' fp32 [N, C] side by side: [N, tp_size * C]."""
         ...
 
 
@@ -58,3 +62,47 @@ class TensorParallelGroup:
         gathered = torch.empty((self.tp_size, *mine.shape), dtype=mine.dtype, device=mine.device)
         dist.all_gather(list(gathered.unbind(0)), mine.contiguous(), group=self._group)
         return gathered
+
+
+class SharedMemoryGroup:
+    """The ranks of one stage through memory they share, as operations that a program can record. bf16 on CPUs."""
+
+    def __init__(self, operations: Operations, exchange: Exchange) -> None:
+        self._operations = operations
+        self._exchange = exchange
+        self.tp_size = exchange.ranks
+
+    @classmethod
+    def join(cls, operations: Operations, store: Store, tp_size: int, tp_rank: int) -> "SharedMemoryGroup":
+        """Meet the other ranks of the stage, which alone use `store`. Raises OSError."""
+        everyone = [f"mapped by {rank}" for rank in range(tp_size)]
+        if tp_rank > 0:
+            exchange = Exchange(operations.library, Path(store.get("path").decode()), tp_size, tp_rank)
+            store.set(everyone[tp_rank], "")
+            store.wait(everyone)
+            return cls(operations, exchange)
+        path = new_file(operations.library, tp_size)
+        try:
+            exchange = Exchange(operations.library, path, tp_size, tp_rank)
+            store.set("path", str(path))
+            store.set(everyone[0], "")
+            store.wait(everyone)
+        finally:
+            path.unlink()
+        return cls(operations, exchange)
+
+    def sum_tree(self, partial: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        if dtype != torch.bfloat16:
+            raise TypeError(f"sums through shared memory are rounded to bfloat16, not to {dtype}")
+        out = torch.empty_like(partial, dtype=dtype)
+        self._call("SumPartials", partial=partial, bias=bias, out=out, dim=partial.shape[-1])
+        return out
+
+    def gather_columns(self, shard: Tensor) -> Tensor:
+        out = shard.new_empty(len(shard), self.tp_size * shard.shape[-1])
+        self._call("GatherColumns", shard=shard, out=out, columns=shard.shape[-1])
+        return out
+
+    def _call(self, name: str, **values: Tensor | int | None) -> None:
+        rows = len(next(value for value in values.values() if isinstance(value, Tensor)))
+        self._operations.call(name, rows, exchange=self._exchange.address, **values)

@@ -27,7 +27,7 @@ from rayline.workers.ranks import OnRankProgress, Ranks, open_store
 from rayline.workers.scheduler import Scheduler, SchedulerLimits
 from rayline.workers.spec import Loaded, RankSpec
 from rayline.workers.weights import Weights
-from rayline.workers.worker import Worker, kernel_choice, stage_layers, torch_dtype
+from rayline.workers.worker import Worker, kernel_choice, kernels_of, stage_layers, torch_dtype
 
 WARM_UP_TOKENS = 8
 
@@ -94,7 +94,7 @@ def start_group(
     dtype = config.dtype if spec.dtype == "auto" else spec.dtype
     specs = _rank_specs(spec, config, dtype)
     if len(specs) == 1:
-        worker = Worker(specs[0], Alone(), None)
+        worker = Worker(specs[0], kernels_of(specs[0]), Alone(), None)
         loaded = {0: worker.load(lambda phase, done, total: on_progress(0, phase, done, total))}
         kv = _kv_plan(spec, config, loaded)
         worker.allocate(kv.blocks)

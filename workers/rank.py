@@ -13,19 +13,21 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 
 from rayline.cluster.machine import interface_towards
+from rayline.kernels.backend import Kernels
+from rayline.kernels.native_kernels import NativeKernels
 from rayline.protos import internal_pb2 as pb
 from rayline.protos.errors import InternalError, RaylineError, Unavailable
 from rayline.protos.internal_wire import plan_of, result_to_pb
 from rayline.protos.plan import Plan
 from rayline.workers.channel import Channel, connect
-from rayline.workers.collectives import Alone, Collective, TensorParallelGroup
+from rayline.workers.collectives import Alone, Collective, SharedMemoryGroup, TensorParallelGroup
 from rayline.workers.rank_wire import loaded_to_pb, spec_of, stats_to_pb
 from rayline.workers.spec import RankSpec
 from rayline.workers.stages import StageLinks
-from rayline.workers.worker import Worker
+from rayline.workers.worker import Worker, kernels_of
 
 SECRET_VARIABLE = "RAYLINE_SECRET"
 CONNECT_TIMEOUT_S = 30.0
@@ -62,8 +64,9 @@ def serve_rank(addresses: Sequence[str], rank: int, secret: str) -> None:
 def _start(channel: Channel) -> Worker:
     """The loading dialogue: orders, weights, size of the KV cache."""
     spec = spec_of(channel.receive_leader_frame().load)
-    collective, stages = join(spec)
-    worker = Worker(spec, collective, stages)
+    kernels = kernels_of(spec)
+    collective, stages = join(spec, kernels)
+    worker = Worker(spec, kernels, collective, stages)
     loaded = worker.load(_Reporter(channel))
     channel.send(pb.WorkerFrame(loaded=loaded_to_pb(loaded)))
     worker.allocate(channel.receive_leader_frame().allocate.blocks)
@@ -94,7 +97,7 @@ def _follow(channel: Channel, worker: Worker, order: Plan | pb.LeaderFrame) -> b
     return not order.HasField("stop")
 
 
-def join(spec: RankSpec) -> tuple[Collective, StageLinks | None]:
+def join(spec: RankSpec, kernels: Kernels) -> tuple[Collective, StageLinks | None]:
     """This rank's links to the others. All ranks make the same groups in the same order."""
     parallel = spec.parallel
     if parallel.world_size == 1:
@@ -106,7 +109,10 @@ def join(spec: RankSpec) -> tuple[Collective, StageLinks | None]:
     backend = "nccl" if spec.device == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=parallel.rank, world_size=parallel.world_size)
     collective: Collective = Alone()
-    if parallel.tp_size > 1:
+    if parallel.tp_size > 1 and isinstance(kernels, NativeKernels):
+        stage_store = PrefixStore(f"stage {parallel.stage}", store)
+        collective = SharedMemoryGroup.join(kernels.operations, stage_store, parallel.tp_size, parallel.tp_rank)
+    elif parallel.tp_size > 1:
         firsts = range(0, parallel.world_size, parallel.tp_size)
         groups = [dist.new_group(list(range(first, first + parallel.tp_size))) for first in firsts]
         collective = TensorParallelGroup(groups[parallel.stage], parallel.tp_size)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rayline.cluster.machine import available_bytes, host_name
 from rayline.cluster.parallel import Parallel, balanced_stages
+from rayline.kernels.backend import Kernels
 from rayline.kernels.choice import Choice, build, choose
 from rayline.kernels.native_kernels import native_misfit
 from rayline.kernels.sampling import sample
@@ -39,8 +40,9 @@ OnProgress = Callable[[str, int, int], None]
 class Worker:
     """Computes plans in the order they come. `stages` is None in a group of one stage."""
 
-    def __init__(self, spec: RankSpec, collective: Collective, stages: StageLinks | None):
+    def __init__(self, spec: RankSpec, kernels: Kernels, collective: Collective, stages: StageLinks | None):
         self.spec = spec
+        self._kernels = kernels
         self.config = ModelConfig.load(spec.path)
         self._collective = collective
         self._stages = stages
@@ -60,14 +62,13 @@ class Worker:
             share = weights.total_bytes // self.spec.parallel.world_size
             if share > (free := self._free_bytes()):
                 raise NotEnoughMemory(f"the weights need about {share} bytes for this rank, {free} are free")
-            kernels = build(kernel_choice(self.spec, self.config), self.spec.threads)
             self._decoder = Decoder(
                 self.config,
                 self._layers,
                 weights,
                 self.spec.parallel,
                 self._collective,
-                kernels,
+                self._kernels,
                 self._dtype,
                 self._device,
             )
@@ -188,6 +189,11 @@ class Worker:
         if self._device.type == "cuda":
             return torch.cuda.mem_get_info(self._device)[0]
         return available_bytes()
+
+
+def kernels_of(spec: RankSpec) -> Kernels:
+    """The kernels that a rank is told to compute with, and their threads."""
+    return build(kernel_choice(spec, ModelConfig.load(spec.path)), spec.threads)
 
 
 def kernel_choice(spec: RankSpec, config: ModelConfig) -> Choice:

@@ -12,6 +12,7 @@ using std::int32_t;
 using std::int64_t;
 
 class Team;
+class Exchange;
 
 // One forward pass, as ForwardContext draws it.
 struct Step {
@@ -116,6 +117,23 @@ struct Attend {
     int64_t window;      // newest keys a query sees, itself included; 0 for all
     double scale;
     double soft_cap;     // 0 for none
+};
+
+// out = the ranks' partials joined pairwise by rank, + bias.
+struct SumPartials {
+    Exchange* exchange;
+    const float* partial;  // [rows, dim]
+    const bf16* bias;      // [dim] or null
+    bf16* out;             // [rows, dim]
+    int64_t dim;
+};
+
+// The ranks' columns side by side.
+struct GatherColumns {
+    Exchange* exchange;
+    const float* shard;  // [rows, columns]
+    float* out;          // [rows, ranks * columns]
+    int64_t columns;
 };
 
 using Operation = void (*)(Team&, const Step&, const void* args);

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "abi.h"
+#include "exchange.h"
 #include "team.h"
 
 // Standard headers come first: what they define must not be compiled for AVX, since the linker may keep that copy.

@@ -4,6 +4,7 @@
 #include <exception>
 
 #include "abi.h"
+#include "exchange.h"
 #include "isa.h"
 #include "team.h"
 
@@ -58,11 +59,26 @@ Team* rl_team_new(int threads) {
 
 void rl_team_free(Team* team) { delete team; }
 
-// Run the calls one after another. 0, or 1 when memory ran out.
+int64_t rl_exchange_bytes(int ranks) { return static_cast<int64_t>(Exchange::file_bytes(ranks)); }
+
+// Null when the file cannot be mapped.
+Exchange* rl_exchange_new(const char* path, int ranks, int rank, double patience_s) {
+    try {
+        return new Exchange(path, ranks, rank, patience_s);
+    } catch (const std::exception&) {
+        return nullptr;
+    }
+}
+
+void rl_exchange_free(Exchange* exchange) { delete exchange; }
+
+// Run the calls one after another. 0, or 1 when memory ran out, 2 when another rank was lost, 3 when one was late.
 int rl_run(Team* team, const Step* step, const Call* calls, int64_t count) {
     try {
         for (int64_t i = 0; i < count; ++i) calls[i].operation(*team, *step, calls[i].args);
         return 0;
+    } catch (const ExchangeError& error) {
+        return error.code;
     } catch (const std::exception&) {
         return 1;
     }

@@ -2,6 +2,7 @@
 #pragma once
 #include "functions.h"
 #include "attention.h"
+#include "collectives.h"
 #include "gemm.h"
 #include "elementwise.h"
 #include "isa.h"
@@ -13,6 +14,7 @@ constexpr NamedOperation kOperations[] = {
     {"Embedding", embedding}, {"RmsNorm", rms_norm},        {"Add", add},
     {"SiluGate", silu_gate},  {"PackLinear", pack_linear},  {"Linear", linear},
     {"WriteKv", write_kv},    {"Attend", attend},      {"Widen", widen_rows},
+    {"SumPartials", sum_partials}, {"GatherColumns", gather_columns},
 };
 
 }  // namespace rayline::RL_ISA
