@@ -12,25 +12,31 @@ The order of the contenders turns from round to round.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from rayline.cluster.machine import available_bytes
+from rayline.kernels.context import ForwardContext
 from rayline.kernels.library import LibraryMissing, load
 from rayline.kernels.limits import MachineLimits, median_limits
-from rayline.kernels.native import NativeKernels
+from rayline.kernels.native_kernels import NativeKernels
 from rayline.kernels.probe import Probe
 from rayline.kernels.program import Operations, Team
 from rayline.protos.errors import ConfigError
-from rayline.workers.machine_probe import SETTLE_S, open_probe
-from rayline.workers.roofline import Binds, bound
+from rayline.workers.limit_sampler import SETTLE_S
+from rayline.workers.machine_probe import open_probe
+from rayline.workers.roofline import CaseReport, ContenderReport, bound
 
 Contender = Callable[[int], object]
 """Computes the operation with copy 0 or 1 of its weights or cache."""
 
 LAYOUTS = 3  # of one weight, at most: ours, torch's and oneDNN's
+LONGEST_CASE_S = 10.0
+LEAST_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,32 +56,6 @@ class Case:
     products: Literal["float", "int8"] = "float"
 
 
-@dataclass(frozen=True, slots=True)
-class ContenderReport:
-    """One implementation: median time, what it amounts to, and the share of the roofline it reaches."""
-
-    name: str
-    median_s: float
-    bytes_per_s: float
-    flops_per_s: float
-    fraction: float
-
-
-@dataclass(frozen=True, slots=True)
-class CaseReport:
-    """One case: the limits of its rounds, the least time they allow, and its contenders."""
-
-    operation: str
-    shape: str
-    bytes: int
-    flops: int
-    rounds: int
-    limits: MachineLimits
-    roofline_s: float
-    binds: Binds
-    contenders: tuple[ContenderReport, ...]
-
-
 def case_report(case: Case, samples: Sequence[MachineLimits], times_s: Mapping[str, Sequence[float]]) -> CaseReport:
     """Medians of the limits against medians of the times; one list of at least one time for each contender."""
     limits = median_limits(samples)
@@ -85,9 +65,17 @@ def case_report(case: Case, samples: Sequence[MachineLimits], times_s: Mapping[s
         ContenderReport(name, took_s, case.bytes / took_s, case.flops / took_s, least.seconds / took_s)
         for name, took_s in ((name, median(taken)) for name, taken in times_s.items())
     )
-    rounds = min(len(taken) for taken in times_s.values())
     return CaseReport(
-        case.operation, case.shape, case.bytes, case.flops, rounds, limits, least.seconds, least.binds, contenders
+        operation=case.operation,
+        shape=case.shape,
+        bytes=case.bytes,
+        flops=case.flops,
+        rounds=min(len(taken) for taken in times_s.values()),
+        limits=limits,
+        flops_limit_per_s=flops_per_s,
+        roofline_s=least.seconds,
+        binds=least.binds,
+        contenders=contenders,
     )
 
 
@@ -112,7 +100,8 @@ class KernelBench:
 
     @torch.inference_mode()
     def run(self, case: Case, rounds: int) -> CaseReport | None:
-        """None when its copies would not leave half of the free memory free."""
+        """At most `rounds` rounds, fewer of a slow case. None when its copies would not leave half of the free
+        memory free."""
         copies = 1 if case.bytes >= self._probe.buffer_bytes else 2
         if LAYOUTS * copies * case.bytes > available_bytes() // 2:
             return None
@@ -122,7 +111,10 @@ class KernelBench:
             contender(0)  # torch's first call of a shape makes its kernel
         samples: list[MachineLimits] = []
         times_s: dict[str, list[float]] = {name: [] for name in names}
+        began_s = self._clock()
         for round_ in range(rounds):
+            if round_ >= LEAST_ROUNDS and self._clock() - began_s > LONGEST_CASE_S:
+                break
             for at in range(len(names)):
                 name = names[(round_ + at) % len(names)]
                 samples.append(self._limits())
@@ -138,3 +130,22 @@ class KernelBench:
         began_s = self._clock()
         contender(copy)
         return self._clock() - began_s
+
+
+def random_bf16(*shape: int) -> Tensor:
+    """Numbers near 0; a long tensor repeats itself, for what they are changes no time."""
+    block = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).bfloat16()
+    out = torch.empty(shape, dtype=torch.bfloat16)
+    flat = out.view(-1)
+    for first in range(0, len(flat), len(block)):
+        flat[first : first + len(block)] = block[: len(flat) - first]
+    return out
+
+
+def recorded(
+    kernels: NativeKernels, function: Callable[[Tensor], Tensor], x: Tensor, context: ForwardContext | None = None
+) -> Callable[[], Tensor]:
+    """`function`, made of operations of `kernels`, on `x` as the engine runs it: as a program."""
+    program = kernels.operations.record(function, x.to("meta"))
+    program.inputs[0].copy_(x)
+    return partial(program.run, len(x), context)

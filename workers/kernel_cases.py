@@ -1,10 +1,10 @@
 """The operations that `rayline bench kernels` times, each with torch's ways to compute the same.
 
-To add an operation, write a function that gives its cases for a model's shape and name it in `OPERATIONS`.
+To add an operation, write a function that gives its cases for a model's shape, and name it in `CASES` and in
+kernel_shapes.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,49 +13,17 @@ from torch.nn import functional
 
 from rayline.kernels import onednn
 from rayline.kernels.backend import Weight
-from rayline.kernels.native import NativeKernels
+from rayline.kernels.native_kernels import NativeKernels
 from rayline.kernels.sampling import SamplingRows, sample
-from rayline.workers.kernel_bench import Case, Contender
+from rayline.workers.attention_cases import attention_cases
+from rayline.workers.kernel_bench import Case, Contender, random_bf16, recorded
+from rayline.workers.kernel_shapes import ModelShape
 
 EPS = 1e-5
+SEGMENTS = 8  # of the tree along the depth, as the engine asks for
 DECODE_ROWS = (1, 8, 32)
 PREFILL_ROWS = 512
 OURS, TORCH = "rayline", "torch"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """The sizes of a decoder that its operations depend on."""
-
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-
-
-SHAPES = {
-    "1b": ModelShape(2048, 8192, 32, 8, 64, 128256),  # Llama 3.2, 1.24 B parameters
-    "135m": ModelShape(576, 1536, 9, 3, 64, 49152),  # SmolLM, 135 M parameters
-}
-
-
-def random_bf16(*shape: int) -> Tensor:
-    """Numbers near 0; a long tensor repeats itself, for what they are changes no time."""
-    block = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).bfloat16()
-    out = torch.empty(shape, dtype=torch.bfloat16)
-    flat = out.view(-1)
-    for first in range(0, len(flat), len(block)):
-        flat[first : first + len(block)] = block[: len(flat) - first]
-    return out
-
-
-def recorded(kernels: NativeKernels, function: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:
-    """`function`, made of operations of `kernels`, on `x` as the engine runs it: as a program."""
-    program = kernels.operations.record(function, x.to("meta"))
-    program.inputs[0].copy_(x)
-    return partial(program.run, len(x))
 
 
 # ---- products
@@ -83,7 +51,7 @@ def linear_case(rows: int, depth: int, columns: int) -> Case:
 def _linear(rows: int, depth: int, columns: int, kernels: NativeKernels, copies: int) -> Mapping[str, Contender]:
     x = random_bf16(rows, depth)
     plain = [random_bf16(columns, depth) for _ in range(copies)]
-    ours = [recorded(kernels, partial(_times, kernels, kernels.pack(weight, 8)), x) for weight in plain]
+    ours = [recorded(kernels, partial(_times, kernels, kernels.pack([weight], SEGMENTS)), x) for weight in plain]
     found: dict[str, Contender] = {OURS: lambda copy: ours[copy]()}
     if onednn.is_available():
         packed = [onednn.pack(weight) for weight in plain]
@@ -102,7 +70,9 @@ def _times(kernels: NativeKernels, weight: Weight, x: Tensor) -> Tensor:
 def norm_cases(shape: ModelShape) -> list[Case]:
     """The residual sum and its norm."""
     return [
-        Case("norm", f"{rows} x {shape.hidden}", 2 * (4 * rows + 1) * shape.hidden, 0, partial(_norm, rows, shape.hidden))
+        Case(
+            "norm", f"{rows} x {shape.hidden}", 2 * (4 * rows + 1) * shape.hidden, 0, partial(_norm, rows, shape.hidden)
+        )
         for rows in (1, 32, PREFILL_ROWS)
     ]
 
@@ -141,7 +111,9 @@ def _silu(rows: int, dim: int, kernels: NativeKernels, copies: int) -> Mapping[s
 def sample_cases(shape: ModelShape) -> list[Case]:
     """From logits to tokens."""
     return [
-        Case("sample", f"{rows} x {shape.vocab} {how}", 4 * rows * shape.vocab, 0, partial(_sample, rows, shape.vocab, t))
+        Case(
+            "sample", f"{rows} x {shape.vocab} {how}", 4 * rows * shape.vocab, 0, partial(_sample, rows, shape.vocab, t)
+        )
         for rows in (1, 32)
         for how, t in (("greedy", 0.0), ("random", 1.0))
     ]
@@ -172,8 +144,9 @@ def _sample(rows: int, vocab: int, temperature: float, kernels: NativeKernels, c
 # ---- the list
 
 
-OPERATIONS: Mapping[str, Callable[[ModelShape], Sequence[Case]]] = {
+CASES: Mapping[str, Callable[[ModelShape], Sequence[Case]]] = {
     "linear": linear_cases,
+    "attention": attention_cases,
     "norm": norm_cases,
     "silu": silu_cases,
     "sample": sample_cases,
@@ -181,5 +154,5 @@ OPERATIONS: Mapping[str, Callable[[ModelShape], Sequence[Case]]] = {
 
 
 def cases(shape: ModelShape, operations: Sequence[str]) -> list[Case]:
-    """All cases of these operations, in the order of `OPERATIONS`."""
-    return [case for name, make in OPERATIONS.items() if name in operations for case in make(shape)]
+    """All cases of these operations, in the order of `CASES`."""
+    return [case for name, make in CASES.items() if name in operations for case in make(shape)]

@@ -28,6 +28,42 @@ def bound(bytes_moved: float, flops: float, bytes_per_s: float, flops_per_s: flo
     return Bound(moving_s, "bandwidth") if moving_s >= computing_s else Bound(computing_s, "arithmetic")
 
 
+# ---- single operations
+
+
+@dataclass(frozen=True, slots=True)
+class ContenderReport:
+    """One implementation: median time, what it amounts to, and the share of the roofline it reaches."""
+
+    name: str
+    median_s: float
+    bytes_per_s: float
+    flops_per_s: float
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class CaseReport:
+    """One case: the limits of its rounds, the least time they allow, and its contenders.
+
+    flops_limit_per_s: the rate that its kind of products could have.
+    """
+
+    operation: str
+    shape: str
+    bytes: int
+    flops: int
+    rounds: int
+    limits: MachineLimits
+    flops_limit_per_s: float
+    roofline_s: float
+    binds: Binds
+    contenders: tuple[ContenderReport, ...]
+
+
+# ---- whole engines
+
+
 @dataclass(frozen=True, slots=True)
 class EngineCost:
     """What the steps of a model ask of the machine, over all ranks.
