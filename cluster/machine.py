@@ -7,6 +7,8 @@ from pathlib import Path
 import psutil
 
 _CGROUP = Path("/sys/fs/cgroup")
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_UNKNOWN_CACHE_BYTES = 32 * 2**20
 
 
 def host_name() -> str:
@@ -33,6 +35,19 @@ def usable_cores() -> int:
     return cores
 
 
+def last_level_cache_bytes() -> int:
+    """Of all last-level caches that this process's cores may use; a guess where the system does not tell.
+
+    The size is that of the first core's cache, times as many such caches as the cores can lie in.
+    """
+    sizes = {file.parent.name: _kib(_read(file)) for file in sorted(_CACHES.glob("index*/size"))}
+    if not any(sizes.values()):
+        return _UNKNOWN_CACHE_BYTES
+    largest = max(sizes, key=sizes.__getitem__)
+    sharing = max(1, _count(_read(_CACHES / largest / "shared_cpu_list").strip()))
+    return sizes[largest] * 1024 * -(-usable_cores() // sharing)
+
+
 def available_bytes() -> int:
     """Memory that can still be taken: the machine's, cut by the control group's limit."""
     available = int(psutil.virtual_memory().available)
@@ -50,6 +65,18 @@ def _stat(name: str) -> int:
         if key == name:
             return int(value)
     return 0
+
+
+def _kib(size: str) -> int:
+    """Of the kernel's "266240K"; 0 for anything else."""
+    digits = size.strip().removesuffix("K")
+    return int(digits) if digits.isdigit() else 0
+
+
+def _count(cores: str) -> int:
+    """Of cores in the kernel's "0-3,8"."""
+    ranges = [part.split("-") for part in cores.split(",") if part]
+    return sum(int(ends[-1]) - int(ends[0]) + 1 for ends in ranges)
 
 
 def _read(file: Path) -> str:

@@ -54,7 +54,7 @@ COMMANDS = {
     "serve": Entry("Serve a model to gRPC and OpenAI-HTTP clients.", _serve),
     "generate": Entry("Continue a prompt, offline or on a running server.", _generate),
     "chat": Entry("Talk to a model, offline or on a running server.", _chat),
-    "bench": Entry("Measure the engine or a running server.", _bench),
+    "bench": Entry("Measure the engine, single operations or a running server.", _bench),
     "status": Entry("Show the health and the models of a running server.", _status),
 }
 

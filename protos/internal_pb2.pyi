@@ -164,7 +164,7 @@ class StatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class RankStats(_message.Message):
-    __slots__ = ("rank", "stage", "busy_s", "wall_s", "weight_bytes", "cache_bytes", "resident_bytes", "read_bytes")
+    __slots__ = ("rank", "stage", "busy_s", "wall_s", "weight_bytes", "cache_bytes", "resident_bytes", "read_bytes", "step_bytes")
     RANK_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     BUSY_S_FIELD_NUMBER: _ClassVar[int]
@@ -173,6 +173,7 @@ class RankStats(_message.Message):
     CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     READ_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STEP_BYTES_FIELD_NUMBER: _ClassVar[int]
     rank: int
     stage: int
     busy_s: float
@@ -181,7 +182,8 @@ class RankStats(_message.Message):
     cache_bytes: int
     resident_bytes: int
     read_bytes: int
-    def __init__(self, rank: _Optional[int] = ..., stage: _Optional[int] = ..., busy_s: _Optional[float] = ..., wall_s: _Optional[float] = ..., weight_bytes: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., read_bytes: _Optional[int] = ...) -> None: ...
+    step_bytes: int
+    def __init__(self, rank: _Optional[int] = ..., stage: _Optional[int] = ..., busy_s: _Optional[float] = ..., wall_s: _Optional[float] = ..., weight_bytes: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., read_bytes: _Optional[int] = ..., step_bytes: _Optional[int] = ...) -> None: ...
 
 class RankFailed(_message.Message):
     __slots__ = ("kind", "message")

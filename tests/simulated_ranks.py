@@ -64,7 +64,7 @@ class SimulatedRanks:
 
     def rank_stats(self) -> tuple[RankStats, ...]:
         assert not self.results, "ranks answer between steps only"
-        return (RankStats(0, 0, 0.0, 0.0, 0, 0, 0, 0),)
+        return (RankStats(0, 0, 0.0, 0.0, 0, 0, 0, 0, 0),)
 
     def close(self) -> None:
         """Nothing to end."""

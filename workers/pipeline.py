@@ -8,7 +8,10 @@ from rayline.protos.plan import Plan, StepResult
 
 @dataclass(frozen=True, slots=True)
 class RankStats:
-    """One rank's share of the work. busy_s: computing; wall_s: since the statistics were last reset."""
+    """One rank's share of the work. busy_s: computing; wall_s: since the statistics were last reset.
+
+    step_bytes: of the weights, those every step reads: all but a table of which it takes single rows.
+    """
 
     rank: int
     stage: int
@@ -18,6 +21,7 @@ class RankStats:
     cache_bytes: int
     resident_bytes: int
     read_bytes: int
+    step_bytes: int
 
 
 class Pipeline(Protocol):

@@ -69,6 +69,7 @@ def stats_to_pb(stats: RankStats) -> pb.RankStats:
         cache_bytes=stats.cache_bytes,
         resident_bytes=stats.resident_bytes,
         read_bytes=stats.read_bytes,
+        step_bytes=stats.step_bytes,
     )
 
 
@@ -82,4 +83,5 @@ def stats_of(message: pb.RankStats) -> RankStats:
         message.cache_bytes,
         message.resident_bytes,
         message.read_bytes,
+        message.step_bytes,
     )

@@ -138,6 +138,7 @@ class Worker:
             cache_bytes=self._cache.bytes,
             resident_bytes=psutil.Process().memory_info().rss,
             read_bytes=self._read_bytes,
+            step_bytes=self._decoder.step_bytes,
         )
         self._busy_s, self._since = 0.0, now
         return stats

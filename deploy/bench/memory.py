@@ -15,6 +15,10 @@ class Memory:
     rss_bytes: int
     pss_bytes: int
 
+    def less(self, size_bytes: int) -> "Memory":
+        """Without memory that one process alone held all the time."""
+        return Memory(self.rss_bytes - size_bytes, self.pss_bytes - size_bytes)
+
 
 def memory_of(pid: int) -> Memory:
     """Of a process and all its descendants now; processes that end meanwhile count as 0."""

@@ -1,7 +1,7 @@
 """How busy the pipeline's stages were: measured idle time beside the formula of GPipe (Huang et al. 2019)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rayline.workers.pipeline import RankStats
 
@@ -28,3 +28,11 @@ def stage_idle(batch: int, ranks: Sequence[RankStats], plans: int) -> StageIdle:
         max(1.0 - rank.busy_s / rank.wall_s for rank in ranks if rank.stage == stage) for stage in range(stages)
     )
     return StageIdle(batch, stages, plans, (stages - 1) / (plans + stages - 1), idle)
+
+
+def together(runs: Sequence[Sequence[RankStats]]) -> tuple[RankStats, ...]:
+    """The times of several runs added up, rank by rank; what a rank holds is as it was in the last run."""
+    return tuple(
+        replace(of_rank[-1], busy_s=sum(one.busy_s for one in of_rank), wall_s=sum(one.wall_s for one in of_rank))
+        for of_rank in zip(*runs, strict=True)
+    )

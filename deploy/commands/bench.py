@@ -1,10 +1,13 @@
-"""`rayline bench`: the two benchmarks, each in its own file."""
+"""`rayline bench`: the benchmarks, each in its own file."""
 
 import click
 
 from rayline.deploy.commands.bench_engine import command as engine
+from rayline.deploy.commands.bench_kernels import command as kernels
 from rayline.deploy.commands.bench_serve import command as serve
 
 command = click.Group(
-    "bench", commands=[engine, serve], help="Measure the engine alone (engine) or a running server (serve)."
+    "bench",
+    commands=[engine, kernels, serve],
+    help="Measure the engine alone (engine), single operations (kernels) or a running server (serve).",
 )

@@ -2,21 +2,28 @@
 
 import json
 import os
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import click
 from rich.console import Console
 
+from rayline.cluster.machine import usable_cores
 from rayline.deploy.bench.engine_load import measure_batch
+from rayline.deploy.bench.limit_tables import roofline_table
 from rayline.deploy.bench.memory import PeakMemory
 from rayline.deploy.bench.report import BatchReport, batch_report
-from rayline.deploy.bench.stages import StageIdle, stage_idle
+from rayline.deploy.bench.stages import StageIdle, stage_idle, together
 from rayline.deploy.bench.tables import batch_table, rank_table, stage_table
 from rayline.deploy.bench.workload import Shape
 from rayline.deploy.commands.flags import config_flags, given
 from rayline.deploy.commands.source import NOT_OFFLINE, OFFLINE_SECTIONS
+from rayline.deploy.model_path import resolve_model
 from rayline.workers.engine import Engine
+from rayline.workers.limit_sampler import LimitSampler
+from rayline.workers.models.config import ModelConfig
+from rayline.workers.roofline import BatchRoofline, EngineCost, Speeds, batch_roofline, engine_cost
 
 Positive = click.IntRange(min=1)
 
@@ -52,13 +59,19 @@ def command(
 ) -> None:
     """Run batches of random prompts over the engine of MODEL, without router, transport or text."""
     from rayline.deploy.commands.offline import load_model  # torch takes a second to import: not for `--help`
+    from rayline.workers.machine_probe import open_sampler
 
     options = {"max_running": max(batches)} | given(flags)
     with PeakMemory(os.getpid()) as memory, load_model(model, options) as llm:
         shape = Shape(input_tokens, output_tokens, llm.info.vocab_size, seed)
-        measurements = [measured(llm.engine, batch, repeats, shape, temperature) for batch in batches]
+        sampler = open_sampler(group_cores(options))
+        cost = engine_cost(ModelConfig.load(resolve_model(model)), llm.info, llm.engine.pipeline.rank_stats())
+        runs = [measured(llm.engine, batch, repeats, shape, temperature, sampler, cost) for batch in batches]
+        probe_bytes = sampler.buffer_bytes
+        sampler.close()
         ranks = llm.engine.pipeline.rank_stats()
-    reports, idle = [report for report, _ in measurements], [stages for _, stages in measurements]
+    peak = memory.peak.less(probe_bytes)
+    rooflines = [run.roofline for run in runs if run.roofline]
     if as_json:
         click.echo(
             json.dumps(
@@ -66,27 +79,55 @@ def command(
                     "numerics": llm.info.numerics,
                     "input_tokens": input_tokens,
                     "output_tokens": output_tokens,
-                    "batches": [asdict(report) for report in reports],
-                    "stages": [asdict(stages) for stages in idle],
+                    "batches": [asdict(run.report) for run in runs],
+                    "rooflines": [asdict(roofline) for roofline in rooflines],
+                    "limits_missing": sampler.missing,
+                    "stages": [asdict(run.idle) for run in runs],
                     "ranks": [asdict(rank) for rank in ranks],
-                    "peak_memory": asdict(memory.peak),
+                    "peak_memory": asdict(peak),
                 }
             )
         )
-    else:
-        console = Console()
-        console.print(batch_table(reports, memory.peak))
-        console.print(stage_table(idle))
-        console.print(rank_table(ranks))
+        return
+    console = Console()
+    console.print(batch_table([run.report for run in runs], peak))
+    console.print(roofline_table(rooflines) if rooflines else f"limits not measured: {sampler.missing}")
+    console.print(stage_table([run.idle for run in runs]))
+    console.print(rank_table(ranks))
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """All about one batch size. roofline is None where the limits cannot be measured."""
+
+    report: BatchReport
+    idle: StageIdle
+    roofline: BatchRoofline | None
 
 
 def measured(
-    engine: Engine, batch: int, repeats: int, shape: Shape, temperature: float
-) -> tuple[BatchReport, StageIdle]:
+    engine: Engine, batch: int, repeats: int, shape: Shape, temperature: float, sampler: LimitSampler, cost: EngineCost
+) -> Measured:
     """One batch size, after a run that is thrown away."""
     measure_batch(engine, shape.jobs(batch, 0), temperature)
-    engine.pipeline.rank_stats()  # starts the ranks' clocks anew
-    before = engine.scheduler.stats.steps
-    runs = [measure_batch(engine, shape.jobs(batch, repeat), temperature) for repeat in range(1, repeats + 1)]
-    plans = engine.scheduler.stats.steps - before
-    return batch_report(batch, runs), stage_idle(batch, engine.pipeline.rank_stats(), plans)
+    plans = engine.scheduler.stats.steps
+    runs, busy = [], []
+    sampler.sample()
+    for repeat in range(1, repeats + 1):
+        engine.pipeline.rank_stats()  # starts the ranks' clocks anew
+        runs.append(measure_batch(engine, shape.jobs(batch, repeat), temperature))
+        busy.append(engine.pipeline.rank_stats())
+        sampler.sample()
+    report = batch_report(batch, runs)
+    idle = stage_idle(batch, together(busy), engine.scheduler.stats.steps - plans)
+    limits = sampler.taken()
+    speeds = Speeds(report.prefill_tokens_per_s, report.decode_tokens_per_s)
+    lengths = (shape.input_tokens, shape.output_tokens)
+    return Measured(report, idle, batch_roofline(cost, limits, batch, *lengths, speeds) if limits else None)
+
+
+def group_cores(options: Mapping[str, Any]) -> int:
+    """Cores that the ranks of the group compute on, all together."""
+    cores, ranks = usable_cores(), options.get("tp", 1) * options.get("pp", 1)
+    threads = options.get("threads") or max(1, cores // ranks)
+    return int(min(cores, threads * ranks))

@@ -26,6 +26,33 @@ struct Step {
     int64_t table_width;
 };
 
+// Probes of the machine (probe.h): each sums up or multiplies as fast as it can, chunk by chunk.
+struct ReadProbe {
+    const float* data;  // [size]
+    float* sums;        // [ceil(size / chunk)]
+    int64_t size;
+    int64_t chunk;      // elements that one thread reads in a row
+};
+
+struct FmaProbe {
+    int64_t chunks;
+    int64_t rounds;       // steps of each chain in a chunk
+    int64_t* operations;  // [chunks]: multiplications and additions done
+    float* results;       // [chunks]
+};
+
+struct Bf16Probe {
+    int64_t chunks;
+    int64_t rounds;
+    int64_t* operations;  // [chunks], zeros where the CPU has no bf16 dot product
+};
+
+struct Int8Probe {
+    int64_t chunks;
+    int64_t rounds;
+    int64_t* operations;  // [chunks], zeros where the CPU has no int8 dot product
+};
+
 struct Embedding {
     const int64_t* ids;   // [rows], each below size
     const bf16* table;    // [size, dim]: the rows first .. first + size of the vocabulary

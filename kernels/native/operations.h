@@ -6,11 +6,13 @@
 #include "gemm.h"
 #include "elementwise.h"
 #include "isa.h"
+#include "probe.h"
 #include "rope.h"
 
 namespace rayline::RL_ISA {
 
 constexpr NamedOperation kOperations[] = {
+    {"ReadProbe", read_probe}, {"FmaProbe", fma_probe}, {"Bf16Probe", bf16_probe}, {"Int8Probe", int8_probe},
     {"Embedding", embedding}, {"RmsNorm", rms_norm},        {"Add", add},
     {"SiluGate", silu_gate},  {"PackLinear", pack_linear},  {"Linear", linear},
     {"WriteKv", write_kv},    {"Attend", attend},      {"Widen", widen_rows},

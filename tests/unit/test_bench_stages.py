@@ -12,7 +12,7 @@ from rayline.workers.pipeline import RankStats
 
 def rank(number: int, stage: int, busy_s: float, wall_s: float = 10.0) -> RankStats:
     mib = 2**20
-    return RankStats(number, stage, busy_s, wall_s, 3 * mib, 4 * mib, 500 * mib, 2 * mib)
+    return RankStats(number, stage, busy_s, wall_s, 3 * mib, 4 * mib, 500 * mib, 2 * mib, 3 * mib)
 
 
 def test_a_single_stage_has_no_bubble() -> None:

@@ -32,6 +32,24 @@ def test_cores_are_those_the_process_may_run_on(monkeypatch: pytest.MonkeyPatch,
     assert machine.usable_cores() == len(os.sched_getaffinity(0))
 
 
+@pytest.mark.parametrize(("sharing", "instances"), [("0-3", 2), ("0,2", 3), ("0-7", 1), ("0-3,16-17", 1)])
+def test_the_last_level_cache_is_the_largest_times_its_instances(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sharing: str, instances: int
+) -> None:
+    for index, size in (("index0", "48K"), ("index2", "2048K"), ("index3", "32768K")):
+        (tmp_path / index).mkdir()
+        (tmp_path / index / "size").write_text(f"{size}\n")
+        (tmp_path / index / "shared_cpu_list").write_text(f"{sharing}\n" if index == "index3" else "0\n")
+    monkeypatch.setattr(machine, "_CACHES", tmp_path)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 6)
+    assert machine.last_level_cache_bytes() == 32 * 2**20 * instances
+
+
+def test_where_the_system_tells_no_cache_there_is_a_guess(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "_CACHES", tmp_path)
+    assert machine.last_level_cache_bytes() == 32 * 2**20
+
+
 def test_an_affinity_of_one_core_is_one_core() -> None:
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})

@@ -205,7 +205,7 @@ def obedient(channel: Channel, spec: RankSpec) -> None:
     channel.send(pb.WorkerFrame(ready=pb.Ready()))
     while (frame := channel.receive_leader_frame()).WhichOneof("frame") != "stop":
         if frame.HasField("stats"):
-            channel.send(pb.WorkerFrame(stats=stats_to_pb(RankStats(rank, spec.parallel.stage, 0, 0, 0, 0, 0, 0))))
+            channel.send(pb.WorkerFrame(stats=stats_to_pb(RankStats(rank, spec.parallel.stage, 0, 0, 0, 0, 0, 0, 0))))
         elif spec.parallel.reports:
             plan = plan_of(frame.plan)
             sampled = tuple(Sampled(item.sequence, 40 + item.start) for item in plan.slices)

@@ -152,6 +152,7 @@ class Decoder:
             self.norm = RmsNorm(loader, "model.norm.weight", config.hidden_size, config.rms_norm_eps)
             self.head = VocabHead(loader, head, config.vocab_size)
         self.weight_bytes = loader.allocated_bytes
+        self.step_bytes = self.weight_bytes - (0 if table is None or table is head else table.bytes)
         self._bound: _Bound | None = None
         _check_all_read(weights, stage_layers)
 

@@ -1,0 +1,64 @@
+"""Figures beside the machine's limits, as tables for people."""
+
+from collections.abc import Iterator, Sequence
+from statistics import median
+
+from rich.table import Table
+
+from rayline.workers.roofline import BatchRoofline, CaseReport
+
+
+def kernel_table(reports: Sequence[CaseReport], threads: int) -> Table:
+    """One row for each contender, the limits of its own rounds in the row of the first."""
+    title = f"kernels, {threads} threads, caches cold"
+    caption = f"in brackets: the machine's limits meanwhile. {_rates(reports)}"
+    table = Table("operation", "shape", "contender", title=title, caption=caption)
+    for heading in ("us", "GB/s", "GFLOP/s", "bound by", "of the roofline"):
+        table.add_column(heading, justify="right")
+    for report in reports:
+        for row in _rows(report):
+            table.add_row(*row)
+        table.add_section()
+    return table
+
+
+def _rows(report: CaseReport) -> Iterator[tuple[str, ...]]:
+    reading, computing = f"({report.limits.read_bytes_per_s / 1e9:.1f})", f"({report.flops_limit_per_s / 1e9:,.0f})"
+    yield report.operation, report.shape, "", "", reading, computing if report.flops else "", report.binds, ""
+    for each in report.contenders:
+        flops = f"{each.flops_per_s / 1e9:,.0f}" if report.flops else "-"
+        speed = (f"{each.median_s * 1e6:,.0f}", f"{each.bytes_per_s / 1e9:.1f}", flops)
+        yield "", "", each.name, *speed, "", f"{each.fraction:.0%}"
+
+
+def roofline_table(rooflines: Sequence[BatchRoofline]) -> Table:
+    """What each batch size could reach at most, and how much of it was."""
+    table = Table("batch", title="the machine's limits in the same minutes")
+    phases = (heading for phase in ("prefill", "decode") for heading in (f"{phase} tok/s", "bound by", "reached"))
+    for heading in ("read GB/s", "GFLOP/s", *phases):
+        table.add_column(heading, justify="right")
+    for each in rooflines:
+        table.add_row(
+            str(each.batch),
+            f"{each.limits.read_bytes_per_s / 1e9:.1f}",
+            f"{each.limits.flops_per_s / 1e9:,.0f}",
+            f"{each.prefill_tokens_per_s:,.0f}",
+            each.prefill_binds,
+            f"{each.prefill_fraction:.1%}",
+            f"{each.decode_tokens_per_s:,.1f}",
+            each.decode_binds,
+            "-" if each.decode_fraction is None else f"{each.decode_fraction:.1%}",
+        )
+    return table
+
+
+def _rates(reports: Sequence[CaseReport]) -> str:
+    """What the threads could compute at most, over all rounds."""
+    limits = [report.limits for report in reports]
+    rates = (
+        ("fp32 fma", [each.fma_flops_per_s for each in limits]),
+        ("bf16 dot products", [each.bf16_flops_per_s for each in limits]),
+        ("int8 dot products", [each.int8_ops_per_s for each in limits]),
+    )
+    known = ((name, [value for value in values if value is not None]) for name, values in rates)
+    return ", ".join(f"{name} {median(values) / 1e9:,.0f} G/s" if values else f"no {name}" for name, values in known)

@@ -1,0 +1,158 @@
+"""The operations that `rayline bench kernels` times, each with torch's ways to compute the same.
+
+To add an operation, write a function that gives its cases for a model's shape, and name it in `CASES` and in
+kernel_shapes.py.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rayline.kernels import onednn
+from rayline.kernels.backend import Weight
+from rayline.kernels.native_kernels import NativeKernels
+from rayline.kernels.sampling import SamplingRows, sample
+from rayline.workers.attention_cases import attention_cases
+from rayline.workers.kernel_bench import Case, Contender, random_bf16, recorded
+from rayline.workers.kernel_shapes import ModelShape
+
+EPS = 1e-5
+SEGMENTS = 8  # of the tree along the depth, as the engine asks for
+DECODE_ROWS = (1, 8, 32)
+PREFILL_ROWS = 512
+OURS, TORCH = "rayline", "torch"
+
+
+# ---- products
+
+
+def linear_cases(shape: ModelShape) -> list[Case]:
+    """Every matrix of a layer at decode and prefill sizes; the head only with as many rows as are sampled."""
+    query = shape.heads * shape.head_dim
+    matrices = [
+        (shape.hidden, query + 2 * shape.kv_heads * shape.head_dim),
+        (query, shape.hidden),
+        (shape.hidden, 2 * shape.intermediate),
+        (shape.intermediate, shape.hidden),
+    ]
+    sized = [(rows, *matrix) for matrix in matrices for rows in (*DECODE_ROWS, PREFILL_ROWS)]
+    return [linear_case(*each) for each in (*sized, *((rows, shape.hidden, shape.vocab) for rows in DECODE_ROWS))]
+
+
+def linear_case(rows: int, depth: int, columns: int) -> Case:
+    moved = 2 * (columns * depth + rows * depth + rows * columns)
+    flops = 2 * rows * columns * depth
+    return Case("linear", f"{rows} x {depth} x {columns}", moved, flops, partial(_linear, rows, depth, columns))
+
+
+def _linear(rows: int, depth: int, columns: int, kernels: NativeKernels, copies: int) -> Mapping[str, Contender]:
+    x = random_bf16(rows, depth)
+    plain = [random_bf16(columns, depth) for _ in range(copies)]
+    ours = [recorded(kernels, partial(_times, kernels, kernels.pack([weight], SEGMENTS)), x) for weight in plain]
+    found: dict[str, Contender] = {OURS: lambda copy: ours[copy]()}
+    if onednn.is_available():
+        packed = [onednn.pack(weight) for weight in plain]
+        found["oneDNN prepacked"] = lambda copy: onednn.linear(x, packed[copy])
+    found["F.linear"] = lambda copy: functional.linear(x, plain[copy])
+    return found
+
+
+def _times(kernels: NativeKernels, weight: Weight, x: Tensor) -> Tensor:
+    return kernels.linear(x, weight)
+
+
+# ---- between the products
+
+
+def norm_cases(shape: ModelShape) -> list[Case]:
+    """The residual sum and its norm."""
+    return [
+        Case(
+            "norm", f"{rows} x {shape.hidden}", 2 * (4 * rows + 1) * shape.hidden, 0, partial(_norm, rows, shape.hidden)
+        )
+        for rows in (1, 32, PREFILL_ROWS)
+    ]
+
+
+def _norm(rows: int, dim: int, kernels: NativeKernels, copies: int) -> Mapping[str, Contender]:
+    residual, weight = random_bf16(rows, dim), random_bf16(dim)
+    inputs = [random_bf16(rows, dim) for _ in range(copies)]
+    ours = [recorded(kernels, lambda x: kernels.add_rms_norm(x, residual, weight, EPS)[0], x) for x in inputs]
+    return {
+        OURS: lambda copy: ours[copy](),
+        TORCH: lambda copy: functional.rms_norm(inputs[copy] + residual, (dim,), weight, EPS),
+    }
+
+
+def silu_cases(shape: ModelShape) -> list[Case]:
+    """The gate of SwiGLU."""
+    dim = shape.intermediate
+    return [
+        Case("silu", f"{rows} x {dim}", 2 * 3 * rows * dim, 0, partial(_silu, rows, dim))
+        for rows in (1, 32, PREFILL_ROWS)
+    ]
+
+
+def _silu(rows: int, dim: int, kernels: NativeKernels, copies: int) -> Mapping[str, Contender]:
+    inputs = [random_bf16(rows, 2 * dim) for _ in range(copies)]
+    ours = [recorded(kernels, kernels.silu_gate, x) for x in inputs]
+    return {
+        OURS: lambda copy: ours[copy](),
+        TORCH: lambda copy: functional.silu(inputs[copy][:, :dim]) * inputs[copy][:, dim:],
+    }
+
+
+# ---- sampling
+
+
+def sample_cases(shape: ModelShape) -> list[Case]:
+    """From logits to tokens."""
+    return [
+        Case(
+            "sample", f"{rows} x {shape.vocab} {how}", 4 * rows * shape.vocab, 0, partial(_sample, rows, shape.vocab, t)
+        )
+        for rows in (1, 32)
+        for how, t in (("greedy", 0.0), ("random", 1.0))
+    ]
+
+
+def _sample(rows: int, vocab: int, temperature: float, kernels: NativeKernels, copies: int) -> Mapping[str, Contender]:
+    generator = torch.Generator().manual_seed(0)
+    logits = [torch.randn(rows, vocab, generator=generator) for _ in range(copies)]
+    several = tuple(range(rows))
+    how = SamplingRows(
+        temperature=(temperature,) * rows,
+        top_k=(0,) * rows,
+        top_p=(1.0,) * rows,
+        min_p=(0.0,) * rows,
+        seed=several,
+        position=several,
+        suppressed=((),) * rows,
+        logprobs=(None,) * rows,
+    )
+    found: dict[str, Contender] = {OURS: lambda copy: sample(logits[copy], how)}
+    if temperature == 0.0:
+        found["argmax"] = lambda copy: logits[copy].argmax(-1)
+    else:
+        found["multinomial"] = lambda copy: logits[copy].softmax(-1).multinomial(1)
+    return found
+
+
+# ---- the list
+
+
+CASES: Mapping[str, Callable[[ModelShape], Sequence[Case]]] = {
+    "linear": linear_cases,
+    "attention": attention_cases,
+    "norm": norm_cases,
+    "silu": silu_cases,
+    "sample": sample_cases,
+}
+
+
+def cases(shape: ModelShape, operations: Sequence[str]) -> list[Case]:
+    """All cases of these operations, in the order of `CASES`."""
+    return [case for name, make in CASES.items() if name in operations for case in make(shape)]

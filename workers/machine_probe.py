@@ -1,0 +1,28 @@
+"""Probes of this machine's limits, sized for its caches and its free memory."""
+
+import torch
+
+from rayline.cluster.machine import available_bytes, last_level_cache_bytes
+from rayline.kernels.library import LibraryMissing, load
+from rayline.kernels.probe import Probe
+from rayline.kernels.program import Operations, Team
+from rayline.workers.limit_sampler import LimitSampler
+
+CACHES_READ = 2  # a buffer of twice the cache: what a pass over it leaves behind is of no use to the next one
+LARGEST_SHARE = 4  # of the memory that is free
+
+
+def open_probe(operations: Operations) -> Probe:
+    """A probe on this team that reads memory and not the caches, if there is memory enough."""
+    return Probe(operations, min(CACHES_READ * last_level_cache_bytes(), available_bytes() // LARGEST_SHARE))
+
+
+def open_sampler(threads: int) -> LimitSampler:
+    """On threads of its own, which sleep between samples."""
+    if torch.cuda.is_available():
+        return LimitSampler(None, "the ranks compute on GPUs, whose limits are not measured")
+    try:
+        library = load()
+    except LibraryMissing as missing:
+        return LimitSampler(None, str(missing))
+    return LimitSampler(open_probe(Operations(Team(library, threads))))
