@@ -13,6 +13,7 @@ from rayline.kernels.program import Operations, Program
 
 LANES = 16
 PANEL = 64  # columns that lie together in a packed weight, as native/gemm.h has them
+SEGMENTS = (1, 2, 4, 8)  # leaves of a tree that native/gemm.h sums
 
 
 def native_misfit(head_dim: int, depths: Sequence[int], block_tokens: int) -> str:
@@ -34,15 +35,28 @@ class NativeKernels:
 
     def __init__(self, operations: Operations) -> None:
         self.operations = operations
-        self.name = "fma"
+        self.name = operations.library.numerics
 
     def pack(self, parts: Sequence[Tensor], segments: int = 1) -> Weight:
-        """bf16 blocks [N, K] with K even; their rows may be apart."""
-        weight = parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
-        columns, depth = weight.shape
+        """parts bf16 [N_i, K] with K even; rows may be apart. Raises ValueError for what the products cannot read.
+
+        segments: 1, 2, 4 or 8. Column slices of K / tp, where K is a multiple of 16, packed with 8 / tp segments
+        give partial sums that join (kernels/tree.py) to the bits of the whole with 8.
+        """
+        columns, depth = sum(len(part) for part in parts), parts[0].shape[1]
+        if segments not in SEGMENTS:
+            raise ValueError(f"segments must be one of {SEGMENTS}, not {segments}")
+        if depth % 2:
+            raise ValueError(f"the depth must be even, not {depth}")
         panels = -(-columns // PANEL)
-        data = torch.empty(panels * PANEL * depth, dtype=weight.dtype)
-        self._pack_into(data, weight, first=0)
+        data = torch.empty(panels * PANEL * depth, dtype=torch.bfloat16)
+        self.operations.library.advise_huge_pages(data.data_ptr(), data.nbytes)
+        if columns % PANEL:
+            data[(panels - 1) * PANEL * depth :].zero_()
+        first = 0
+        for part in parts:
+            self._pack_into(data, part, first)
+            first += len(part)
         return Weight(data, columns, depth, segments, "packed")
 
     def table(self, rows: Tensor) -> Weight:
@@ -129,10 +143,12 @@ class NativeKernels:
 
     def _pack_into(self, data: Tensor, weight: Tensor, first: int) -> None:
         columns, depth = weight.shape
+        if weight.dtype != data.dtype or weight.stride(1) != 1:
+            raise ValueError(f"a part must be bf16 with its rows in one piece, not {weight.dtype} {weight.stride()}")
         stride = weight.stride(0)
-        flat = weight.as_strided((1,), (1,)) if columns else weight
+        start = weight.as_strided((1,), (1,))
         self.operations.call(
-            "PackLinear", 1, source=flat, packed=data, columns=columns, depth=depth, stride=stride, first=first
+            "PackLinear", 1, source=start, packed=data, columns=columns, depth=depth, stride=stride, first=first
         )
 
     def _linear(self, x: Tensor, weight: Weight, bias: Tensor | None, out: Tensor | None, wide: Tensor | None) -> None:

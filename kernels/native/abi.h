@@ -54,7 +54,7 @@ struct Int8Probe {
 };
 
 struct Embedding {
-    const int64_t* ids;   // [rows], each below size
+    const int64_t* ids;   // [rows]
     const bf16* table;    // [size, dim]: the rows first .. first + size of the vocabulary
     bf16* out;            // [rows, dim]; zeros for an id outside
     int64_t dim;
@@ -106,11 +106,11 @@ struct Linear {
 
 struct PackLinear {
     const bf16* source;  // [columns, depth], rows `stride` elements apart
-    bf16* packed;        // at column `first`, a multiple of the panel's width
+    bf16* packed;        // the whole matrix
     int64_t columns;
-    int64_t depth;
+    int64_t depth;       // even
     int64_t stride;
-    int64_t first;
+    int64_t first;       // column of the whole matrix where these begin
 };
 
 // Queries and keys normed and turned, keys and values put into the cache as attention_cache.h says.

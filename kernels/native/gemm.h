@@ -1,10 +1,18 @@
-// out = x W^T with bf16 weights.
+// out = x W^T with bf16 weights, for any way to multiply (gemm_fma.h, gemm_dpbf16.h).
 //
 // packed  [columns / 64 panels][depth / 2][64 columns][2]: a panel holds 64 columns, zeros behind the last, and two
 //         neighbours along the depth lie side by side.
 //
-// Each output is a chain of fma along the depth, cut into `segments` of equal length that are joined pairwise as a
-// binary tree; a row's bits do not depend on the rows beside it.
+// Each output is one chain of sums along the depth, cut into `segments` of equal length (1, 2, 4 or 8) that are joined
+// pairwise as a binary tree: ((s0 + s1) + (s2 + s3)) + ... So a row's bits do not depend on the rows beside it.
+//
+// A chunk is one panel. It goes down the depth in blocks, and through all tiles of rows in each (Goto and van de Geijn
+// 2008): the first tile leaves the block unpacked to fp32 for the others; sums wait in memory between blocks.
+//
+//              depth: blocks of 256
+//      rows   +-----+-----+-----+--           tile: up to kTileRows rows x tile_lanes(rows) lanes
+//      in     | x0  | x1  | x2  |             x: [block][row][256], laid out once for all panels
+//      tiles  +-----+-----+-----+--
 #pragma once
 #include <algorithm>
 #include <bit>
@@ -16,78 +24,196 @@ namespace rayline::RL_ISA {
 
 constexpr int kPanel = 64;
 constexpr int kPanelLanes = kPanel / kLanes;
+constexpr int kLine = 2 * kLanes;  // packed elements of one lane and one pair
+constexpr int kPair = 2 * kPanel;  // packed elements of a panel and one pair
+constexpr int kBlock = 256;        // of the depth: 64 columns of it take 64 KiB as fp32
+constexpr int kRowBlock = 256;     // rows: their sums and their x of one block take 512 KiB, so the L2 cache holds all
+constexpr int kLevels = 4;         // of sums that wait for their neighbour in a tree of 8 segments
 
-inline void pack_linear(Team& team, const Step&, const void* args) {
-    const auto& a = *static_cast<const PackLinear*>(args);
-    team.each((a.columns + kPanel - 1) / kPanel, [&](int64_t panel, int) {
-        bf16* to = a.packed + (a.first + panel * kPanel) * a.depth;
-        for (int64_t k = 0; k < a.depth; k += 2)
-            for (int64_t c = 0; c < kPanel; ++c) {
-                const int64_t column = panel * kPanel + c;
-                const bool is_real = column < a.columns;
-                to[k * kPanel + 2 * c] = is_real ? a.source[column * a.stride + k] : bf16{0};
-                to[k * kPanel + 2 * c + 1] = is_real ? a.source[column * a.stride + k + 1] : bf16{0};
-            }
-    });
-}
+enum class Weights {
+    kPacked,    // unpack in registers
+    kUnpack,    // and leave the block unpacked
+    kUnpacked,  // find it so
+};
 
-template <int Rows>
-void multiply_segment(const bf16* x, int64_t stride, const bf16* panel, int64_t depth, Lanes (&acc)[Rows][kPanelLanes]) {
-    for (auto& row : acc)
-        for (auto& lanes : row) lanes = splat(0.0f);
-    for (int64_t k = 0; k < depth; k += 2) {
-        for (int j = 0; j < kPanelLanes; ++j) {
-            Lanes even, odd;
-            load_pairs(panel + k * kPanel + j * 2 * kLanes, even, odd);
-            for (int i = 0; i < Rows; ++i) {
-                const uint32_t pair = static_cast<uint32_t>(x[i * stride + k]) | static_cast<uint32_t>(x[i * stride + k + 1]) << 16;
-                acc[i][j] = fma(splat(std::bit_cast<float>(pair << 16)), even, acc[i][j]);
-                acc[i][j] = fma(splat(std::bit_cast<float>(pair & 0xffff0000u)), odd, acc[i][j]);
-            }
-        }
-    }
-}
+// One block of the depth for one tile of rows.
+template <class Product>
+struct Tile {
+    const typename Product::X* x;  // [rows][Product::kStride]
+    const bf16* packed;            // [pairs][64][2]
+    float* unpacked;               // [2 pairs][64]
+    const bf16* ahead;             // of the next block, what to fetch meanwhile: a few lines with each pair
+    int64_t ahead_step;            // elements from pair to pair
+    float* sums;                   // [rows][64] on the current level of the tree; the levels below lie before it
+    int64_t level_stride;
+    int64_t pairs;
+    int64_t index;                 // of the tile in its block
+    int joins;                     // with the levels below, where a segment ends
+    bool is_first;                 // block of its segment
+};
 
-template <int Rows>
-void multiply_tile(const Linear& a, int64_t row, int64_t panel) {
-    constexpr int kMaxDepthOfTree = 5;
-    Lanes stack[kMaxDepthOfTree][Rows][kPanelLanes];
-    const bf16* x = a.x + row * a.depth;
-    const bf16* weight = a.weight + panel * kPanel * a.depth;
-    const int64_t length = 2 * ((a.depth + 2 * a.segments - 1) / (2 * a.segments));
-    int top = 0;
-    for (int64_t s = 0; s < a.segments; ++s, ++top) {
-        const int64_t first = std::min(a.depth, s * length), last = std::min(a.depth, first + length);
-        multiply_segment<Rows>(x + first, a.depth, weight + first * kPanel, last - first, stack[top]);
-        for (int64_t join = s; join & 1; join >>= 1, --top)
-            for (int i = 0; i < Rows; ++i)
-                for (int j = 0; j < kPanelLanes; ++j) stack[top - 1][i][j] = stack[top - 1][i][j] + stack[top][i][j];
-    }
+// The product of `Rows` rows and `Width` lanes from `lane` on.
+template <class Product, int Rows, int Width, Weights kWeights>
+void multiply_tile(const Tile<Product>& tile, int lane) {
+    Lanes acc[Rows][Width];
+    float* sums = tile.sums + lane * kLanes;
+#pragma GCC unroll 12
     for (int i = 0; i < Rows; ++i)
-        for (int j = 0; j < kPanelLanes; ++j) {
-            const int64_t column = panel * kPanel + j * kLanes;
-            const int count = static_cast<int>(std::min<int64_t>(kLanes, a.columns - column));
-            if (count <= 0) continue;
-            const int64_t at = (row + i) * a.columns + column;
-            Lanes y = stack[0][i][j];
-            if (a.out_fp32 != nullptr) {
-                alignas(64) float part[kLanes];
-                store(part, y);
-                std::copy(part, part + count, a.out_fp32 + at);
-                continue;
-            }
-            if (a.bias != nullptr) y = y + load_bf16(a.bias + column, count);
-            store_bf16(a.out + at, y, count);
-        }
+#pragma GCC unroll 4
+        for (int j = 0; j < Width; ++j)
+            acc[i][j] = tile.is_first ? splat(0.0f) : load(sums + i * kPanel + j * kLanes);
+    Product::template multiply<Rows, Width, kWeights>(tile, lane, acc);
+    for (int join = tile.joins; join > 0; --join) {
+        sums -= tile.level_stride;
+#pragma GCC unroll 12
+        for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
+            for (int j = 0; j < Width; ++j) acc[i][j] = load(sums + i * kPanel + j * kLanes) + acc[i][j];
+    }
+#pragma GCC unroll 12
+    for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 4
+        for (int j = 0; j < Width; ++j) store(sums + i * kPanel + j * kLanes, acc[i][j]);
 }
 
-inline void linear(Team& team, const Step& step, const void* args) {
-    const auto& a = *static_cast<const Linear*>(args);
-    team.each((a.columns + kPanel - 1) / kPanel, [&](int64_t panel, int) {
-        int64_t row = 0;
-        for (; row + 4 <= step.rows; row += 4) multiply_tile<4>(a, row, panel);
-        for (; row < step.rows; ++row) multiply_tile<1>(a, row, panel);
+// Lanes first .. last of the panel. The next block is fetched line after line, spread over
+// the first tiles: in any other order, or all with the first, memory waits while the last tiles compute.
+template <class Product, int Rows, Weights kWeights>
+void multiply_lanes(Tile<Product> tile, int first, int last) {
+    constexpr int kWidth = tile_lanes(Rows);
+    const int lanes = last - first, width = std::min(kWidth, lanes);
+    const bf16* next = tile.ahead;
+    for (int lane = first; lane < last; lane += width) {
+        const int64_t lines = kWeights == Weights::kPacked ? width : 1;
+        const int64_t line = kWeights == Weights::kPacked ? lane - first : tile.index * (lanes / width) + (lane - first) / width;
+        tile.ahead = line >= lanes ? tile.packed
+                     : lanes == kPanelLanes ? next + line * kLine * tile.pairs
+                                            : next + (first + line) * kLine;
+        tile.ahead_step = line >= lanes ? 0 : lanes == kPanelLanes ? lines * kLine : kPair;
+        if constexpr (kWidth == kPanelLanes)
+            if (width < kWidth) return multiply_tile<Product, Rows, kWidth / 2, kWeights>(tile, lane);
+        multiply_tile<Product, Rows, kWidth, kWeights>(tile, lane);
+    }
+}
+
+template <class Product, Weights kWeights, int Rows = kTileRows>
+void multiply_rows(int64_t rows, const Tile<Product>& tile, int first, int last) {
+    if constexpr (Rows > 0) {
+        if (rows == Rows) multiply_lanes<Product, Rows, kWeights>(tile, first, last);
+        else multiply_rows<Product, kWeights, Rows - 1>(rows, tile, first, last);
+    }
+}
+
+// A panel, or one half of it: the panels that do not divide by the number of threads are halved.
+struct Chunks {
+    int64_t panels;
+    int64_t whole;
+
+    int64_t count() const { return whole + 2 * (panels - whole); }
+    int64_t panel(int64_t chunk) const { return chunk < whole ? chunk : whole + (chunk - whole) / 2; }
+    int first_lane(int64_t chunk) const { return chunk < whole ? 0 : static_cast<int>((chunk - whole) % 2) * kPanelLanes / 2; }
+    int lanes(int64_t chunk) const { return chunk < whole ? kPanelLanes : kPanelLanes / 2; }
+};
+
+// Up to kRowBlock rows of a product.
+template <class Product>
+struct RowBlock {
+    const Linear& a;
+    int64_t first;
+    int64_t rows;
+    int64_t segment;         // its length, even
+    int64_t segment_blocks;
+    typename Product::X* x;  // [segments * segment_blocks][rows][Product::kStride]
+
+    int64_t blocks() const { return a.segments * segment_blocks; }
+    // Where block `b` starts and ends along the depth; the last segments of a small depth are empty.
+    int64_t start(int64_t b) const {
+        return std::min(a.depth, b / segment_blocks * segment + b % segment_blocks * kBlock);
+    }
+    int64_t end(int64_t b) const {
+        return std::min(std::min(a.depth, start(b) + kBlock), (b / segment_blocks + 1) * segment);
+    }
+
+    void lay_out(int64_t b) const {
+        for (int64_t row = 0; row < rows; ++row)
+            Product::lay_out(a.x + (first + row) * a.depth + start(b), end(b) - start(b),
+                             x + (b * rows + row) * Product::kStride);
+    }
+
+    // Chunk `chunk`; `soon` is the one that its thread is likely to take next.
+    void multiply(const Chunks& chunks, int64_t chunk, int64_t soon, float* unpacked, float* sums) const {
+        const int first_lane = chunks.first_lane(chunk), last_lane = first_lane + chunks.lanes(chunk);
+        const bf16* weight = a.weight + chunks.panel(chunk) * kPanel * a.depth;
+        const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+        Tile<Product> tile;
+        tile.unpacked = unpacked;
+        tile.level_stride = rows * kPanel;
+        for (int64_t b = 0; b < blocks(); ++b) {
+            const auto s = static_cast<uint64_t>(b / segment_blocks);
+            tile.packed = weight + start(b) * kPanel;
+            tile.pairs = (end(b) - start(b)) / 2;
+            tile.is_first = b % segment_blocks == 0;
+            tile.joins = (b + 1) % segment_blocks == 0 ? std::countr_one(s) : 0;
+            tile.ahead = b + 1 < blocks() ? weight + start(b + 1) * kPanel : a.weight + chunks.panel(soon) * kPanel * a.depth;
+            for (int64_t t = 0; t < tiles; ++t) {
+                const int64_t row = rows * t / tiles, count = rows * (t + 1) / tiles - row;
+                tile.index = t;
+                tile.x = x + (b * rows + row) * Product::kStride;
+                tile.sums = sums + (std::popcount(s) * rows + row) * kPanel;
+                if (!Product::kUnpacks || tiles == 1) multiply_rows<Product, Weights::kPacked>(count, tile, first_lane, last_lane);
+                else if (t == 0) multiply_rows<Product, Weights::kUnpack>(count, tile, first_lane, last_lane);
+                else multiply_rows<Product, Weights::kUnpacked>(count, tile, first_lane, last_lane);
+            }
+        }
+        for (int64_t row = 0; row < rows; ++row)
+            for (int lane = first_lane; lane < last_lane; ++lane)
+                finish(first + row, chunks.panel(chunk) * kPanel + lane * kLanes, sums + row * kPanel + lane * kLanes);
+    }
+
+    void finish(int64_t row, int64_t column, const float* sums) const {
+        const int count = static_cast<int>(std::min<int64_t>(kLanes, a.columns - column));
+        if (count <= 0) return;
+        const int64_t at = row * a.columns + column;
+        if (a.out_fp32 != nullptr) {
+            std::copy(sums, sums + count, a.out_fp32 + at);
+            return;
+        }
+        const Lanes y = load(sums);
+        store_bf16(a.out + at, a.bias == nullptr ? y : y + load_bf16(a.bias + column, count), count);
+    }
+};
+
+template <class Product>
+void multiply_row_block(Team& team, const Linear& a, int64_t first, int64_t rows) {
+    constexpr int64_t kWorthSharing = 1 << 15;  // elements of x
+    using X = typename Product::X;
+    const int64_t segment = (a.depth + 2 * a.segments - 1) / (2 * a.segments) * 2;
+    RowBlock<Product> block{a, first, rows, segment, std::max<int64_t>(1, (segment + kBlock - 1) / kBlock), nullptr};
+    const auto elements = static_cast<std::size_t>(block.blocks() * rows * Product::kStride);
+    block.x = reinterpret_cast<X*>(team.shared(elements * sizeof(X)));
+    if (rows * a.depth >= kWorthSharing) team.each(block.blocks(), [&](int64_t b, int) { block.lay_out(b); });
+    else for (int64_t b = 0; b < block.blocks(); ++b) block.lay_out(b);
+
+    constexpr int64_t kUnpackedFloats = Product::kUnpacks ? kBlock * kPanel : 0;
+    const auto bytes = static_cast<std::size_t>(kUnpackedFloats + kLevels * rows * kPanel) * sizeof(float);
+    for (int thread = 0; thread < team.size(); ++thread) team.scratch(thread, bytes);  // memory runs out here or never
+    const int64_t panels = (a.columns + kPanel - 1) / kPanel;
+    const Chunks chunks{panels, panels / team.size() * team.size()};
+    team.each(chunks.count(), [&](int64_t chunk, int thread) {
+        float* unpacked = reinterpret_cast<float*>(team.scratch(thread, bytes));
+        const int64_t soon = std::min(chunk + team.size(), chunks.count() - 1);
+        block.multiply(chunks, chunk, soon, unpacked, unpacked + kUnpackedFloats);
     });
+}
+
+template <class Product>
+void multiply(Team& team, const Step& step, const void* args) {
+    const auto& a = *static_cast<const Linear*>(args);
+    const int64_t row_blocks = (step.rows + kRowBlock - 1) / kRowBlock;
+    for (int64_t i = 0; i < row_blocks; ++i) {
+        const int64_t first = step.rows * i / row_blocks;
+        multiply_row_block<Product>(team, a, first, step.rows * (i + 1) / row_blocks - first);
+    }
 }
 
 }  // namespace rayline::RL_ISA

@@ -15,6 +15,7 @@ std::span<const NamedOperation> portable_operations();
 #if defined(__x86_64__)
 std::span<const NamedOperation> avx2_operations();
 std::span<const NamedOperation> avx512_operations();
+std::span<const NamedOperation> avx512bf16_operations();  // those that differ from avx512's: another numerics class
 #endif
 
 }  // namespace rayline

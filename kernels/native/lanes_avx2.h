@@ -2,6 +2,8 @@
 #pragma once
 #include <immintrin.h>
 
+#include <cstring>
+
 #include "abi.h"
 
 namespace rayline::RL_ISA {
@@ -101,6 +103,16 @@ inline float largest(Lanes a) {
     return best;
 }
 
+inline void transpose_pairs(const bf16* rows, int64_t stride, bf16* out, int64_t out_stride) {
+    for (int p = 0; p < 16; ++p)
+        for (int r = 0; r < 16; ++r) std::memcpy(out + p * out_stride + 2 * r, rows + r * stride + 2 * p, 2 * sizeof(bf16));
+}
+
+constexpr int kTileRows = 6;
+constexpr int tile_lanes(int rows) { return rows <= 2 ? 2 : 1; }
+
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Into the L2 cache.
+inline void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace rayline::RL_ISA

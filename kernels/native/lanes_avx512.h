@@ -68,6 +68,38 @@ inline float sum(Lanes a) {
 }
 inline float largest(Lanes a) { return _mm512_reduce_max_ps(a.v); }
 
+// The first 32 elements of 16 rows, as pairs: pair p of row r goes to out[p * out_stride + 2 r]. Past the caches, since
+// what is packed is read much later.
+inline void transpose_pairs(const bf16* rows, int64_t stride, bf16* out, int64_t out_stride) {
+    __m512i a[16], b[16];
+    for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(rows + i * stride);
+    for (int i = 0; i < 16; i += 2) {
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; ++j) {
+            a[i + 2 * j] = _mm512_unpacklo_epi64(b[i + j], b[i + 2 + j]);
+            a[i + 2 * j + 1] = _mm512_unpackhi_epi64(b[i + j], b[i + 2 + j]);
+        }
+    for (int i = 0; i < 16; i += 8)
+        for (int j = 0; j < 4; ++j) {
+            b[i + j] = _mm512_shuffle_i32x4(a[i + j], a[i + 4 + j], 0x88);
+            b[i + 4 + j] = _mm512_shuffle_i32x4(a[i + j], a[i + 4 + j], 0xdd);
+        }
+    for (int j = 0; j < 8; ++j) {
+        a[j] = _mm512_shuffle_i32x4(b[j], b[8 + j], 0x88);
+        a[8 + j] = _mm512_shuffle_i32x4(b[j], b[8 + j], 0xdd);
+    }
+    for (int i = 0; i < 16; ++i) _mm512_storeu_si512(out + i * out_stride, a[i]);
+}
+
+// Register tile of a product: rows at most, and lanes beside each other for so many rows.
+constexpr int kTileRows = 12;
+constexpr int tile_lanes(int rows) { return rows <= 5 ? 4 : 2; }
+
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Into the L2 cache.
+inline void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace rayline::RL_ISA

@@ -87,6 +87,15 @@ inline float largest(Lanes a) {
     return best;
 }
 
+inline void transpose_pairs(const bf16* rows, int64_t stride, bf16* out, int64_t out_stride) {
+    for (int p = 0; p < 16; ++p)
+        for (int r = 0; r < 16; ++r) std::memcpy(out + p * out_stride + 2 * r, rows + r * stride + 2 * p, 2 * sizeof(bf16));
+}
+
+constexpr int kTileRows = 4;
+constexpr int tile_lanes(int) { return 1; }
+
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
+inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace rayline::RL_ISA

@@ -2,6 +2,12 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "abi.h"
 #include "exchange.h"
@@ -17,6 +23,7 @@ std::span<const NamedOperation> operations_of(const char* isa) {
 #if defined(__x86_64__)
     if (std::strcmp(isa, "avx2") == 0) return avx2_operations();
     if (std::strcmp(isa, "avx512") == 0) return avx512_operations();
+    if (std::strcmp(isa, "avx512bf16") == 0) return avx512bf16_operations();
 #endif
     return {};
 }
@@ -33,9 +40,10 @@ int rl_supports(const char* isa) {
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (std::strcmp(isa, "avx2") == 0) return avx2;
-    if (std::strcmp(isa, "avx512") == 0)
-        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (std::strcmp(isa, "avx512") == 0) return avx512;
+    if (std::strcmp(isa, "avx512bf16") == 0) return avx512 && __builtin_cpu_supports("avx512bf16");
 #endif
     return 0;
 }
@@ -43,7 +51,27 @@ int rl_supports(const char* isa) {
 Operation rl_operation(const char* isa, const char* name) {
     for (const auto& [known, operation] : operations_of(isa))
         if (std::strcmp(known, name) == 0) return operation;
-    return nullptr;
+    return std::strcmp(isa, "avx512bf16") == 0 ? rl_operation("avx512", name) : nullptr;
+}
+
+// The CPU's vendor as it names itself; empty where there is no way to ask.
+const char* rl_vendor() {
+    static char vendor[13] = "";
+#if defined(__x86_64__)
+    unsigned largest, name[3];
+    if (__get_cpuid(0, &largest, &name[0], &name[2], &name[1])) std::memcpy(vendor, name, sizeof name);
+#endif
+    return vendor;
+}
+
+// Ask for huge pages behind an array that is to be written for the first time; the system may refuse.
+void rl_advise_huge_pages(void* data, int64_t bytes) {
+#if defined(__linux__)
+    constexpr std::uintptr_t kHuge = 2 << 20;
+    const std::uintptr_t first = (reinterpret_cast<std::uintptr_t>(data) + kHuge - 1) / kHuge * kHuge;
+    const std::uintptr_t last = (reinterpret_cast<std::uintptr_t>(data) + static_cast<std::uintptr_t>(bytes)) / kHuge * kHuge;
+    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
 }
 
 // The sources this library was built from, as setup.py hashed them.
