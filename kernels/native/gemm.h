@@ -38,7 +38,7 @@ enum class Weights {
 
 // One block of the depth for one tile of rows.
 template <class Product>
-struct Tile {
+struct ProductTile {
     const typename Product::X* x;  // [rows][Product::kStride]
     const bf16* packed;            // [pairs][64][2]
     float* unpacked;               // [2 pairs][64]
@@ -54,7 +54,7 @@ struct Tile {
 
 // The product of `Rows` rows and `Width` lanes from `lane` on.
 template <class Product, int Rows, int Width, Weights kWeights>
-void multiply_tile(const Tile<Product>& tile, int lane) {
+void multiply_tile(const ProductTile<Product>& tile, int lane) {
     Lanes acc[Rows][Width];
     float* sums = tile.sums + lane * kLanes;
 #pragma GCC unroll 12
@@ -79,7 +79,7 @@ void multiply_tile(const Tile<Product>& tile, int lane) {
 // Lanes first .. last of the panel. The next block is fetched line after line, spread over
 // the first tiles: in any other order, or all with the first, memory waits while the last tiles compute.
 template <class Product, int Rows, Weights kWeights>
-void multiply_lanes(Tile<Product> tile, int first, int last) {
+void multiply_lanes(ProductTile<Product> tile, int first, int last) {
     constexpr int kWidth = tile_lanes(Rows);
     const int lanes = last - first, width = std::min(kWidth, lanes);
     const bf16* next = tile.ahead;
@@ -97,7 +97,7 @@ void multiply_lanes(Tile<Product> tile, int first, int last) {
 }
 
 template <class Product, Weights kWeights, int Rows = kTileRows>
-void multiply_rows(int64_t rows, const Tile<Product>& tile, int first, int last) {
+void multiply_rows(int64_t rows, const ProductTile<Product>& tile, int first, int last) {
     if constexpr (Rows > 0) {
         if (rows == Rows) multiply_lanes<Product, Rows, kWeights>(tile, first, last);
         else multiply_rows<Product, kWeights, Rows - 1>(rows, tile, first, last);
@@ -145,7 +145,7 @@ struct RowBlock {
         const int first_lane = chunks.first_lane(chunk), last_lane = first_lane + chunks.lanes(chunk);
         const bf16* weight = a.weight + chunks.panel(chunk) * kPanel * a.depth;
         const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-        Tile<Product> tile;
+        ProductTile<Product> tile;
         tile.unpacked = unpacked;
         tile.level_stride = rows * kPanel;
         for (int64_t b = 0; b < blocks(); ++b) {

@@ -15,7 +15,7 @@ struct PairProduct {
     }
 
     template <int Rows, int Width, Weights>
-    static void multiply(const Tile<PairProduct>& tile, int lane, Lanes (&acc)[Rows][Width]) {
+    static void multiply(const ProductTile<PairProduct>& tile, int lane, Lanes (&acc)[Rows][Width]) {
         const uint32_t* x = tile.x;
         const bf16* packed = tile.packed + lane * kLine;
         const bf16* ahead = tile.ahead;

@@ -27,7 +27,7 @@ struct FmaProduct {
     }
 
     template <int Rows, int Width, Weights kWeights>
-    static void multiply(const Tile<FmaProduct>& tile, int lane, Lanes (&acc)[Rows][Width]) {
+    static void multiply(const ProductTile<FmaProduct>& tile, int lane, Lanes (&acc)[Rows][Width]) {
         const float* x = tile.x;
         const bf16* packed = tile.packed + lane * kLine;
         const bf16* ahead = tile.ahead;
