@@ -24,11 +24,11 @@ namespace rayline::RL_ISA {
 
 constexpr int kPanel = 64;
 constexpr int kPanelLanes = kPanel / kLanes;
-constexpr int kLine = 2 * kLanes;  // packed elements of one lane and one pair
-constexpr int kPair = 2 * kPanel;  // packed elements of a panel and one pair
-constexpr int kBlock = 256;        // of the depth: 64 columns of it take 64 KiB as fp32
+constexpr int kPackedLine = 2 * kLanes;  // packed elements of one lane and one pair
+constexpr int kPackedPair = 2 * kPanel;  // packed elements of a panel and one pair
+constexpr int kDepthBlock = 256;        // of the depth: 64 columns of it take 64 KiB as fp32
 constexpr int kRowBlock = 256;     // rows: their sums and their x of one block take 512 KiB, so the L2 cache holds all
-constexpr int kLevels = 4;         // of sums that wait for their neighbour in a tree of 8 segments
+constexpr int kTreeLevels = 4;         // of sums that wait for their neighbour in a tree of 8 segments
 
 enum class Weights {
     kPacked,    // unpack in registers
@@ -38,7 +38,7 @@ enum class Weights {
 
 // One block of the depth for one tile of rows.
 template <class Product>
-struct Tile {
+struct ProductTile {
     const typename Product::X* x;  // [rows][Product::kStride]
     const bf16* packed;            // [pairs][64][2]
     float* unpacked;               // [2 pairs][64]
@@ -54,7 +54,7 @@ struct Tile {
 
 // The product of `Rows` rows and `Width` lanes from `lane` on.
 template <class Product, int Rows, int Width, Weights kWeights>
-void multiply_tile(const Tile<Product>& tile, int lane) {
+void multiply_tile(const ProductTile<Product>& tile, int lane) {
     Lanes acc[Rows][Width];
     float* sums = tile.sums + lane * kLanes;
 #pragma GCC unroll 12
@@ -79,7 +79,7 @@ void multiply_tile(const Tile<Product>& tile, int lane) {
 // Lanes first .. last of the panel. The next block is fetched line after line, spread over
 // the first tiles: in any other order, or all with the first, memory waits while the last tiles compute.
 template <class Product, int Rows, Weights kWeights>
-void multiply_lanes(Tile<Product> tile, int first, int last) {
+void multiply_lanes(ProductTile<Product> tile, int first, int last) {
     constexpr int kWidth = tile_lanes(Rows);
     const int lanes = last - first, width = std::min(kWidth, lanes);
     const bf16* next = tile.ahead;
@@ -87,9 +87,9 @@ void multiply_lanes(Tile<Product> tile, int first, int last) {
         const int64_t lines = kWeights == Weights::kPacked ? width : 1;
         const int64_t line = kWeights == Weights::kPacked ? lane - first : tile.index * (lanes / width) + (lane - first) / width;
         tile.ahead = line >= lanes ? tile.packed
-                     : lanes == kPanelLanes ? next + line * kLine * tile.pairs
-                                            : next + (first + line) * kLine;
-        tile.ahead_step = line >= lanes ? 0 : lanes == kPanelLanes ? lines * kLine : kPair;
+                     : lanes == kPanelLanes ? next + line * kPackedLine * tile.pairs
+                                            : next + (first + line) * kPackedLine;
+        tile.ahead_step = line >= lanes ? 0 : lanes == kPanelLanes ? lines * kPackedLine : kPackedPair;
         if constexpr (kWidth == kPanelLanes)
             if (width < kWidth) return multiply_tile<Product, Rows, kWidth / 2, kWeights>(tile, lane);
         multiply_tile<Product, Rows, kWidth, kWeights>(tile, lane);
@@ -97,7 +97,7 @@ void multiply_lanes(Tile<Product> tile, int first, int last) {
 }
 
 template <class Product, Weights kWeights, int Rows = kTileRows>
-void multiply_rows(int64_t rows, const Tile<Product>& tile, int first, int last) {
+void multiply_rows(int64_t rows, const ProductTile<Product>& tile, int first, int last) {
     if constexpr (Rows > 0) {
         if (rows == Rows) multiply_lanes<Product, Rows, kWeights>(tile, first, last);
         else multiply_rows<Product, kWeights, Rows - 1>(rows, tile, first, last);
@@ -105,7 +105,7 @@ void multiply_rows(int64_t rows, const Tile<Product>& tile, int first, int last)
 }
 
 // A panel, or one half of it: the panels that do not divide by the number of threads are halved.
-struct Chunks {
+struct PanelChunks {
     int64_t panels;
     int64_t whole;
 
@@ -128,10 +128,10 @@ struct RowBlock {
     int64_t blocks() const { return a.segments * segment_blocks; }
     // Where block `b` starts and ends along the depth; the last segments of a small depth are empty.
     int64_t start(int64_t b) const {
-        return std::min(a.depth, b / segment_blocks * segment + b % segment_blocks * kBlock);
+        return std::min(a.depth, b / segment_blocks * segment + b % segment_blocks * kDepthBlock);
     }
     int64_t end(int64_t b) const {
-        return std::min(std::min(a.depth, start(b) + kBlock), (b / segment_blocks + 1) * segment);
+        return std::min(std::min(a.depth, start(b) + kDepthBlock), (b / segment_blocks + 1) * segment);
     }
 
     void lay_out(int64_t b) const {
@@ -141,11 +141,11 @@ struct RowBlock {
     }
 
     // Chunk `chunk`; `soon` is the one that its thread is likely to take next.
-    void multiply(const Chunks& chunks, int64_t chunk, int64_t soon, float* unpacked, float* sums) const {
+    void multiply(const PanelChunks& chunks, int64_t chunk, int64_t soon, float* unpacked, float* sums) const {
         const int first_lane = chunks.first_lane(chunk), last_lane = first_lane + chunks.lanes(chunk);
         const bf16* weight = a.weight + chunks.panel(chunk) * kPanel * a.depth;
         const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-        Tile<Product> tile;
+        ProductTile<Product> tile;
         tile.unpacked = unpacked;
         tile.level_stride = rows * kPanel;
         for (int64_t b = 0; b < blocks(); ++b) {
@@ -188,17 +188,17 @@ void multiply_row_block(Team& team, const Linear& a, int64_t first, int64_t rows
     constexpr int64_t kWorthSharing = 1 << 15;  // elements of x
     using X = typename Product::X;
     const int64_t segment = (a.depth + 2 * a.segments - 1) / (2 * a.segments) * 2;
-    RowBlock<Product> block{a, first, rows, segment, std::max<int64_t>(1, (segment + kBlock - 1) / kBlock), nullptr};
+    RowBlock<Product> block{a, first, rows, segment, std::max<int64_t>(1, (segment + kDepthBlock - 1) / kDepthBlock), nullptr};
     const auto elements = static_cast<std::size_t>(block.blocks() * rows * Product::kStride);
     block.x = reinterpret_cast<X*>(team.shared(elements * sizeof(X)));
     if (rows * a.depth >= kWorthSharing) team.each(block.blocks(), [&](int64_t b, int) { block.lay_out(b); });
     else for (int64_t b = 0; b < block.blocks(); ++b) block.lay_out(b);
 
-    constexpr int64_t kUnpackedFloats = Product::kUnpacks ? kBlock * kPanel : 0;
-    const auto bytes = static_cast<std::size_t>(kUnpackedFloats + kLevels * rows * kPanel) * sizeof(float);
+    constexpr int64_t kUnpackedFloats = Product::kUnpacks ? kDepthBlock * kPanel : 0;
+    const auto bytes = static_cast<std::size_t>(kUnpackedFloats + kTreeLevels * rows * kPanel) * sizeof(float);
     for (int thread = 0; thread < team.size(); ++thread) team.scratch(thread, bytes);  // memory runs out here or never
     const int64_t panels = (a.columns + kPanel - 1) / kPanel;
-    const Chunks chunks{panels, panels / team.size() * team.size()};
+    const PanelChunks chunks{panels, panels / team.size() * team.size()};
     team.each(chunks.count(), [&](int64_t chunk, int thread) {
         float* unpacked = reinterpret_cast<float*>(team.scratch(thread, bytes));
         const int64_t soon = std::min(chunk + team.size(), chunks.count() - 1);
