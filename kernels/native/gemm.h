@@ -76,20 +76,27 @@ void multiply_tile(const ProductTile<Product>& tile, int lane) {
         for (int j = 0; j < Width; ++j) store(sums + i * kPanel + j * kLanes, acc[i][j]);
 }
 
-// Lanes first .. last of the panel. The next block is fetched line after line, spread over
-// the first tiles: in any other order, or all with the first, memory waits while the last tiles compute.
+// What a call fetches of the next block, line after line: the block is spread over the calls of its first tiles. In any
+// other order, or all with the first tile, memory waits while the others compute. A half panel is two lines of each pair.
+template <class Product>
+void aim_ahead(ProductTile<Product>& tile, const bf16* next, int64_t line, int64_t lines, int first_lane, int lanes) {
+    const bool is_whole = lanes == kPanelLanes;
+    if (line >= lanes) tile.ahead = tile.packed;
+    else tile.ahead = next + (is_whole ? line * tile.pairs : first_lane + line) * kPackedLine;
+    tile.ahead_step = line >= lanes ? 0 : is_whole ? lines * kPackedLine : kPackedPair;
+}
+
+// Lanes first .. last of the panel.
 template <class Product, int Rows, Weights kWeights>
 void multiply_lanes(ProductTile<Product> tile, int first, int last) {
     constexpr int kWidth = tile_lanes(Rows);
-    const int lanes = last - first, width = std::min(kWidth, lanes);
+    const int lanes = last - first, width = std::min(kWidth, lanes), calls = lanes / width;
     const bf16* next = tile.ahead;
-    for (int lane = first; lane < last; lane += width) {
-        const int64_t lines = kWeights == Weights::kPacked ? width : 1;
-        const int64_t line = kWeights == Weights::kPacked ? lane - first : tile.index * (lanes / width) + (lane - first) / width;
-        tile.ahead = line >= lanes ? tile.packed
-                     : lanes == kPanelLanes ? next + line * kPackedLine * tile.pairs
-                                            : next + (first + line) * kPackedLine;
-        tile.ahead_step = line >= lanes ? 0 : lanes == kPanelLanes ? lines * kPackedLine : kPackedPair;
+    for (int call = 0; call < calls; ++call) {
+        int64_t line = tile.index * calls + call;
+        if constexpr (kWeights == Weights::kPacked) line *= width;
+        aim_ahead(tile, next, line, kWeights == Weights::kPacked ? width : 1, first, lanes);
+        const int lane = first + call * width;
         if constexpr (kWidth == kPanelLanes)
             if (width < kWidth) return multiply_tile<Product, Rows, kWidth / 2, kWeights>(tile, lane);
         multiply_tile<Product, Rows, kWidth, kWeights>(tile, lane);
@@ -104,6 +111,17 @@ void multiply_rows(int64_t rows, const ProductTile<Product>& tile, int first, in
     }
 }
 
+template <class Product>
+void multiply_tile_rows(int64_t rows, const ProductTile<Product>& tile, int64_t tiles, int first, int last) {
+    if constexpr (Product::kUnpacks) {
+        if (tiles == 1) multiply_rows<Product, Weights::kPacked>(rows, tile, first, last);
+        else if (tile.index == 0) multiply_rows<Product, Weights::kUnpack>(rows, tile, first, last);
+        else multiply_rows<Product, Weights::kUnpacked>(rows, tile, first, last);
+    } else {
+        multiply_rows<Product, Weights::kPacked>(rows, tile, first, last);
+    }
+}
+
 // A panel, or one half of it: the panels that do not divide by the number of threads are halved.
 struct PanelChunks {
     int64_t panels;
@@ -111,7 +129,9 @@ struct PanelChunks {
 
     int64_t count() const { return whole + 2 * (panels - whole); }
     int64_t panel(int64_t chunk) const { return chunk < whole ? chunk : whole + (chunk - whole) / 2; }
-    int first_lane(int64_t chunk) const { return chunk < whole ? 0 : static_cast<int>((chunk - whole) % 2) * kPanelLanes / 2; }
+    int first_lane(int64_t chunk) const {
+        return chunk < whole ? 0 : static_cast<int>((chunk - whole) % 2) * kPanelLanes / 2;
+    }
     int lanes(int64_t chunk) const { return chunk < whole ? kPanelLanes : kPanelLanes / 2; }
 };
 
@@ -154,15 +174,14 @@ struct RowBlock {
             tile.pairs = (end(b) - start(b)) / 2;
             tile.is_first = b % segment_blocks == 0;
             tile.joins = (b + 1) % segment_blocks == 0 ? std::countr_one(s) : 0;
-            tile.ahead = b + 1 < blocks() ? weight + start(b + 1) * kPanel : a.weight + chunks.panel(soon) * kPanel * a.depth;
+            tile.ahead = b + 1 < blocks() ? weight + start(b + 1) * kPanel
+                                          : a.weight + chunks.panel(soon) * kPanel * a.depth;
             for (int64_t t = 0; t < tiles; ++t) {
                 const int64_t row = rows * t / tiles, count = rows * (t + 1) / tiles - row;
                 tile.index = t;
                 tile.x = x + (b * rows + row) * Product::kStride;
                 tile.sums = sums + (std::popcount(s) * rows + row) * kPanel;
-                if (!Product::kUnpacks || tiles == 1) multiply_rows<Product, Weights::kPacked>(count, tile, first_lane, last_lane);
-                else if (t == 0) multiply_rows<Product, Weights::kUnpack>(count, tile, first_lane, last_lane);
-                else multiply_rows<Product, Weights::kUnpacked>(count, tile, first_lane, last_lane);
+                multiply_tile_rows(count, tile, tiles, first_lane, last_lane);
             }
         }
         for (int64_t row = 0; row < rows; ++row)
@@ -188,7 +207,8 @@ void multiply_row_block(Team& team, const Linear& a, int64_t first, int64_t rows
     constexpr int64_t kWorthSharing = 1 << 15;  // elements of x
     using X = typename Product::X;
     const int64_t segment = (a.depth + 2 * a.segments - 1) / (2 * a.segments) * 2;
-    RowBlock<Product> block{a, first, rows, segment, std::max<int64_t>(1, (segment + kDepthBlock - 1) / kDepthBlock), nullptr};
+    const int64_t segment_blocks = std::max<int64_t>(1, (segment + kDepthBlock - 1) / kDepthBlock);
+    RowBlock<Product> block{a, first, rows, segment, segment_blocks, nullptr};
     const auto elements = static_cast<std::size_t>(block.blocks() * rows * Product::kStride);
     block.x = reinterpret_cast<X*>(team.shared(elements * sizeof(X)));
     if (rows * a.depth >= kWorthSharing) team.each(block.blocks(), [&](int64_t b, int) { block.lay_out(b); });
