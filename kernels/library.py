@@ -90,7 +90,7 @@ class Library:
         self._handle.rl_exchange_free(exchange)
 
     def advise_huge_pages(self, address: int, size_bytes: int) -> None:
-        """Ask for huge pages behind memory that is still to be written; the system may refuse."""
+        """Ask for huge pages behind an array, at its first write or when Linux gets to it; it may refuse."""
         self._handle.rl_advise_huge_pages(address, size_bytes)
 
 

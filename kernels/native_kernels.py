@@ -9,6 +9,7 @@ from rayline.kernels import native_attention
 from rayline.kernels.backend import AttentionShape, KvLayer, RopeTables, Weight
 from rayline.kernels.context import ForwardContext
 from rayline.kernels.native_attention import BLOCK_MULTIPLE_TOKENS
+from rayline.kernels.pages import HUGE_PAGE_BYTES, free_huge_pages
 from rayline.kernels.program import Operations, Program
 
 LANES = 16
@@ -46,17 +47,21 @@ class NativeKernels:
         columns, depth = sum(len(part) for part in parts), parts[0].shape[1]
         if segments not in SEGMENTS:
             raise ValueError(f"segments must be one of {SEGMENTS}, not {segments}")
-        if depth % 2:
-            raise ValueError(f"the depth must be even, not {depth}")
+        if depth % 2 or any(part.shape[1] != depth for part in parts):
+            raise ValueError(f"the depth must be even and that of all parts, not {[part.shape[1] for part in parts]}")
         panels = -(-columns // PANEL)
         data = torch.empty(panels * PANEL * depth, dtype=torch.bfloat16)
-        self.operations.library.advise_huge_pages(data.data_ptr(), data.nbytes)
+        is_at_hand = free_huge_pages() * HUGE_PAGE_BYTES > data.nbytes
+        if is_at_hand:
+            self.operations.library.advise_huge_pages(data.data_ptr(), data.nbytes)
         if columns % PANEL:
             data[(panels - 1) * PANEL * depth :].zero_()
         first = 0
         for part in parts:
             self._pack_into(data, part, first)
             first += len(part)
+        if not is_at_hand:  # Linux joins the pages in the background
+            self.operations.library.advise_huge_pages(data.data_ptr(), data.nbytes)
         return Weight(data, columns, depth, segments, "packed")
 
     def table(self, rows: Tensor) -> Weight:
@@ -144,7 +149,9 @@ class NativeKernels:
     def _pack_into(self, data: Tensor, weight: Tensor, first: int) -> None:
         columns, depth = weight.shape
         if weight.dtype != data.dtype or weight.stride(1) != 1:
-            raise ValueError(f"a part must be bf16 with its rows in one piece, not {weight.dtype} {weight.stride()}")
+            raise ValueError(
+                f"parts must be bf16, each row in one piece, not {weight.dtype} of strides {weight.stride()}"
+            )
         stride = weight.stride(0)
         start = weight.as_strided((1,), (1,))
         self.operations.call(

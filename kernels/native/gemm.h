@@ -24,11 +24,11 @@ namespace rayline::RL_ISA {
 
 constexpr int kPanel = 64;
 constexpr int kPanelLanes = kPanel / kLanes;
-constexpr int kLine = 2 * kLanes;  // packed elements of one lane and one pair
-constexpr int kPair = 2 * kPanel;  // packed elements of a panel and one pair
-constexpr int kBlock = 256;        // of the depth: 64 columns of it take 64 KiB as fp32
+constexpr int kPackedLine = 2 * kLanes;  // packed elements of one lane and one pair
+constexpr int kPackedPair = 2 * kPanel;  // packed elements of a panel and one pair
+constexpr int kDepthBlock = 256;        // of the depth: 64 columns of it take 64 KiB as fp32
 constexpr int kRowBlock = 256;     // rows: their sums and their x of one block take 512 KiB, so the L2 cache holds all
-constexpr int kLevels = 4;         // of sums that wait for their neighbour in a tree of 8 segments
+constexpr int kTreeLevels = 4;         // of sums that wait for their neighbour in a tree of 8 segments
 
 enum class Weights {
     kPacked,    // unpack in registers
@@ -76,20 +76,27 @@ void multiply_tile(const ProductTile<Product>& tile, int lane) {
         for (int j = 0; j < Width; ++j) store(sums + i * kPanel + j * kLanes, acc[i][j]);
 }
 
-// Lanes first .. last of the panel. The next block is fetched line after line, spread over
-// the first tiles: in any other order, or all with the first, memory waits while the last tiles compute.
+// What a call fetches of the next block, line after line: the block is spread over the calls of its first tiles. In any
+// other order, or all with the first tile, memory waits while the others compute. A half panel is two lines of each pair.
+template <class Product>
+void aim_ahead(ProductTile<Product>& tile, const bf16* next, int64_t line, int64_t lines, int first_lane, int lanes) {
+    const bool is_whole = lanes == kPanelLanes;
+    if (line >= lanes) tile.ahead = tile.packed;
+    else tile.ahead = next + (is_whole ? line * tile.pairs : first_lane + line) * kPackedLine;
+    tile.ahead_step = line >= lanes ? 0 : is_whole ? lines * kPackedLine : kPackedPair;
+}
+
+// Lanes first .. last of the panel.
 template <class Product, int Rows, Weights kWeights>
 void multiply_lanes(ProductTile<Product> tile, int first, int last) {
     constexpr int kWidth = tile_lanes(Rows);
-    const int lanes = last - first, width = std::min(kWidth, lanes);
+    const int lanes = last - first, width = std::min(kWidth, lanes), calls = lanes / width;
     const bf16* next = tile.ahead;
-    for (int lane = first; lane < last; lane += width) {
-        const int64_t lines = kWeights == Weights::kPacked ? width : 1;
-        const int64_t line = kWeights == Weights::kPacked ? lane - first : tile.index * (lanes / width) + (lane - first) / width;
-        tile.ahead = line >= lanes ? tile.packed
-                     : lanes == kPanelLanes ? next + line * kLine * tile.pairs
-                                            : next + (first + line) * kLine;
-        tile.ahead_step = line >= lanes ? 0 : lanes == kPanelLanes ? lines * kLine : kPair;
+    for (int call = 0; call < calls; ++call) {
+        int64_t line = tile.index * calls + call;
+        if constexpr (kWeights == Weights::kPacked) line *= width;
+        aim_ahead(tile, next, line, kWeights == Weights::kPacked ? width : 1, first, lanes);
+        const int lane = first + call * width;
         if constexpr (kWidth == kPanelLanes)
             if (width < kWidth) return multiply_tile<Product, Rows, kWidth / 2, kWeights>(tile, lane);
         multiply_tile<Product, Rows, kWidth, kWeights>(tile, lane);
@@ -104,14 +111,27 @@ void multiply_rows(int64_t rows, const ProductTile<Product>& tile, int first, in
     }
 }
 
+template <class Product>
+void multiply_tile_rows(int64_t rows, const ProductTile<Product>& tile, int64_t tiles, int first, int last) {
+    if constexpr (Product::kUnpacks) {
+        if (tiles == 1) multiply_rows<Product, Weights::kPacked>(rows, tile, first, last);
+        else if (tile.index == 0) multiply_rows<Product, Weights::kUnpack>(rows, tile, first, last);
+        else multiply_rows<Product, Weights::kUnpacked>(rows, tile, first, last);
+    } else {
+        multiply_rows<Product, Weights::kPacked>(rows, tile, first, last);
+    }
+}
+
 // A panel, or one half of it: the panels that do not divide by the number of threads are halved.
-struct Chunks {
+struct PanelChunks {
     int64_t panels;
     int64_t whole;
 
     int64_t count() const { return whole + 2 * (panels - whole); }
     int64_t panel(int64_t chunk) const { return chunk < whole ? chunk : whole + (chunk - whole) / 2; }
-    int first_lane(int64_t chunk) const { return chunk < whole ? 0 : static_cast<int>((chunk - whole) % 2) * kPanelLanes / 2; }
+    int first_lane(int64_t chunk) const {
+        return chunk < whole ? 0 : static_cast<int>((chunk - whole) % 2) * kPanelLanes / 2;
+    }
     int lanes(int64_t chunk) const { return chunk < whole ? kPanelLanes : kPanelLanes / 2; }
 };
 
@@ -128,10 +148,10 @@ struct RowBlock {
     int64_t blocks() const { return a.segments * segment_blocks; }
     // Where block `b` starts and ends along the depth; the last segments of a small depth are empty.
     int64_t start(int64_t b) const {
-        return std::min(a.depth, b / segment_blocks * segment + b % segment_blocks * kBlock);
+        return std::min(a.depth, b / segment_blocks * segment + b % segment_blocks * kDepthBlock);
     }
     int64_t end(int64_t b) const {
-        return std::min(std::min(a.depth, start(b) + kBlock), (b / segment_blocks + 1) * segment);
+        return std::min(std::min(a.depth, start(b) + kDepthBlock), (b / segment_blocks + 1) * segment);
     }
 
     void lay_out(int64_t b) const {
@@ -141,7 +161,7 @@ struct RowBlock {
     }
 
     // Chunk `chunk`; `soon` is the one that its thread is likely to take next.
-    void multiply(const Chunks& chunks, int64_t chunk, int64_t soon, float* unpacked, float* sums) const {
+    void multiply(const PanelChunks& chunks, int64_t chunk, int64_t soon, float* unpacked, float* sums) const {
         const int first_lane = chunks.first_lane(chunk), last_lane = first_lane + chunks.lanes(chunk);
         const bf16* weight = a.weight + chunks.panel(chunk) * kPanel * a.depth;
         const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
@@ -154,15 +174,14 @@ struct RowBlock {
             tile.pairs = (end(b) - start(b)) / 2;
             tile.is_first = b % segment_blocks == 0;
             tile.joins = (b + 1) % segment_blocks == 0 ? std::countr_one(s) : 0;
-            tile.ahead = b + 1 < blocks() ? weight + start(b + 1) * kPanel : a.weight + chunks.panel(soon) * kPanel * a.depth;
+            tile.ahead = b + 1 < blocks() ? weight + start(b + 1) * kPanel
+                                          : a.weight + chunks.panel(soon) * kPanel * a.depth;
             for (int64_t t = 0; t < tiles; ++t) {
                 const int64_t row = rows * t / tiles, count = rows * (t + 1) / tiles - row;
                 tile.index = t;
                 tile.x = x + (b * rows + row) * Product::kStride;
                 tile.sums = sums + (std::popcount(s) * rows + row) * kPanel;
-                if (!Product::kUnpacks || tiles == 1) multiply_rows<Product, Weights::kPacked>(count, tile, first_lane, last_lane);
-                else if (t == 0) multiply_rows<Product, Weights::kUnpack>(count, tile, first_lane, last_lane);
-                else multiply_rows<Product, Weights::kUnpacked>(count, tile, first_lane, last_lane);
+                multiply_tile_rows(count, tile, tiles, first_lane, last_lane);
             }
         }
         for (int64_t row = 0; row < rows; ++row)
@@ -188,17 +207,18 @@ void multiply_row_block(Team& team, const Linear& a, int64_t first, int64_t rows
     constexpr int64_t kWorthSharing = 1 << 15;  // elements of x
     using X = typename Product::X;
     const int64_t segment = (a.depth + 2 * a.segments - 1) / (2 * a.segments) * 2;
-    RowBlock<Product> block{a, first, rows, segment, std::max<int64_t>(1, (segment + kBlock - 1) / kBlock), nullptr};
+    const int64_t segment_blocks = std::max<int64_t>(1, (segment + kDepthBlock - 1) / kDepthBlock);
+    RowBlock<Product> block{a, first, rows, segment, segment_blocks, nullptr};
     const auto elements = static_cast<std::size_t>(block.blocks() * rows * Product::kStride);
     block.x = reinterpret_cast<X*>(team.shared(elements * sizeof(X)));
     if (rows * a.depth >= kWorthSharing) team.each(block.blocks(), [&](int64_t b, int) { block.lay_out(b); });
     else for (int64_t b = 0; b < block.blocks(); ++b) block.lay_out(b);
 
-    constexpr int64_t kUnpackedFloats = Product::kUnpacks ? kBlock * kPanel : 0;
-    const auto bytes = static_cast<std::size_t>(kUnpackedFloats + kLevels * rows * kPanel) * sizeof(float);
+    constexpr int64_t kUnpackedFloats = Product::kUnpacks ? kDepthBlock * kPanel : 0;
+    const auto bytes = static_cast<std::size_t>(kUnpackedFloats + kTreeLevels * rows * kPanel) * sizeof(float);
     for (int thread = 0; thread < team.size(); ++thread) team.scratch(thread, bytes);  // memory runs out here or never
     const int64_t panels = (a.columns + kPanel - 1) / kPanel;
-    const Chunks chunks{panels, panels / team.size() * team.size()};
+    const PanelChunks chunks{panels, panels / team.size() * team.size()};
     team.each(chunks.count(), [&](int64_t chunk, int thread) {
         float* unpacked = reinterpret_cast<float*>(team.scratch(thread, bytes));
         const int64_t soon = std::min(chunk + team.size(), chunks.count() - 1);

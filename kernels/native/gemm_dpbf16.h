@@ -8,7 +8,7 @@ namespace rayline::RL_ISA {
 struct PairProduct {
     using X = uint32_t;  // a pair
     static constexpr bool kUnpacks = false;
-    static constexpr int64_t kStride = kBlock / 2;
+    static constexpr int64_t kStride = kDepthBlock / 2;
 
     static void lay_out(const bf16* x, int64_t depth, uint32_t* out) {
         std::memcpy(out, x, static_cast<std::size_t>(depth) * sizeof(bf16));
@@ -17,14 +17,14 @@ struct PairProduct {
     template <int Rows, int Width, Weights>
     static void multiply(const ProductTile<PairProduct>& tile, int lane, Lanes (&acc)[Rows][Width]) {
         const uint32_t* x = tile.x;
-        const bf16* packed = tile.packed + lane * kLine;
+        const bf16* packed = tile.packed + lane * kPackedLine;
         const bf16* ahead = tile.ahead;
         for (int64_t pair = tile.pairs; pair > 0; --pair) {
             Pairs w[Width];
 #pragma GCC unroll 4
             for (int j = 0; j < Width; ++j) {
-                w[j] = load_pairs(packed + j * kLine);
-                prefetch_far(ahead + j * kLine);
+                w[j] = load_pairs(packed + j * kPackedLine);
+                prefetch_far(ahead + j * kPackedLine);
             }
 #pragma GCC unroll 12
             for (int i = 0; i < Rows; ++i) {
@@ -33,7 +33,7 @@ struct PairProduct {
                 for (int j = 0; j < Width; ++j) acc[i][j] = add_products(factor, w[j], acc[i][j]);
             }
             ++x;
-            packed += kPair;
+            packed += kPackedPair;
             ahead += tile.ahead_step;
         }
     }

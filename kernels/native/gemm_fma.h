@@ -8,7 +8,7 @@ namespace rayline::RL_ISA {
 struct FmaProduct {
     using X = float;
     static constexpr bool kUnpacks = true;
-    static constexpr int64_t kStride = kBlock;
+    static constexpr int64_t kStride = kDepthBlock;
 
     static void lay_out(const bf16* x, int64_t depth, float* out) {
         int64_t k = 0;
@@ -29,7 +29,7 @@ struct FmaProduct {
     template <int Rows, int Width, Weights kWeights>
     static void multiply(const ProductTile<FmaProduct>& tile, int lane, Lanes (&acc)[Rows][Width]) {
         const float* x = tile.x;
-        const bf16* packed = tile.packed + lane * kLine;
+        const bf16* packed = tile.packed + lane * kPackedLine;
         const bf16* ahead = tile.ahead;
         float* unpacked = tile.unpacked + lane * kLanes;
         for (int64_t pair = tile.pairs; pair > 0; --pair) {
@@ -41,19 +41,19 @@ struct FmaProduct {
                     odd[j] = load(unpacked + kPanel + j * kLanes);
                     continue;
                 }
-                load_pairs(packed + j * kLine, even[j], odd[j]);
+                load_pairs(packed + j * kPackedLine, even[j], odd[j]);
                 if constexpr (kWeights == Weights::kUnpack) {
                     store(unpacked + j * kLanes, even[j]);
                     store(unpacked + kPanel + j * kLanes, odd[j]);
                 }
             }
             if constexpr (kWeights == Weights::kPacked)
-                for (int j = 0; j < Width; ++j) prefetch_far(ahead + j * kLine);
+                for (int j = 0; j < Width; ++j) prefetch_far(ahead + j * kPackedLine);
             else prefetch_far(ahead);
             step<Rows, Width>(x, even, acc);
             step<Rows, Width>(x + 1, odd, acc);
             x += 2;
-            packed += kPair;
+            packed += kPackedPair;
             unpacked += 2 * kPanel;
             ahead += tile.ahead_step;
         }

@@ -105,7 +105,8 @@ inline float largest(Lanes a) {
 
 inline void transpose_pairs(const bf16* rows, int64_t stride, bf16* out, int64_t out_stride) {
     for (int p = 0; p < 16; ++p)
-        for (int r = 0; r < 16; ++r) std::memcpy(out + p * out_stride + 2 * r, rows + r * stride + 2 * p, 2 * sizeof(bf16));
+        for (int r = 0; r < 16; ++r)
+            std::memcpy(out + p * out_stride + 2 * r, rows + r * stride + 2 * p, 2 * sizeof(bf16));
 }
 
 constexpr int kTileRows = 6;

@@ -64,12 +64,13 @@ const char* rl_vendor() {
     return vendor;
 }
 
-// Ask for huge pages behind an array that is to be written for the first time; the system may refuse.
+// Ask for huge pages behind an array; the system may refuse.
 void rl_advise_huge_pages(void* data, int64_t bytes) {
 #if defined(__linux__)
     constexpr std::uintptr_t kHuge = 2 << 20;
-    const std::uintptr_t first = (reinterpret_cast<std::uintptr_t>(data) + kHuge - 1) / kHuge * kHuge;
-    const std::uintptr_t last = (reinterpret_cast<std::uintptr_t>(data) + static_cast<std::uintptr_t>(bytes)) / kHuge * kHuge;
+    const auto start = reinterpret_cast<std::uintptr_t>(data);
+    const std::uintptr_t first = (start + kHuge - 1) / kHuge * kHuge;
+    const std::uintptr_t last = (start + static_cast<std::uintptr_t>(bytes)) / kHuge * kHuge;
     if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
 }
