@@ -85,14 +85,8 @@ class LLM:
 
         Raises ConfigError (unknown or impossible options), ModelError, NotEnoughMemory.
         """
-        known = {f.name for f in fields(EngineSection)} | {"max_model_len"}
-        if unknown := options.keys() - known:
-            name = min(unknown)
-            raise ConfigError(f"{name} is not an option of LLM: there are {', '.join(sorted(known))}", field=name)
-        config = override(SystemConfig(), {"path": path, "tp": tp, "pp": pp, "dtype": dtype, **options})
-        folder = resolve_model(path)
-        self._tokenizer = Tokenizer.load(folder)
-        spec = _group_spec(config, config.models[0])
+        spec = offline_group(path, tp=tp, pp=pp, dtype=dtype, **options)
+        self._tokenizer = Tokenizer.load(spec.path)
         self._launcher = _launcher(launcher, tp, pp)
         group = start_group(spec, self._launcher, on_progress or _silent)
         self._engine: Engine = group.engine
@@ -257,6 +251,16 @@ class _Answer:
             raise InternalError(f"request {self._request.request_id} has no terminal event")
         choice = Choice(0, "".join(self._pieces), tuple(self._token_ids), tuple(self._logprobs), self.finished.reason)
         return Completion(self._request.prompt_ids, (choice,), self.finished.usage, info.numerics, info.exact)
+
+
+def offline_group(path: str, **options: Any) -> GroupSpec:
+    """The group that `LLM` starts for the same arguments. Raises ConfigError or ModelError."""
+    known = {f.name for f in fields(EngineSection)} | {"max_model_len"}
+    if unknown := options.keys() - known - {"tp", "pp", "dtype"}:
+        name = min(unknown)
+        raise ConfigError(f"{name} is not an option of LLM: there are {', '.join(sorted(known))}", field=name)
+    config = override(SystemConfig(), {"path": path, **options})
+    return _group_spec(config, config.models[0])
 
 
 def _group_spec(config: SystemConfig, model: ModelSection) -> GroupSpec:

@@ -5,6 +5,7 @@ kernel_shapes.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -18,9 +19,9 @@ from rayline.kernels.sampling import SamplingRows, sample
 from rayline.workers.attention_cases import attention_cases
 from rayline.workers.kernel_bench import Case, Contender, random_bf16, recorded
 from rayline.workers.kernel_shapes import ModelShape
+from rayline.workers.layers import SEGMENTS
 
 EPS = 1e-5
-SEGMENTS = 8  # of the tree along the depth, as the engine asks for
 DECODE_ROWS = (1, 8, 32)
 PREFILL_ROWS = 512
 OURS, TORCH = "rayline", "torch"
@@ -33,25 +34,37 @@ def linear_cases(shape: ModelShape) -> list[Case]:
     """Every matrix of a layer at decode and prefill sizes; the head only with as many rows as are sampled."""
     query = shape.heads * shape.head_dim
     matrices = [
-        (shape.hidden, query + 2 * shape.kv_heads * shape.head_dim),
-        (query, shape.hidden),
-        (shape.hidden, 2 * shape.intermediate),
-        (shape.intermediate, shape.hidden),
+        Matrix(shape.hidden, query + 2 * shape.kv_heads * shape.head_dim),
+        Matrix(query, shape.hidden, SEGMENTS),
+        Matrix(shape.hidden, 2 * shape.intermediate),
+        Matrix(shape.intermediate, shape.hidden, SEGMENTS),
     ]
-    sized = [(rows, *matrix) for matrix in matrices for rows in (*DECODE_ROWS, PREFILL_ROWS)]
-    return [linear_case(*each) for each in (*sized, *((rows, shape.hidden, shape.vocab) for rows in DECODE_ROWS))]
+    head = Matrix(shape.hidden, shape.vocab)
+    layer = [linear_case(rows, matrix) for matrix in matrices for rows in (*DECODE_ROWS, PREFILL_ROWS)]
+    return [*layer, *(linear_case(rows, head) for rows in DECODE_ROWS)]
 
 
-def linear_case(rows: int, depth: int, columns: int) -> Case:
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A weight [columns, depth], and the leaves of the tree that sums its products."""
+
+    depth: int
+    columns: int
+    segments: int = 1
+
+
+def linear_case(rows: int, matrix: Matrix) -> Case:
+    columns, depth = matrix.columns, matrix.depth
     moved = 2 * (columns * depth + rows * depth + rows * columns)
-    flops = 2 * rows * columns * depth
-    return Case("linear", f"{rows} x {depth} x {columns}", moved, flops, partial(_linear, rows, depth, columns))
+    return Case(
+        "linear", f"{rows} x {depth} x {columns}", moved, 2 * rows * columns * depth, partial(_linear, rows, matrix)
+    )
 
 
-def _linear(rows: int, depth: int, columns: int, kernels: NativeKernels, copies: int) -> Mapping[str, Contender]:
-    x = random_bf16(rows, depth)
-    plain = [random_bf16(columns, depth) for _ in range(copies)]
-    ours = [recorded(kernels, partial(_times, kernels, kernels.pack([weight], SEGMENTS)), x) for weight in plain]
+def _linear(rows: int, matrix: Matrix, kernels: NativeKernels, copies: int) -> Mapping[str, Contender]:
+    x = random_bf16(rows, matrix.depth)
+    plain = [random_bf16(matrix.columns, matrix.depth) for _ in range(copies)]
+    ours = [recorded(kernels, partial(_times, kernels, kernels.pack([each], matrix.segments)), x) for each in plain]
     found: dict[str, Contender] = {OURS: lambda copy: ours[copy]()}
     if onednn.is_available():
         packed = [onednn.pack(weight) for weight in plain]

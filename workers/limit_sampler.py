@@ -28,20 +28,17 @@ class LimitSampler:
         self._samples: list[MachineLimits] = []
         self.missing = missing
 
-    @property
-    def buffer_bytes(self) -> int:
-        """Memory this holds."""
-        return self._probe.buffer_bytes if self._probe else 0
-
     def sample(self) -> None:
         """About 0.2 s, in which nothing else should compute."""
         if self._probe is not None:
             self._sleep(SETTLE_S)
             self._samples.append(self._probe.limits(PASSES))
 
-    def close(self) -> None:
-        """Gives the memory back; nothing can be sampled any more."""
+    def close(self) -> int:
+        """Gives its memory back and says how many bytes that was; nothing can be sampled any more."""
+        held_bytes = self._probe.buffer_bytes if self._probe else 0
         self._probe = None
+        return held_bytes
 
     def taken(self) -> MachineLimits | None:
         """Medians of the samples since the last call; None where nothing was measured."""

@@ -12,7 +12,7 @@ from rayline.protos.types import GroupInfo
 from rayline.workers.models.config import ModelConfig, layer_bytes
 from rayline.workers.pipeline import RankStats
 
-Binds = Literal["bandwidth", "arithmetic"]
+Binds = Literal["bandwidth", "compute"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Bound:
 
 def bound(bytes_moved: float, flops: float, bytes_per_s: float, flops_per_s: float) -> Bound:
     moving_s, computing_s = bytes_moved / bytes_per_s, flops / flops_per_s
-    return Bound(moving_s, "bandwidth") if moving_s >= computing_s else Bound(computing_s, "arithmetic")
+    return Bound(moving_s, "bandwidth") if moving_s >= computing_s else Bound(computing_s, "compute")
 
 
 # ---- single operations

@@ -9,11 +9,10 @@ from rayline.workers.roofline import BatchRoofline, CaseReport
 
 
 def kernel_table(reports: Sequence[CaseReport], threads: int) -> Table:
-    """One row for each contender, the limits of its own rounds in the row of the first."""
-    title = f"kernels, {threads} threads, caches cold"
-    caption = f"in brackets: the machine's limits meanwhile. {_rates(reports)}"
-    table = Table("operation", "shape", "contender", title=title, caption=caption)
-    for heading in ("us", "GB/s", "GFLOP/s", "bound by", "of the roofline"):
+    """Each case with the machine's limits in its own rounds, and below it what the contenders made of them."""
+    caption = f"in brackets: the machine's limits meanwhile, and the least time they allow\n{_rates(reports)}"
+    table = Table("operation", title=f"kernels, {threads} threads, caches cold", caption=caption)
+    for heading in ("us", "GB/s", "GFLOP/s", "of the limit"):
         table.add_column(heading, justify="right")
     for report in reports:
         for row in _rows(report):
@@ -24,29 +23,26 @@ def kernel_table(reports: Sequence[CaseReport], threads: int) -> Table:
 
 def _rows(report: CaseReport) -> Iterator[tuple[str, ...]]:
     reading, computing = f"({report.limits.read_bytes_per_s / 1e9:.1f})", f"({report.flops_limit_per_s / 1e9:,.0f})"
-    yield report.operation, report.shape, "", "", reading, computing if report.flops else "", report.binds, ""
+    yield f"{report.operation} {report.shape}", f"({report.roofline_s * 1e6:,.0f})", reading, computing, report.binds
     for each in report.contenders:
         flops = f"{each.flops_per_s / 1e9:,.0f}" if report.flops else "-"
         speed = (f"{each.median_s * 1e6:,.0f}", f"{each.bytes_per_s / 1e9:.1f}", flops)
-        yield "", "", each.name, *speed, "", f"{each.fraction:.0%}"
+        yield f"  {each.name}", *speed, f"{each.fraction:.0%}"
 
 
 def roofline_table(rooflines: Sequence[BatchRoofline]) -> Table:
     """What each batch size could reach at most, and how much of it was."""
     table = Table("batch", title="the machine's limits in the same minutes")
-    phases = (heading for phase in ("prefill", "decode") for heading in (f"{phase} tok/s", "bound by", "reached"))
-    for heading in ("read GB/s", "GFLOP/s", *phases):
+    for heading in ("GB/s", "GFLOP/s", "prefill at most", "reached", "decode at most", "reached"):
         table.add_column(heading, justify="right")
     for each in rooflines:
         table.add_row(
             str(each.batch),
             f"{each.limits.read_bytes_per_s / 1e9:.1f}",
             f"{each.limits.flops_per_s / 1e9:,.0f}",
-            f"{each.prefill_tokens_per_s:,.0f}",
-            each.prefill_binds,
+            f"{each.prefill_tokens_per_s:,.0f} ({each.prefill_binds})",
             f"{each.prefill_fraction:.1%}",
-            f"{each.decode_tokens_per_s:,.1f}",
-            each.decode_binds,
+            f"{each.decode_tokens_per_s:,.1f} ({each.decode_binds})",
             "-" if each.decode_fraction is None else f"{each.decode_fraction:.1%}",
         )
     return table

@@ -16,8 +16,12 @@ class Memory:
     pss_bytes: int
 
     def less(self, size_bytes: int) -> "Memory":
-        """Without memory that one process alone held all the time."""
+        """Without some memory that one process alone holds."""
         return Memory(self.rss_bytes - size_bytes, self.pss_bytes - size_bytes)
+
+    def larger(self, other: "Memory") -> "Memory":
+        """Each figure by itself."""
+        return Memory(max(self.rss_bytes, other.rss_bytes), max(self.pss_bytes, other.pss_bytes))
 
 
 def memory_of(pid: int) -> Memory:
@@ -54,8 +58,7 @@ class PeakMemory:
             self._stop.wait(self._period_s)
 
     def _sample(self) -> None:
-        now = memory_of(self._pid)
-        self.peak = Memory(max(now.rss_bytes, self.peak.rss_bytes), max(now.pss_bytes, self.peak.pss_bytes))
+        self.peak = self.peak.larger(memory_of(self._pid))
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -58,25 +58,26 @@ def command(
     **flags: Any,
 ) -> None:
     """Run batches of random prompts over the engine of MODEL, without router, transport or text."""
-    from rayline.deploy.commands.offline import load_model  # torch takes a second to import: not for `--help`
+    from rayline.deploy.commands.offline import open_engine  # torch takes a second to import: not for `--help`
     from rayline.workers.machine_probe import open_sampler
 
     options = {"max_running": max(batches)} | given(flags)
-    with PeakMemory(os.getpid()) as memory, load_model(model, options) as llm:
-        shape = Shape(input_tokens, output_tokens, llm.info.vocab_size, seed)
+    with PeakMemory(os.getpid()) as memory, open_engine(model, options) as group:
+        info, pipeline = group.info, group.engine.pipeline
+        shape = Shape(input_tokens, output_tokens, info.vocab_size, seed)
+        loaded = memory.peak
         sampler = open_sampler(group_cores(options))
-        cost = engine_cost(ModelConfig.load(resolve_model(model)), llm.info, llm.engine.pipeline.rank_stats())
-        runs = [measured(llm.engine, batch, repeats, shape, temperature, sampler, cost) for batch in batches]
-        probe_bytes = sampler.buffer_bytes
-        sampler.close()
-        ranks = llm.engine.pipeline.rank_stats()
-    peak = memory.peak.less(probe_bytes)
+        cost = engine_cost(ModelConfig.load(resolve_model(model)), info, pipeline.rank_stats())
+        runs = [measured(group.engine, batch, repeats, shape, temperature, sampler, cost) for batch in batches]
+        probe_bytes = sampler.close()
+        ranks = pipeline.rank_stats()
+    peak = memory.peak.less(probe_bytes).larger(loaded)
     rooflines = [run.roofline for run in runs if run.roofline]
     if as_json:
         click.echo(
             json.dumps(
                 {
-                    "numerics": llm.info.numerics,
+                    "numerics": info.numerics,
                     "input_tokens": input_tokens,
                     "output_tokens": output_tokens,
                     "batches": [asdict(run.report) for run in runs],

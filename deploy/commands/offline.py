@@ -1,13 +1,16 @@
 """A model loaded in the command's own process, with progress on standard error."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 
-from rayline.deploy.llm import LLM
+from rayline.deploy.llm import LLM, offline_group
 from rayline.deploy.progress import open_progress
+from rayline.workers.group import StartedGroup, start_group
+from rayline.workers.local_launch import LocalLauncher
 
 
 def load_model(model: str, options: Mapping[str, Any]) -> LLM:
@@ -18,3 +21,20 @@ def load_model(model: str, options: Mapping[str, Any]) -> LLM:
             on_progress=lambda rank, phase, done, total: progress.show(f"rank {rank}", phase, done, total),
             **options,
         )
+
+
+@contextmanager
+def open_engine(model: str, options: Mapping[str, Any]) -> Iterator[StartedGroup]:
+    """The group that `load_model` starts, without text: the model needs no tokenizer."""
+    spec = offline_group(model, **options)
+    launcher = LocalLauncher() if spec.parallel.tp * spec.parallel.pp > 1 else None
+    with open_progress(Console(file=sys.stderr)) as progress:
+        group = start_group(
+            spec,
+            launcher,
+            lambda rank, phase, done, total: progress.show(f"rank {rank}", phase, done, total),
+        )
+    try:
+        yield group
+    finally:
+        group.engine.close()

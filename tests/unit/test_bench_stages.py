@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from rayline.deploy.bench.stages import stage_idle
+from rayline.deploy.bench.stages import stage_idle, together
 from rayline.deploy.bench.tables import rank_table, stage_table
 from rayline.workers.pipeline import RankStats
 
@@ -47,3 +47,8 @@ def test_the_tables_show_shares_and_mebibytes() -> None:
     shown = console.export_text()
     for text in ("25.0%", "20.0%", "40.0%", "500.0 MiB", "(S-1)/(M+S-1)"):
         assert text in shown
+
+
+def test_the_times_of_several_runs_add_up_rank_by_rank() -> None:
+    runs = [[rank(0, 0, 1.0, 2.0), rank(1, 1, 0.5, 2.0)], [rank(0, 0, 3.0, 4.0), rank(1, 1, 1.5, 4.0)]]
+    assert together(runs) == (rank(0, 0, 4.0, 6.0), rank(1, 1, 2.0, 6.0))
