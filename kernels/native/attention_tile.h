@@ -31,6 +31,20 @@ struct Tile {
     const bf16* values[kTilePieces];
 };
 
+// Asks for the cache lines of four pieces in turn. Memory serves several such streams faster than one.
+struct Ahead {
+    const bf16* const* pieces;
+    int64_t lines = 0;  // asked for so far
+
+    template <int Lines>
+    void ask() {
+        constexpr int64_t kLineElements = 64 / sizeof(bf16);
+        for (int64_t j = lines; j < lines + Lines; ++j)
+            prefetch_far(pieces[j % kTilePieces] + j / kTilePieces * kLineElements);
+        lines += Lines;
+    }
+};
+
 // Some rows of a work item and what they see.
 struct Group {
     const float* q;       // [dim, rows], times the scale
@@ -58,15 +72,14 @@ inline void multiply_half(const float* a, const bf16* const (&b)[Columns], int64
     }
 }
 
-// acc[i][j] += sum over k of a[i, k] b[j][k]; b holds pairs along k, `stride` elements apart, and what lies at the same
-// places of `ahead` is asked for.
+// acc[i][j] += sum over k of a[i, k] b[j][k]; b holds pairs along k, `stride` elements apart. Asks for a line of what
+// comes next with each line that it reads.
 template <int64_t RowStride, int64_t DepthStride, bool Prefetch, int Rows, int Columns>
-inline void multiply_add(const float* a, const bf16* const (&b)[Columns], const bf16* const (&ahead)[Columns],
-                         int64_t stride, int64_t depth, Lanes (&acc)[Rows][Columns]) {
+inline void multiply_add(const float* a, const bf16* const (&b)[Columns], Ahead& next, int64_t stride, int64_t depth, Lanes (&acc)[Rows][Columns]) {
     int64_t at = 0;
     for (int64_t left = depth; left >= 2; left -= 2, at += stride, a += 2 * DepthStride) {
         if constexpr (Prefetch)
-            for (int j = 0; j < Columns; ++j) prefetch(ahead[j] + at);
+            next.template ask<Columns>();
         multiply_half<false, RowStride>(a, b, at, acc);
         multiply_half<true, RowStride>(a + DepthStride, b, at, acc);
     }
@@ -84,14 +97,15 @@ inline void each_columns(int64_t from, int64_t to, Body&& body) {
 
 // Scores of the pieces [piece, piece + Columns) of a tile. Not inlined, so that all registers are its own.
 template <int Rows, int Columns, bool Prefetch>
-[[gnu::noinline]] void score(const Group& group, const Tile& tile, const Tile& ahead, int64_t dim, int64_t piece) {
+[[gnu::noinline]] void score(const Group& group, const Tile& tile, Ahead& ahead, int64_t dim, int64_t piece) {
     Lanes acc[Rows][Columns];
     const bf16* keys[Columns];
-    const bf16* next[Columns];
-    for (int j = 0; j < Columns; ++j) keys[j] = tile.keys[piece + j], next[j] = ahead.keys[piece + j];
+    for (int j = 0; j < Columns; ++j) keys[j] = tile.keys[piece + j];
+    Ahead next = ahead;
     for (auto& row : acc)
         for (auto& lanes : row) lanes = splat(0.0f);
     multiply_add<1, Rows, Prefetch>(group.q, keys, next, 2 * kPieceTokens, dim, acc);
+    ahead = next;
     float* p = group.p + piece * kPieceTokens;
     for (int i = 0; i < Rows; ++i)
         for (int j = 0; j < Columns; ++j) store(p + i * kTileKeys + j * kPieceTokens, acc[i][j]);
@@ -99,22 +113,22 @@ template <int Rows, int Columns, bool Prefetch>
 
 // values = values * shrink + p V over the pieces [piece, end), of whose tokens the tile's first `keys` count.
 template <int Rows, int Columns, bool Prefetch>
-[[gnu::noinline]] void add_values(const Group& group, const Tile& tile, const Tile& ahead, int64_t dim,
+[[gnu::noinline]] void add_values(const Group& group, const Tile& tile, Ahead& ahead, int64_t dim,
                                   const float* shrink, int64_t piece, int64_t end, int64_t keys, int64_t column) {
     Lanes acc[Rows][Columns];
+    Ahead next = ahead;
     float* sums = group.sums.values + column * kLanes;
     for (int i = 0; i < Rows; ++i)
         for (int j = 0; j < Columns; ++j) acc[i][j] = load(sums + i * dim + j * kLanes) * splat(shrink[i]);
     for (int64_t k = piece; k < end; ++k) {
         const bf16* values[Columns];
-        const bf16* next[Columns];
         for (int j = 0; j < Columns; ++j) {
             values[j] = tile.values[k] + (column + j) * 2 * kLanes;
-            next[j] = ahead.values[k] + (column + j) * 2 * kLanes;
         }
         const int64_t depth = std::min<int64_t>(kPieceTokens, keys - k * kPieceTokens);
         multiply_add<kTileKeys, 1, Prefetch>(group.p + k * kPieceTokens, values, next, 2 * dim, depth, acc);
     }
+    ahead = next;
     for (int i = 0; i < Rows; ++i)
         for (int j = 0; j < Columns; ++j) store(sums + i * dim + j * kLanes, acc[i][j]);
 }
@@ -169,26 +183,27 @@ template <int Rows>
 }
 
 template <int Rows, bool Prefetch>
-void attend_rows(const Group& group, const Tile& tile, const Tile& ahead, int64_t dim, float soft_cap) {
+void attend_rows(const Group& group, const Tile& tile, const Tile& next, int64_t dim, float soft_cap) {
     int64_t from = group.from[0], to = group.to[0];
     for (int i = 1; i < Rows; ++i) from = std::min(from, group.from[i]), to = std::max(to, group.to[i]);
     const int64_t first = std::max<int64_t>(0, from - tile.first), keys = std::min<int64_t>(kTileKeys, to - tile.first);
     if (first >= keys) return;
     const int64_t piece = first / kPieceTokens, end = (keys + kPieceTokens - 1) / kPieceTokens;
+    Ahead keys_ahead{next.keys}, values_ahead{next.values};
     each_columns<Rows>(piece, end, [&]<int Columns>(int64_t at) {
-        score<Rows, Columns, Prefetch>(group, tile, ahead, dim, at);
+        score<Rows, Columns, Prefetch>(group, tile, keys_ahead, dim, at);
     });
     alignas(64) float shrink[kLanes];
     weigh<Rows>(group, tile.first, soft_cap, piece, end, shrink);
     each_columns<Rows>(0, dim / kLanes, [&]<int Columns>(int64_t at) {
-        add_values<Rows, Columns, Prefetch>(group, tile, ahead, dim, shrink, piece, end, keys, at);
+        add_values<Rows, Columns, Prefetch>(group, tile, values_ahead, dim, shrink, piece, end, keys, at);
     });
 }
 
 template <bool Prefetch, int Rows = kGroupRows>
-void attend_tile(int64_t rows, const Group& group, const Tile& tile, const Tile& ahead, int64_t dim, float soft_cap) {
-    if (rows == Rows) attend_rows<Rows, Prefetch>(group, tile, ahead, dim, soft_cap);
-    else if constexpr (Rows > 1) attend_tile<Prefetch, Rows - 1>(rows, group, tile, ahead, dim, soft_cap);
+void attend_tile(int64_t rows, const Group& group, const Tile& tile, const Tile& next, int64_t dim, float soft_cap) {
+    if (rows == Rows) attend_rows<Rows, Prefetch>(group, tile, next, dim, soft_cap);
+    else if constexpr (Rows > 1) attend_tile<Prefetch, Rows - 1>(rows, group, tile, next, dim, soft_cap);
 }
 
 }  // namespace rayline::RL_ISA
