@@ -94,12 +94,20 @@ struct Attention {
 
     void load_rows(const Item& item, const Workspace& work) const {
         const Lanes scale = splat(static_cast<float>(a.scale));
-        for (int64_t i = 0; i < item.tokens * ratio; ++i) {
+        const int64_t count = item.tokens * ratio;
+        for (int64_t i = 0; i < count; ++i) {
             const int64_t position = step.positions[item.first + i / ratio];
             work.from[i] = oldest_seen(position);
             work.to[i] = std::min(position + 1, step.lens[item.sequence]);
             const bf16* q = row(a.q, item, i);
-            for (int64_t d = 0; d < a.head_dim; d += kLanes) store(work.q + i * a.head_dim + d, load_bf16(q + d) * scale);
+            // [dim, rows] within each group of rows
+            const int64_t group = i / kGroupRows * kGroupRows, rows = std::min<int64_t>(kGroupRows, count - group);
+            float* to = work.q + group * a.head_dim + i - group;
+            for (int64_t d = 0; d < a.head_dim; d += kLanes) {
+                alignas(64) float part[kLanes];
+                store(part, load_bf16(q + d) * scale);
+                for (int64_t j = 0; j < kLanes; ++j) to[(d + j) * rows] = part[j];
+            }
         }
     }
 

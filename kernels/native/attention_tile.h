@@ -14,6 +14,7 @@ namespace rayline::RL_ISA {
 constexpr int kTilePieces = 4;
 constexpr int kTileKeys = kTilePieces * kPieceTokens;
 constexpr int kGroupRows = kLaneRegisters >= 32 ? 8 : 2;
+constexpr int kWideRows = 5;  // rows that leave room for four columns
 constexpr float kNoScore = -3e38f;  // the top of no scores: finite, so that no difference is NaN
 
 // Softmax sums of some rows.
@@ -30,67 +31,106 @@ struct Tile {
     const bf16* values[kTilePieces];
 };
 
+// Asks for the cache lines of four pieces in turn. Memory serves several such streams faster than one.
+struct Ahead {
+    const bf16* const* pieces;
+    int64_t lines = 0;  // asked for so far
+
+    template <int Lines>
+    void ask() {
+        constexpr int64_t kLineElements = 64 / sizeof(bf16);
+        for (int64_t j = lines; j < lines + Lines; ++j)
+            prefetch_far(pieces[j % kTilePieces] + j / kTilePieces * kLineElements);
+        lines += Lines;
+    }
+};
+
 // Some rows of a work item and what they see.
 struct Group {
-    const float* q;       // [rows, dim], times the scale
+    const float* q;       // [dim, rows], times the scale
     const int64_t* from;  // [rows] first position that the row sees
     const int64_t* to;    // [rows] end of them
     Sums sums;
     float* p;  // [rows, kTileKeys]
 };
 
-// acc[i][j] += sum over k of a[i][k] b[j][k]; b holds pairs along k, `stride` elements apart.
-// Prefetch asks for what lies at the same places of `ahead`.
-template <int Rows, int Columns, bool Prefetch>
-inline void multiply_add(const float* a, int64_t a_stride, const bf16* const (&b)[Columns],
-                         const bf16* const (&ahead)[Columns], int64_t stride, int64_t depth,
-                         Lanes (&acc)[Rows][Columns]) {
-    const int64_t pairs = depth / 2;
-    for (int64_t k = 0; k < pairs; ++k) {
-        Lanes even[Columns], odd[Columns];
+// acc[i][j] += a[i] b[j] for one half of a pair of `b`: the even numbers or the odd ones.
+template <bool IsOdd, int64_t RowStride, int Rows, int Columns>
+inline void multiply_half(const float* a, const bf16* const (&b)[Columns], int64_t at, Lanes (&acc)[Rows][Columns]) {
+    Lanes wide[Columns];
 #pragma GCC unroll 4
-        for (int j = 0; j < Columns; ++j) {
-            load_pairs(b[j] + k * stride, even[j], odd[j]);
-            if constexpr (Prefetch) prefetch(ahead[j] + k * stride);
-        }
-#pragma GCC unroll 8
-        for (int i = 0; i < Rows; ++i) {
-            const Lanes first = splat(a[i * a_stride + 2 * k]), second = splat(a[i * a_stride + 2 * k + 1]);
-#pragma GCC unroll 4
-            for (int j = 0; j < Columns; ++j) acc[i][j] = fma(second, odd[j], fma(first, even[j], acc[i][j]));
-        }
-    }
-    if (depth % 2 == 0) return;
     for (int j = 0; j < Columns; ++j) {
         Lanes even, odd;
-        load_pairs(b[j] + pairs * stride, even, odd);
-        for (int i = 0; i < Rows; ++i) acc[i][j] = fma(splat(a[i * a_stride + depth - 1]), even, acc[i][j]);
+        load_pairs(b[j] + at, even, odd);
+        wide[j] = IsOdd ? odd : even;
     }
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+        const Lanes x = splat(a[i * RowStride]);
+#pragma GCC unroll 4
+        for (int j = 0; j < Columns; ++j) acc[i][j] = fma(x, wide[j], acc[i][j]);
+    }
+}
+
+// acc[i][j] += sum over k of a[i, k] b[j][k]; b holds pairs along k, `stride` elements apart. Asks for a line of what
+// comes next with each line that it reads.
+template <int64_t RowStride, int64_t DepthStride, bool Prefetch, int Rows, int Columns>
+inline void multiply_add(const float* a, const bf16* const (&b)[Columns], Ahead& next, int64_t stride, int64_t depth, Lanes (&acc)[Rows][Columns]) {
+    int64_t at = 0;
+    for (int64_t left = depth; left >= 2; left -= 2, at += stride, a += 2 * DepthStride) {
+        if constexpr (Prefetch)
+            next.template ask<Columns>();
+        multiply_half<false, RowStride>(a, b, at, acc);
+        multiply_half<true, RowStride>(a + DepthStride, b, at, acc);
+    }
+    if (depth % 2 != 0) multiply_half<false, RowStride>(a, b, at, acc);
 }
 
 // Calls body<Columns>(first) for the columns [from, to), as many at a time as the registers hold beside `Rows` rows.
 template <int Rows, class Body>
 inline void each_columns(int64_t from, int64_t to, Body&& body) {
-    constexpr int kMost = kLaneRegisters >= 32 && Rows <= 4 ? 4 : 2;
+    constexpr int kMost = kLaneRegisters >= 32 && Rows <= kWideRows ? 4 : 2;
     for (; from + kMost <= to; from += kMost) body.template operator()<kMost>(from);
     if (kMost > 2 && from + 2 <= to) body.template operator()<2>(from), from += 2;
     if (from < to) body.template operator()<1>(from);
 }
 
-// Scores of the pieces [piece, end) of a tile.
-template <int Rows, bool Prefetch>
-void score(const Group& group, const Tile& tile, const Tile& ahead, int64_t dim, int64_t piece, int64_t end) {
-    each_columns<Rows>(piece, end, [&]<int Columns>(int64_t at) {
-        Lanes acc[Rows][Columns];
-        const bf16* keys[Columns];
-        const bf16* next[Columns];
-        for (int j = 0; j < Columns; ++j) keys[j] = tile.keys[at + j], next[j] = ahead.keys[at + j];
-        for (auto& row : acc)
-            for (auto& lanes : row) lanes = splat(0.0f);
-        multiply_add<Rows, Columns, Prefetch>(group.q, dim, keys, next, 2 * kPieceTokens, dim, acc);
-        for (int i = 0; i < Rows; ++i)
-            for (int j = 0; j < Columns; ++j) store(group.p + i * kTileKeys + (at + j) * kPieceTokens, acc[i][j]);
-    });
+// Scores of the pieces [piece, piece + Columns) of a tile. Not inlined, so that all registers are its own.
+template <int Rows, int Columns, bool Prefetch>
+[[gnu::noinline]] void score(const Group& group, const Tile& tile, Ahead& ahead, int64_t dim, int64_t piece) {
+    Lanes acc[Rows][Columns];
+    const bf16* keys[Columns];
+    for (int j = 0; j < Columns; ++j) keys[j] = tile.keys[piece + j];
+    Ahead next = ahead;
+    for (auto& row : acc)
+        for (auto& lanes : row) lanes = splat(0.0f);
+    multiply_add<1, Rows, Prefetch>(group.q, keys, next, 2 * kPieceTokens, dim, acc);
+    ahead = next;
+    float* p = group.p + piece * kPieceTokens;
+    for (int i = 0; i < Rows; ++i)
+        for (int j = 0; j < Columns; ++j) store(p + i * kTileKeys + j * kPieceTokens, acc[i][j]);
+}
+
+// values = values * shrink + p V over the pieces [piece, end), of whose tokens the tile's first `keys` count.
+template <int Rows, int Columns, bool Prefetch>
+[[gnu::noinline]] void add_values(const Group& group, const Tile& tile, Ahead& ahead, int64_t dim,
+                                  const float* shrink, int64_t piece, int64_t end, int64_t keys, int64_t column) {
+    Lanes acc[Rows][Columns];
+    Ahead next = ahead;
+    float* sums = group.sums.values + column * kLanes;
+    for (int i = 0; i < Rows; ++i)
+        for (int j = 0; j < Columns; ++j) acc[i][j] = load(sums + i * dim + j * kLanes) * splat(shrink[i]);
+    for (int64_t k = piece; k < end; ++k) {
+        const bf16* values[Columns];
+        for (int j = 0; j < Columns; ++j) {
+            values[j] = tile.values[k] + (column + j) * 2 * kLanes;
+        }
+        const int64_t depth = std::min<int64_t>(kPieceTokens, keys - k * kPieceTokens);
+        multiply_add<kTileKeys, 1, Prefetch>(group.p + k * kPieceTokens, values, next, 2 * dim, depth, acc);
+    }
+    ahead = next;
+    for (int i = 0; i < Rows; ++i)
+        for (int j = 0; j < Columns; ++j) store(sums + i * dim + j * kLanes, acc[i][j]);
 }
 
 // cap tanh(score / cap) (Gemma 2).
@@ -99,83 +139,71 @@ inline Lanes capped(Lanes score, float cap) {
     return splat(cap) * (one - splat(2.0f) / (grown + one));
 }
 
-// From scores to exp(score - top) for one row; returns exp(old top - top), by which its sums shrink.
-inline float weigh(const Group& group, int row, int64_t tile_first, float soft_cap, int64_t piece, int64_t end) {
+// The scores of one row as softmax takes them: capped, -inf where the row does not see. Returns the largest.
+inline float finish_scores(const Group& group, int row, int64_t tile_first, float soft_cap, int64_t piece, int64_t end) {
     const Lanes hidden = splat(-__builtin_inff());
+    const int64_t seen = group.to[row] - tile_first, skipped = group.from[row] - tile_first;
     float* p = group.p + row * kTileKeys;
-    Lanes scores[kTilePieces];
     Lanes best = hidden;
     for (int64_t j = piece; j < end; ++j) {
-        const int64_t first = tile_first + j * kPieceTokens;
         Lanes s = load(p + j * kPieceTokens);
         if (soft_cap != 0.0f) s = capped(s, soft_cap);
-        const int64_t seen = group.to[row] - first, skipped = group.from[row] - first;
-        if (seen < kPieceTokens) s = select_first(static_cast<int>(std::max<int64_t>(0, seen)), s, hidden);
-        if (skipped > 0) s = select_first(static_cast<int>(std::min<int64_t>(kPieceTokens, skipped)), hidden, s);
-        scores[j] = s;
+        const int64_t first = j * kPieceTokens;
+        if (seen < first + kPieceTokens) s = select_first(static_cast<int>(std::max<int64_t>(0, seen - first)), s, hidden);
+        if (skipped > first)
+            s = select_first(static_cast<int>(std::min<int64_t>(kPieceTokens, skipped - first)), hidden, s);
+        store(p + first, s);
         best = max(best, s);
     }
-    const float old_top = group.sums.top[row], top = std::max(old_top, largest(best));
-    float shrink = 1.0f;
-    if (top != old_top) {
-        alignas(64) float part[kLanes];
-        store(part, exp(splat(old_top - top)));
-        shrink = part[0];
-    }
-    Lanes total = splat(0.0f);
-    for (int64_t j = piece; j < end; ++j) {
-        const Lanes weight = exp(scores[j] - splat(top));
-        store(p + j * kPieceTokens, weight);
-        total = total + weight;
-    }
-    float* weights = group.sums.weights + row * kLanes;
-    store(weights, fma(load(weights), splat(shrink), total));
-    group.sums.top[row] = top;
-    return shrink;
+    return largest(best);
 }
 
-// values = values * shrink + p V over the pieces [piece, end), of whose tokens `keys` count.
-template <int Rows, bool Prefetch>
-void add_values(const Group& group, const Tile& tile, const Tile& ahead, int64_t dim, const float (&shrink)[Rows],
-                int64_t piece, int64_t end, int64_t keys) {
-    each_columns<Rows>(0, dim / kLanes, [&]<int Columns>(int64_t at) {
-        Lanes acc[Rows][Columns];
-        float* sums = group.sums.values + at * kLanes;
-        for (int i = 0; i < Rows; ++i)
-            for (int j = 0; j < Columns; ++j) acc[i][j] = load(sums + i * dim + j * kLanes) * splat(shrink[i]);
-        for (int64_t k = piece; k < end; ++k) {
-            const bf16* values[Columns];
-            const bf16* next[Columns];
-            for (int j = 0; j < Columns; ++j) {
-                values[j] = tile.values[k] + (at + j) * 2 * kLanes;
-                next[j] = ahead.values[k] + (at + j) * 2 * kLanes;
-            }
-            const int64_t depth = std::min<int64_t>(kPieceTokens, keys - k * kPieceTokens);
-            const float* p = group.p + k * kPieceTokens;
-            multiply_add<Rows, Columns, Prefetch>(p, kTileKeys, values, next, 2 * dim, depth, acc);
+// From scores to exp(score - top) in p, and their sums; shrink[i] = exp(old top - top), by which older sums shrink.
+template <int Rows>
+[[gnu::noinline]] void weigh(const Group& group, int64_t tile_first, float soft_cap, int64_t piece, int64_t end,
+                             float* shrink) {
+    alignas(64) float old_top[kLanes] = {}, top[kLanes] = {};
+    for (int i = 0; i < Rows; ++i) {
+        old_top[i] = group.sums.top[i];
+        top[i] = std::max(old_top[i], finish_scores(group, i, tile_first, soft_cap, piece, end));
+        group.sums.top[i] = top[i];
+    }
+    store(shrink, exp(load(old_top) - load(top)));
+    for (int i = 0; i < Rows; ++i) {
+        float* p = group.p + i * kTileKeys;
+        float* weights = group.sums.weights + i * kLanes;
+        Lanes total = splat(0.0f);
+        for (int64_t j = piece; j < end; ++j) {
+            const Lanes weight = exp(load(p + j * kPieceTokens) - splat(top[i]));
+            store(p + j * kPieceTokens, weight);
+            total = total + weight;
         }
-        for (int i = 0; i < Rows; ++i)
-            for (int j = 0; j < Columns; ++j) store(sums + i * dim + j * kLanes, acc[i][j]);
-    });
+        store(weights, fma(load(weights), splat(shrink[i]), total));
+    }
 }
 
 template <int Rows, bool Prefetch>
-void attend_rows(const Group& group, const Tile& tile, const Tile& ahead, int64_t dim, float soft_cap) {
+void attend_rows(const Group& group, const Tile& tile, const Tile& next, int64_t dim, float soft_cap) {
     int64_t from = group.from[0], to = group.to[0];
     for (int i = 1; i < Rows; ++i) from = std::min(from, group.from[i]), to = std::max(to, group.to[i]);
     const int64_t first = std::max<int64_t>(0, from - tile.first), keys = std::min<int64_t>(kTileKeys, to - tile.first);
     if (first >= keys) return;
     const int64_t piece = first / kPieceTokens, end = (keys + kPieceTokens - 1) / kPieceTokens;
-    score<Rows, Prefetch>(group, tile, ahead, dim, piece, end);
-    float shrink[Rows];
-    for (int i = 0; i < Rows; ++i) shrink[i] = weigh(group, i, tile.first, soft_cap, piece, end);
-    add_values<Rows, Prefetch>(group, tile, ahead, dim, shrink, piece, end, keys);
+    Ahead keys_ahead{next.keys}, values_ahead{next.values};
+    each_columns<Rows>(piece, end, [&]<int Columns>(int64_t at) {
+        score<Rows, Columns, Prefetch>(group, tile, keys_ahead, dim, at);
+    });
+    alignas(64) float shrink[kLanes];
+    weigh<Rows>(group, tile.first, soft_cap, piece, end, shrink);
+    each_columns<Rows>(0, dim / kLanes, [&]<int Columns>(int64_t at) {
+        add_values<Rows, Columns, Prefetch>(group, tile, values_ahead, dim, shrink, piece, end, keys, at);
+    });
 }
 
 template <bool Prefetch, int Rows = kGroupRows>
-void attend_tile(int64_t rows, const Group& group, const Tile& tile, const Tile& ahead, int64_t dim, float soft_cap) {
-    if (rows == Rows) attend_rows<Rows, Prefetch>(group, tile, ahead, dim, soft_cap);
-    else if constexpr (Rows > 1) attend_tile<Prefetch, Rows - 1>(rows, group, tile, ahead, dim, soft_cap);
+void attend_tile(int64_t rows, const Group& group, const Tile& tile, const Tile& next, int64_t dim, float soft_cap) {
+    if (rows == Rows) attend_rows<Rows, Prefetch>(group, tile, next, dim, soft_cap);
+    else if constexpr (Rows > 1) attend_tile<Prefetch, Rows - 1>(rows, group, tile, next, dim, soft_cap);
 }
 
 }  // namespace rayline::RL_ISA
