@@ -1,0 +1,139 @@
+"""Random mixtures of requests, as hypothesis draws them: what a group may be asked for at once, and in which order."""
+
+from dataclasses import dataclass, replace
+
+from hypothesis import strategies as st
+
+from rayline.protos.types import SamplingParams
+
+VOCAB_SIZE = 301
+FIRST_ID = 3  # ids below are special
+SHORT_TOKENS = 240  # prompt and output together, of requests that are not long
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request without its name. Equal ones must be answered with equal bits.
+
+    prompt: (text, tokens) pairs: the prompt is the beginnings of these texts in a row.
+    """
+
+    prompt: tuple[tuple[int, int], ...]
+    params: SamplingParams
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        return tuple(token for number, length in self.prompt for token in text(number, length))
+
+    @property
+    def longest_tokens(self) -> int:
+        return len(self.prompt_ids) + (self.params.max_tokens or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """When a request comes and goes.
+
+    after_steps: engine steps between the arrival before and this one.
+    abort_after_steps: None to let it end. resumed_tokens: outputs that another group has already sent.
+    """
+
+    asked: Asked
+    after_steps: int = 0
+    abort_after_steps: int | None = None
+    resumed_tokens: int = 0
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an engine is started with. spare_blocks: KV blocks beyond those that the longest request needs."""
+
+    block_tokens: int = 16
+    max_step_tokens: int = 2048
+    max_running: int = 64
+    prefix_caching: bool = True
+    spare_blocks: int = 100
+    threads: int = 1
+
+
+ALONE = Limits(prefix_caching=False)
+
+
+def text(number: int, length: int) -> tuple[int, ...]:
+    """The first tokens of one of many texts."""
+    return tuple(FIRST_ID + (7919 * (i + 1) * (number + 3) + i * i) % (VOCAB_SIZE - FIRST_ID) for i in range(length))
+
+
+@st.composite
+def sampling(draw: st.DrawFn) -> SamplingParams:
+    """Greedy or with noise, with any cut, often with logprobs."""
+    params = SamplingParams(
+        temperature=0.0,
+        seed=draw(st.integers(0, 3)),
+        max_tokens=draw(st.sampled_from([20, 45, 1, 3])),
+        ignore_eos=draw(st.booleans()),
+        logprobs=draw(st.sampled_from([5, 5, 0, 20])),
+    )
+    if draw(st.booleans()):
+        return params
+    return replace(
+        params,
+        temperature=draw(st.sampled_from([0.3, 1.0, 3.0])),
+        top_k=draw(st.sampled_from([0, 0, 5, 40])),
+        top_p=draw(st.sampled_from([1.0, 0.9, 0.5])),
+        min_p=draw(st.sampled_from([0.0, 0.02])),
+    )
+
+
+@st.composite
+def asked(draw: st.DrawFn, with_long: bool) -> Asked:
+    """A prompt that begins as others do, for the prefix cache, and goes on as it likes.
+
+    with_long: some go past the 512 keys that attention sums apart.
+    """
+    shared = draw(st.sampled_from([0, 1, 15, 16, 17, 33, 48, 64, 90, 130]))
+    if with_long and draw(st.integers(0, 29)) == 0:
+        shared = draw(st.integers(480, 640))
+    own = draw(st.integers(0 if shared else 1, 40))
+    prompt = ((draw(st.integers(0, 1)), shared), (draw(st.integers(10, 12)), own))
+    return Asked(prompt, draw(sampling()))
+
+
+@st.composite
+def growing(draw: st.DrawFn) -> Asked:
+    """A short prompt with a long answer: many of them at once outgrow the cache and preempt each other."""
+    params = replace(draw(sampling()), max_tokens=60, ignore_eos=True)
+    return Asked(((draw(st.integers(0, 12)), draw(st.integers(1, 33))),), params)
+
+
+@st.composite
+def arrivals(draw: st.DrawFn, with_long: bool = True) -> tuple[Arrival, ...]:
+    """Requests that overlap in time; some of them equal, aborted, or resumed from elsewhere."""
+    if draw(st.integers(0, 2)) == 0:
+        return tuple(Arrival(kind) for kind in draw(st.lists(growing(), min_size=4, max_size=8)))
+    kinds = draw(st.lists(asked(with_long), min_size=3, max_size=8))
+    return tuple(
+        Arrival(
+            kind,
+            after_steps=draw(st.sampled_from([0, 0, 0, 1, 2, 5])),
+            abort_after_steps=draw(st.sampled_from([None, None, None, None, 1, 6])),
+            resumed_tokens=draw(st.sampled_from([0, 0, 0, 1, 4])),
+            priority=draw(st.sampled_from([0, 0, 0, -1])),
+        )
+        for kind in kinds + draw(st.lists(st.sampled_from(kinds), max_size=3))
+    )
+
+
+@st.composite
+def limits(draw: st.DrawFn) -> Limits:
+    """Small budgets cut prompts into chunks, few blocks preempt."""
+    max_step_tokens = draw(st.sampled_from([29, 7, 16, 64, 200, 1024, 3, 1]))
+    return Limits(
+        block_tokens=draw(st.sampled_from([16, 16, 32, 64])),
+        max_step_tokens=max_step_tokens,
+        max_running=min(max_step_tokens, draw(st.sampled_from([16, 8, 5, 3, 2, 1]))),
+        prefix_caching=draw(st.booleans()),
+        spare_blocks=draw(st.sampled_from([0, 1, 2, 5, 40])),
+        threads=draw(st.sampled_from([1, 1, 1, 2])),
+    )
