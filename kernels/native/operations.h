@@ -9,6 +9,7 @@
 #include "isa.h"
 #include "probe.h"
 #include "rope.h"
+#include "vocabulary.h"
 
 namespace rayline::RL_ISA {
 
@@ -18,6 +19,8 @@ constexpr NamedOperation kOperations[] = {
     {"SiluGate", silu_gate},  {"PackLinear", pack_linear},  {"Linear", linear},
     {"WriteKv", write_kv},    {"Attend", attend},      {"Widen", widen_rows},
     {"SumPartials", sum_partials}, {"GatherColumns", gather_columns},
+    {"BestToken", best_token}, {"TopTokens", top_tokens}, {"ExpSum", exp_sum}, {"DrawToken", draw_token},
+    {"DrawKept", draw_kept}, {"Logprobs", logprobs},
 };
 
 }  // namespace rayline::RL_ISA
