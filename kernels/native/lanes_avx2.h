@@ -101,6 +101,7 @@ inline float largest(Lanes a) {
     return best;
 }
 
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Always inlined: gcc takes a call of a function that only prefetches for one without effect, and drops it.
+inline __attribute__((always_inline)) void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 }  // namespace rayline::RL_ISA

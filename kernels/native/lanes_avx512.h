@@ -68,6 +68,7 @@ inline float sum(Lanes a) {
 }
 inline float largest(Lanes a) { return _mm512_reduce_max_ps(a.v); }
 
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Always inlined: gcc takes a call of a function that only prefetches for one without effect, and drops it.
+inline __attribute__((always_inline)) void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 }  // namespace rayline::RL_ISA

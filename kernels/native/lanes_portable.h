@@ -87,6 +87,6 @@ inline float largest(Lanes a) {
     return best;
 }
 
-inline void prefetch(const void* p) { __builtin_prefetch(p); }
+inline __attribute__((always_inline)) void prefetch(const void* p) { __builtin_prefetch(p); }
 
 }  // namespace rayline::RL_ISA
