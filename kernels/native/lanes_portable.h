@@ -96,8 +96,9 @@ inline void transpose_pairs(const bf16* rows, int64_t stride, bf16* out, int64_t
 constexpr int kTileRows = 4;
 constexpr int tile_lanes(int) { return 1; }
 
-inline void prefetch(const void* p) { __builtin_prefetch(p); }
-inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
+// Always inlined: gcc takes a call of a function that only prefetches for one without effect, and drops it.
+[[gnu::always_inline]] inline void prefetch(const void* p) { __builtin_prefetch(p); }
+[[gnu::always_inline]] inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 struct Words {
     uint32_t v[kLanes];

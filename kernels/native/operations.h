@@ -9,6 +9,9 @@
 #include "isa.h"
 #include "probe.h"
 #include "rope.h"
+#include "quant_gemm.h"
+#include "quant_gemm_a8.h"
+#include "quant_pack.h"
 #include "vocabulary.h"
 
 namespace rayline::RL_ISA {
@@ -21,6 +24,11 @@ constexpr NamedOperation kOperations[] = {
     {"SumPartials", sum_partials}, {"GatherColumns", gather_columns},
     {"BestToken", best_token}, {"TopTokens", top_tokens}, {"ExpSum", exp_sum}, {"DrawToken", draw_token},
     {"DrawKept", draw_kept}, {"Logprobs", logprobs},
+    {"LinearQuantised", linear_quantised},
+    {"LinearQuantisedA8", linear_quantised_a8},
+    {"PackQuantised", pack_quantised},
+    {"PackIntegers", pack_integers},
+    {"EmbeddingQuantised", embedding_quantised},
 };
 
 }  // namespace rayline::RL_ISA
