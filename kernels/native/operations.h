@@ -1,17 +1,17 @@
 // All operations compiled for one instruction set, by name. Included once by each isa_*.cpp.
 #pragma once
-#include "functions.h"
 #include "attention.h"
 #include "collectives.h"
+#include "elementwise.h"
+#include "functions.h"
 #include "gemm_fma.h"
 #include "gemm_pack.h"
-#include "elementwise.h"
 #include "isa.h"
 #include "probe.h"
-#include "rope.h"
 #include "quant_gemm.h"
 #include "quant_gemm_a8.h"
 #include "quant_pack.h"
+#include "rope.h"
 #include "vocabulary.h"
 
 namespace rayline::RL_ISA {
@@ -24,11 +24,11 @@ constexpr NamedOperation kOperations[] = {
     {"SumPartials", sum_partials}, {"GatherColumns", gather_columns},
     {"BestToken", best_token}, {"TopTokens", top_tokens}, {"ExpSum", exp_sum}, {"DrawToken", draw_token},
     {"DrawKept", draw_kept}, {"Logprobs", logprobs},
-    {"LinearQuantised", linear_quantised},
-    {"LinearQuantisedA8", linear_quantised_a8},
-    {"PackQuantised", pack_quantised},
-    {"PackIntegers", pack_integers},
-    {"EmbeddingQuantised", embedding_quantised},
+    {"LinearQuantised", quant::linear_quantised},
+    {"LinearQuantisedA8", quant::linear_quantised_a8},
+    {"PackQuantised", quant::pack_quantised},
+    {"PackIntegers", quant::pack_integers},
+    {"EmbeddingQuantised", quant::embedding_quantised},
 };
 
 }  // namespace rayline::RL_ISA

@@ -7,7 +7,7 @@
 #include "elementwise.h"
 #include "quant_sums.h"
 
-namespace rayline::RL_ISA {
+namespace rayline::RL_ISA::quant {
 
 // x of all rows in fp32, zeros behind the depth, and the negated sum of each group. A group's rows lie together, as
 // a tile reads them: rows a power of two apart would push each other out of the nearest cache.
@@ -154,4 +154,4 @@ inline void linear_quantised(Team& team, const Step& step, const void* args) {
     });
 }
 
-}  // namespace rayline::RL_ISA
+}  // namespace rayline::RL_ISA::quant

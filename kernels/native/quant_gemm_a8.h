@@ -7,7 +7,7 @@
 #include "elementwise.h"
 #include "quant_sums.h"
 
-namespace rayline::RL_ISA {
+namespace rayline::RL_ISA::quant {
 
 struct RoundedRows {
     const uint8_t* n;    // [groups, rows, group], signed; zeros behind the depth
@@ -162,4 +162,4 @@ inline void linear_quantised_a8(Team& team, const Step& step, const void* args) 
     });
 }
 
-}  // namespace rayline::RL_ISA
+}  // namespace rayline::RL_ISA::quant

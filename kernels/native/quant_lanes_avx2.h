@@ -4,7 +4,7 @@
 
 #include "lanes_avx2.h"
 
-namespace rayline::RL_ISA {
+namespace rayline::RL_ISA::quant {
 
 struct Words {
     __m256i low, high;
@@ -61,4 +61,4 @@ inline __m256i dot4(__m256i acc, __m256i a, __m256i b) {
 }
 inline Words dot4(Words acc, Words a, Words b) { return {dot4(acc.low, a.low, b.low), dot4(acc.high, a.high, b.high)}; }
 
-}  // namespace rayline::RL_ISA
+}  // namespace rayline::RL_ISA::quant

@@ -4,7 +4,7 @@
 
 #include "lanes_avx512.h"
 
-namespace rayline::RL_ISA {
+namespace rayline::RL_ISA::quant {
 
 // Not __m512i, which may alias anything: gcc would keep sums of it in memory.
 struct Words {
@@ -50,4 +50,4 @@ inline void store_bytes(uint8_t* p, Lanes a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
 }
 
-}  // namespace rayline::RL_ISA
+}  // namespace rayline::RL_ISA::quant

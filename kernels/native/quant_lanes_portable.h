@@ -5,7 +5,7 @@
 
 #include "lanes_portable.h"
 
-namespace rayline::RL_ISA {
+namespace rayline::RL_ISA::quant {
 
 struct Words {
     uint32_t v[kLanes];
@@ -65,4 +65,4 @@ inline Words dot4(Words acc, Words a, Words b) {
     });
 }
 
-}  // namespace rayline::RL_ISA
+}  // namespace rayline::RL_ISA::quant

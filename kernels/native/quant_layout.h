@@ -12,7 +12,7 @@
 #pragma once
 #include "abi.h"
 
-namespace rayline::RL_ISA {
+namespace rayline::RL_ISA::quant {
 
 constexpr int kBlockColumns = 64;
 constexpr int kBlockLanes = kBlockColumns / kLanes;
@@ -51,4 +51,4 @@ inline __attribute__((always_inline)) void prefetch_part(const uint8_t* p, int64
     for (int64_t at = bytes * first / all / 64 * 64; at < bytes * last / all; at += 64) prefetch_far(p + at);
 }
 
-}  // namespace rayline::RL_ISA
+}  // namespace rayline::RL_ISA::quant

@@ -10,7 +10,7 @@
 #include "quant_layout.h"
 #include "team.h"
 
-namespace rayline::RL_ISA {
+namespace rayline::RL_ISA::quant {
 
 constexpr int kMaxGroup = 128;
 
@@ -135,4 +135,4 @@ inline void embedding_quantised(Team& team, const Step& step, const void* args) 
     });
 }
 
-}  // namespace rayline::RL_ISA
+}  // namespace rayline::RL_ISA::quant

@@ -10,7 +10,7 @@
 #include "quant_layout.h"
 #include "team.h"
 
-namespace rayline::RL_ISA {
+namespace rayline::RL_ISA::quant {
 
 constexpr int64_t kBlockRows = 128;  // rows that share one widened block of weights
 
@@ -77,4 +77,4 @@ void write_sums(const Args& a, int64_t row, int64_t rows, int64_t panel, const f
         }
 }
 
-}  // namespace rayline::RL_ISA
+}  // namespace rayline::RL_ISA::quant
