@@ -46,9 +46,10 @@ struct Workspace {
           whole(take_sums(carver, rows, dim)) {}
 };
 
-// Tokens [first, first + tokens) of the step, all of one sequence, with the query heads of one KV head.
+// Tokens [first, first + tokens) of the step, all of one sequence, with the query heads of one KV head. The thread goes
+// on with the heads before `end_kv_head`.
 struct Item {
-    int64_t sequence, kv_head, first, tokens;
+    int64_t sequence, kv_head, end_kv_head, first, tokens;
 };
 
 inline void clear(const Sums& sums, int64_t rows, int64_t dim) {
@@ -82,6 +83,12 @@ struct Attention {
           item_tokens(std::max<int64_t>(1, kItemFloats / (a.head_dim * ratio))) {}
 
     int64_t item_rows() const { return item_tokens * ratio; }
+    int64_t rows_of(int64_t tokens) const { return std::min(tokens, item_tokens) * ratio; }
+    int64_t partial_bytes(int64_t tokens) const {
+        Carver carver{nullptr};
+        take_sums(carver, rows_of(tokens), a.head_dim);
+        return static_cast<int64_t>(carver.used);
+    }
     int64_t oldest_seen(int64_t position) const {
         return a.window > 0 ? std::max<int64_t>(0, position - a.window + 1) : 0;
     }
@@ -112,12 +119,12 @@ struct Attention {
     }
 
     // The tile that starts at `first`, as far as it lies before `end`.
-    void find_tile(const Item& item, int64_t first, int64_t end, Tile& tile) const {
+    void find_tile(const Item& item, int64_t kv_head, int64_t first, int64_t end, Tile& tile) const {
         const int32_t* table = step.tables + item.sequence * step.table_width;
         tile.first = first;
         for (int64_t j = 0; j < kTilePieces && first + j * kPieceTokens < end; ++j) {
             const int64_t at = first + j * kPieceTokens;
-            const int64_t offset = layer.piece(table[at / a.block_tokens], item.kv_head, at % a.block_tokens);
+            const int64_t offset = layer.piece(table[at / a.block_tokens], kv_head, at % a.block_tokens);
             tile.keys[j] = a.keys + offset;
             tile.values[j] = a.values + offset;
         }
@@ -131,13 +138,15 @@ struct Attention {
         const int64_t seen = work.to[rows - 1], end = std::min((part + 1) * kPartKeys, seen);
         if (from >= end) return;
         Tile tile, ahead;
-        find_tile(item, from, seen, ahead);
+        find_tile(item, item.kv_head, from, seen, ahead);
         for (int64_t j = 0; j < kTilePieces; ++j)
             if (from + j * kPieceTokens >= seen) ahead.keys[j] = ahead.keys[0], ahead.values[j] = ahead.values[0];
         for (int64_t first = from; first < end; first += kTileKeys) {
             tile = ahead;
             tile.first = first;
-            find_tile(item, first + kTileKeys, seen, ahead);
+            if (first + kTileKeys < seen) find_tile(item, item.kv_head, first + kTileKeys, seen, ahead);
+            else if (item.kv_head + 1 < item.end_kv_head)
+                find_tile(item, item.kv_head + 1, work.from[0] / kTileKeys * kTileKeys, seen, ahead);
             for (int64_t i = 0; i < rows; i += kGroupRows) {
                 const Sums mine{sums.top + i, sums.weights + i * kLanes, sums.values + i * dim};
                 const Group group{work.q + i * dim, work.from + i, work.to + i, mine, work.p};
