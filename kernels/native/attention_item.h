@@ -60,13 +60,19 @@ inline void clear(const Sums& sums, int64_t rows, int64_t dim) {
 
 // Adds the sums of later keys.
 inline void join(const Sums& into, const Sums& part, int64_t rows, int64_t dim) {
-    for (int64_t row = 0; row < rows; ++row) {
-        const float top = std::max(into.top[row], part.top[row]);
-        const Lanes a = exp(splat(into.top[row] - top)), b = exp(splat(part.top[row] - top));
-        auto add = [&](float* x, const float* y) { store(x, fma(load(y), b, load(x) * a)); };
-        add(into.weights + row * kLanes, part.weights + row * kLanes);
-        for (int64_t d = 0; d < dim; d += kLanes) add(into.values + row * dim + d, part.values + row * dim + d);
-        into.top[row] = top;
+    for (int64_t first = 0; first < rows; first += kLanes) {  // what lies behind the last row is never used
+        const Lanes old_top = load(into.top + first), other_top = load(part.top + first);
+        const Lanes top = max(old_top, other_top);
+        alignas(64) float a[kLanes], b[kLanes];
+        store(a, exp(old_top - top));
+        store(b, exp(other_top - top));
+        store(into.top + first, top);
+        for (int64_t row = first; row < std::min(rows, first + kLanes); ++row) {
+            const Lanes mine = splat(a[row - first]), others = splat(b[row - first]);
+            auto add = [&](float* x, const float* y) { store(x, fma(load(y), others, load(x) * mine)); };
+            add(into.weights + row * kLanes, part.weights + row * kLanes);
+            for (int64_t d = row * dim; d < (row + 1) * dim; d += kLanes) add(into.values + d, part.values + d);
+        }
     }
 }
 
@@ -170,11 +176,11 @@ struct Attention {
 
     void finish(const Item& item, const Sums& whole) const {
         for (int64_t i = 0; i < item.tokens * ratio; ++i) {
-            const Lanes total = splat(sum(load(whole.weights + i * kLanes)));
+            const Lanes inverse = splat(1.0f / sum(load(whole.weights + i * kLanes)));
             bf16* out = const_cast<bf16*>(row(a.out, item, i));
             // + 0 makes one zero of two: a masked key may have left either.
             for (int64_t d = 0; d < a.head_dim; d += kLanes)
-                store_bf16(out + d, load(whole.values + i * a.head_dim + d) / total + splat(0.0f));
+                store_bf16(out + d, load(whole.values + i * a.head_dim + d) * inverse + splat(0.0f));
         }
     }
 };
