@@ -108,6 +108,9 @@ struct Attention {
     void load_rows(const Item& item, const Workspace& work) const {
         const Lanes scale = splat(static_cast<float>(a.scale));
         const int64_t count = item.tokens * ratio;
+        // Tokens lie far apart: ask for all their lines at once.
+        for (int64_t i = 0; i < count; ++i)
+            for (int64_t d = 0; d < a.head_dim; d += 2 * kLanes) prefetch(row(a.q, item, i) + d);
         for (int64_t i = 0; i < count; ++i) {
             const int64_t position = step.positions[item.first + i / ratio];
             work.from[i] = oldest_seen(position);
