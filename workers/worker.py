@@ -12,7 +12,6 @@ from rayline.cluster.parallel import Parallel, balanced_stages
 from rayline.kernels.backend import Kernels
 from rayline.kernels.choice import Choice, build, choose
 from rayline.kernels.native_kernels import native_misfit
-from rayline.kernels.sampling import sample
 from rayline.protos.errors import ConfigError, NotEnoughMemory
 from rayline.protos.plan import Plan, Sampled, Slice, StepResult
 from rayline.workers.batch import Residents, forward_context, input_ids
@@ -31,6 +30,7 @@ from rayline.workers.pipeline import RankStats
 from rayline.workers.sampler import SampleRequest, sampled, sampling_rows
 from rayline.workers.spec import Loaded, RankSpec
 from rayline.workers.stages import StageLinks
+from rayline.workers.token_sampler import token_sampler
 from rayline.workers.weights import Weights
 
 OnProgress = Callable[[str, int, int], None]
@@ -46,6 +46,7 @@ class Worker:
         self.config = ModelConfig.load(spec.path)
         self._collective = collective
         self._stages = stages
+        self._sampler = token_sampler(kernels, collective, self.config.vocab_size, spec.parallel.tp_rank)
         self._device = torch.device(spec.device)
         self._dtype = torch_dtype(spec.dtype)
         self._residents = Residents()
@@ -159,7 +160,7 @@ class Worker:
                 self._residents.gain(sequence, token)
 
     def _deliver(self, plan: Plan, output: Tensor) -> tuple[Sampled, ...] | None:
-        """Pass hidden states on, or sample from the logits [N, vocab] of the last stage."""
+        """Pass hidden states on, or sample from the last stage's logits [N, this rank's share of the vocabulary]."""
         sampling = tuple(s.sequence for s in plan.slices if s.samples)
         if not self.spec.parallel.is_last_stage:
             assert self._stages is not None
@@ -170,7 +171,7 @@ class Worker:
         if not sampling:
             return ()
         requests = [self._sample_request(number) for number in sampling]
-        rows = sample(output, sampling_rows(requests, self.config.eos_token_ids, self.config.vocab_size))
+        rows = self._sampler.sample(output, sampling_rows(requests, self.config.eos_token_ids, self.config.vocab_size))
         gained = sampled(requests, rows)
         for item in gained:
             self._residents.gain(item.sequence, item.token_id)
