@@ -252,7 +252,8 @@ def test_logits_far_into_a_text_have_the_same_bits_for_any_threads_and_chunks(
 
 
 def test_an_order_planted_in_the_products_shows_in_the_logits(checkpoint: Make, pages: Any) -> None:
-    planted = SumsByBatch(native_kernels().operations)
-    decoder = Logits(checkpoint("llama"), planted)
-    one, other = (decoder.of(TEXTS, steps, pages(block_tokens=16)) for steps in (whole(), one_by_one()))
-    assert not same_bits(one[0], other[0])
+    """In some: rounding to bf16 hides most of such differences, so a long text is needed."""
+    decoder, tokens = Logits(checkpoint("llama"), SumsByBatch(native_kernels().operations)), torch.tensor(text(0, 400))
+    (one,) = decoder.of([tokens], [[(0, 0, 400)]], pages(block_tokens=16))
+    (other,) = decoder.of([tokens], [[(0, at, 1)] for at in range(400)], pages(block_tokens=16))
+    assert not same_bits(one, other)
