@@ -11,10 +11,11 @@ from rayline.cluster.machine import available_bytes, host_name
 from rayline.cluster.parallel import Parallel, balanced_stages
 from rayline.kernels.backend import Kernels
 from rayline.kernels.choice import Choice, build, choose
+from rayline.kernels.compiled_kernels import bucket_of
 from rayline.kernels.native_kernels import native_misfit
 from rayline.protos.errors import ConfigError, NotEnoughMemory
 from rayline.protos.plan import Plan, Sampled, Slice, StepResult
-from rayline.workers.batch import Residents, forward_context, input_ids
+from rayline.workers.batch import Residents, first_tokens, forward_context, input_ids
 from rayline.workers.cache import KvCache
 from rayline.workers.collectives import Collective
 from rayline.workers.models.config import (
@@ -81,8 +82,8 @@ class Worker:
         share = weights.total_bytes // self.spec.parallel.world_size
         on_progress("read weights", min(weights.bytes_read, share), share)
 
-    def allocate(self, blocks: int) -> None:
-        """Make room for `blocks` KV blocks. Raises NotEnoughMemory."""
+    def allocate(self, blocks: int, on_progress: OnProgress) -> None:
+        """Make room for `blocks` KV blocks, and compile what runs over them. Raises NotEnoughMemory."""
         if blocks * self.block_bytes > (free := self._free_bytes()):
             raise NotEnoughMemory(f"kv_bytes = {blocks * self.block_bytes} is more than the {free} bytes free")
         self._cache = KvCache(
@@ -93,7 +94,25 @@ class Worker:
             self.config.head_dim,
             self._dtype,
             self._device,
+            self.spec.static_cache,
         )
+        if self.spec.kernels.compile:
+            self._compile(blocks, on_progress)
+
+    @torch.inference_mode()
+    def _compile(self, slots: int, on_progress: OnProgress) -> None:
+        """One decode step of each number of sequences that has its own graph, so that no client waits for it.
+
+        It writes to the first place of slots that nobody holds yet.
+        """
+        sizes = sorted({min(bucket_of(rows), slots) for rows in range(1, slots + 1)})
+        for done, rows in enumerate(sizes):
+            on_progress("compile", done, len(sizes))
+            inputs = torch.zeros(rows, dtype=torch.int64, device=self._device)
+            if not self.spec.parallel.is_first_stage:
+                inputs = inputs.new_zeros((rows, self.config.hidden_size), dtype=self._dtype)
+            self._decoder.forward(inputs, self._cache, first_tokens(rows, self.spec.block_tokens, self._device))
+        on_progress("compile", len(sizes), len(sizes))
 
     @property
     def block_bytes(self) -> int:
