@@ -1,7 +1,7 @@
 // The rows of one work item: the query heads of one KV head for some tokens of a sequence.
 //
 // Keys are cut into parts at multiples of 512 positions; each part is summed by online softmax in tiles of its own, and
-// the parts are joined in ascending order, always. So several threads may share a long sequence without a change of bits.
+// the parts are joined in ascending order, always. So several threads may share a long sequence and no bit changes.
 #pragma once
 #include <algorithm>
 #include <cstddef>

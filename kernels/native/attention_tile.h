@@ -76,7 +76,8 @@ inline void multiply_half(const float* a, const bf16* const (&b)[Columns], int64
 // acc[i][j] += sum over k of a[i, k] b[j][k]; b holds pairs along k, `stride` elements apart. Asks for a line of what
 // comes next with each line that it reads.
 template <int64_t RowStride, int64_t DepthStride, bool Prefetch, int Rows, int Columns>
-inline void multiply_add(const float* a, const bf16* const (&b)[Columns], Ahead& next, int64_t stride, int64_t depth, Lanes (&acc)[Rows][Columns]) {
+inline void multiply_add(const float* a, const bf16* const (&b)[Columns], Ahead& next, int64_t stride, int64_t depth,
+                         Lanes (&acc)[Rows][Columns]) {
     int64_t at = 0;
     for (int64_t left = depth; left >= 2; left -= 2, at += stride, a += 2 * DepthStride) {
         if constexpr (Prefetch)
@@ -141,7 +142,8 @@ inline Lanes capped(Lanes score, float cap) {
 }
 
 // The scores of one row as softmax takes them: capped, -inf where the row does not see. Returns the largest.
-inline float finish_scores(const Group& group, int row, int64_t tile_first, float soft_cap, int64_t piece, int64_t end) {
+inline float finish_scores(const Group& group, int row, int64_t tile_first, float soft_cap, int64_t piece,
+                           int64_t end) {
     const Lanes hidden = splat(-__builtin_inff());
     const int64_t seen = group.to[row] - tile_first, skipped = group.from[row] - tile_first;
     float* p = group.p + row * kTileKeys;
@@ -150,7 +152,8 @@ inline float finish_scores(const Group& group, int row, int64_t tile_first, floa
         Lanes s = load(p + j * kPieceTokens);
         if (soft_cap != 0.0f) s = capped(s, soft_cap);
         const int64_t first = j * kPieceTokens;
-        if (seen < first + kPieceTokens) s = select_first(static_cast<int>(std::max<int64_t>(0, seen - first)), s, hidden);
+        if (seen < first + kPieceTokens)
+            s = select_first(static_cast<int>(std::max<int64_t>(0, seen - first)), s, hidden);
         if (skipped > first)
             s = select_first(static_cast<int>(std::min<int64_t>(kPieceTokens, skipped - first)), hidden, s);
         store(p + first, s);
