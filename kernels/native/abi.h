@@ -10,6 +10,7 @@ namespace rayline {
 using bf16 = std::uint16_t;
 using std::int32_t;
 using std::int64_t;
+using std::uint8_t;
 
 class Team;
 class Exchange;
@@ -161,6 +162,68 @@ struct GatherColumns {
     const float* shard;  // [rows, columns]
     float* out;          // [rows, ranks * columns]
     int64_t columns;
+};
+
+// out = x W^T (+ bias). W is packed as quant_layout.h says; bf16 or fp32 comes out.
+struct LinearQuantised {
+    const bf16* x;          // [rows, depth]
+    const uint8_t* weight;  // packed [columns, depth]
+    const bf16* bias;       // [columns] or null
+    bf16* out;              // [rows, columns] or null
+    float* out_fp32;        // the same, unrounded, or null
+    int64_t columns;
+    int64_t depth;
+    int64_t segments;       // leaves of the summation tree, each a whole number of groups
+    int64_t bits;           // 4 or 8
+    int64_t group;          // 32, 64 or 128
+};
+
+// The same with activations rounded to 8 bits a row and group.
+struct LinearQuantisedA8 {
+    const bf16* x;          // [rows, depth]
+    const uint8_t* weight;  // packed [columns, depth]
+    const bf16* bias;       // [columns] or null
+    bf16* out;              // [rows, columns] or null
+    float* out_fp32;        // the same, unrounded, or null
+    int64_t columns;
+    int64_t depth;
+    int64_t segments;       // leaves of the summation tree, each a whole number of groups
+    int64_t bits;           // 4 or 8
+    int64_t group;          // 32, 64 or 128
+};
+
+struct PackQuantised {
+    const bf16* source;  // [columns, depth], rows `stride` elements apart
+    uint8_t* packed;     // the whole weight: `columns` of it are laid out, from column `first` on
+    int64_t columns;
+    int64_t depth;
+    int64_t stride;
+    int64_t first;
+    int64_t bits;
+    int64_t group;
+};
+
+struct PackIntegers {
+    const uint8_t* q;       // [columns, depth]
+    const float* scales;    // [columns, groups]
+    const uint8_t* zeros;   // [columns, groups]; null for 8 bits, whose zero is 128
+    uint8_t* packed;
+    int64_t columns;
+    int64_t depth;
+    int64_t first;
+    int64_t bits;
+    int64_t group;
+};
+
+struct EmbeddingQuantised {
+    const int64_t* ids;    // [rows]
+    const uint8_t* table;  // packed [size, dim]: the rows first .. first + size of the vocabulary
+    bf16* out;             // [rows, dim]; zeros for an id outside
+    int64_t dim;
+    int64_t first;
+    int64_t size;
+    int64_t bits;
+    int64_t group;
 };
 
 using Operation = void (*)(Team&, const Step&, const void* args);

@@ -13,6 +13,7 @@
 #pragma GCC target("avx2,fma")
 #define RL_ISA avx2
 #include "lanes_avx2.h"
+#include "quant_lanes_avx2.h"
 // after the lanes
 #include "operations.h"
 

@@ -13,6 +13,17 @@
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
 #define RL_ISA avx512
 #include "lanes_avx512.h"
+#include "quant_lanes_avx512.h"
+#include "functions.h"
+#include "gemm.h"
+#include "elementwise.h"
+#include "quant_sums.h"
+// the only operation that needs more; library.cpp hands out the AVX2 one where the CPU has not got it
+#pragma GCC push_options
+#pragma GCC target("avx512vnni")
+#include "quant_dot_avx512.h"
+#include "quant_gemm_a8.h"
+#pragma GCC pop_options
 // after the lanes
 #include "operations.h"
 

@@ -1,5 +1,6 @@
 #define RL_ISA portable
 #include "lanes_portable.h"
+#include "quant_lanes_portable.h"
 // after the lanes
 #include "operations.h"
 

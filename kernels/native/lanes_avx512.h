@@ -98,8 +98,9 @@ inline void transpose_pairs(const bf16* rows, int64_t stride, bf16* out, int64_t
 constexpr int kTileRows = 12;
 constexpr int tile_lanes(int rows) { return rows <= 5 ? 4 : 2; }
 
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Always inlined: gcc takes a call of a function that only prefetches for one without effect, and may drop it.
+inline __attribute__((always_inline)) void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 // Into the L2 cache.
-inline void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+inline __attribute__((always_inline)) void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace rayline::RL_ISA

@@ -49,6 +49,10 @@ int rl_supports(const char* isa) {
 }
 
 Operation rl_operation(const char* isa, const char* name) {
+#if defined(__x86_64__)
+    const bool needs_vnni = std::strcmp(isa, "avx512") == 0 && std::strcmp(name, "LinearQuantisedA8") == 0;
+    if (needs_vnni && !__builtin_cpu_supports("avx512vnni")) isa = "avx2";  // the same bits
+#endif
     for (const auto& [known, operation] : operations_of(isa))
         if (std::strcmp(known, name) == 0) return operation;
     return std::strcmp(isa, "avx512bf16") == 0 ? rl_operation("avx512", name) : nullptr;

@@ -9,6 +9,9 @@
 #include "isa.h"
 #include "probe.h"
 #include "rope.h"
+#include "quant_gemm.h"
+#include "quant_gemm_a8.h"
+#include "quant_pack.h"
 
 namespace rayline::RL_ISA {
 
@@ -18,6 +21,11 @@ constexpr NamedOperation kOperations[] = {
     {"SiluGate", silu_gate},  {"PackLinear", pack_linear},  {"Linear", linear},
     {"WriteKv", write_kv},    {"Attend", attend},      {"Widen", widen_rows},
     {"SumPartials", sum_partials}, {"GatherColumns", gather_columns},
+    {"LinearQuantised", quant::linear_quantised},
+    {"LinearQuantisedA8", quant::linear_quantised_a8},
+    {"PackQuantised", quant::pack_quantised},
+    {"PackIntegers", quant::pack_integers},
+    {"EmbeddingQuantised", quant::embedding_quantised},
 };
 
 }  // namespace rayline::RL_ISA
