@@ -13,8 +13,8 @@ from rayline.kernels.program import Operations
 CHUNK_BYTES = 2**20
 CHUNKS_PER_THREAD = 8  # so that a thread that lost its core for a moment holds nobody up
 FIRST_ROUNDS = 256
-RATE_PASS_S = 0.005
-PASSES = 5
+RATE_PASS_S = 0.001
+RATE_PASSES = 7
 
 
 class Probe:
@@ -27,7 +27,9 @@ class Probe:
         self._operations = operations
         self._clock = clock
         size = max(CHUNK_BYTES, buffer_bytes) // CHUNK_BYTES * CHUNK_BYTES // torch.float32.itemsize
-        self._data = torch.ones(size)  # written, for pages that were never written are all one page of zeros
+        self._data = torch.empty(size)
+        operations.library.advise_huge_pages(self._data.data_ptr(), self._data.nbytes)  # as packed weights have them
+        self._data.fill_(1.0)  # pages that were never written are all one page of zeros
         self._sums = torch.empty(-(-self._data.nbytes // CHUNK_BYTES))
         self._chunks = CHUNKS_PER_THREAD * operations.team.threads
         self._rounds: dict[str, int] = {}
@@ -42,20 +44,21 @@ class Probe:
         took_s = self._timed("ReadProbe", data=self._data, sums=self._sums, size=len(self._data), chunk=chunk)
         return self._data.nbytes / took_s
 
-    def limits(self, passes: int = PASSES) -> MachineLimits:
-        """Medians over some passes of each probe."""
+    def limits(self, passes: int) -> MachineLimits:
+        """The median bandwidth of `passes` passes, and rates.
+
+        Of each rate the best of several short passes counts: bandwidth drifts, but a core that another process took
+        for a while says nothing of what it could compute.
+        """
         return MachineLimits(
             read_bytes_per_s=median(self.read_bytes_per_s() for _ in range(passes)),
-            fma_flops_per_s=median(self._fma_per_s() for _ in range(passes)),
-            bf16_flops_per_s=self._dots_per_s("Bf16Probe", passes),
-            int8_ops_per_s=self._dots_per_s("Int8Probe", passes),
+            fma_flops_per_s=self._best_rate("FmaProbe", results=torch.empty(self._chunks)),
+            bf16_flops_per_s=self._best_rate("Bf16Probe") or None,
+            int8_ops_per_s=self._best_rate("Int8Probe") or None,
         )
 
-    def _fma_per_s(self) -> float:
-        return self._rate("FmaProbe", results=torch.empty(self._chunks))
-
-    def _dots_per_s(self, name: str, passes: int) -> float | None:
-        return median(self._rate(name) for _ in range(passes)) or None
+    def _best_rate(self, name: str, **values: Tensor) -> float:
+        return max(self._rate(name, **values) for _ in range(RATE_PASSES))
 
     def _rate(self, name: str, **values: Tensor) -> float:
         """Operations a second of a pass that takes about RATE_PASS_S; the first one of a kind finds out how long."""

@@ -1,4 +1,4 @@
-"""The HTTP door: the OpenAI API as a FastAPI app, with vLLM's /tokenize, /detokenize and /health."""
+"""The HTTP door: the OpenAI API as a FastAPI app, with vLLM's /tokenize, /detokenize, /health and /metrics."""
 
 import time
 import uuid
@@ -11,7 +11,7 @@ from rayline.cluster.config import SystemConfig
 from rayline.protos.errors import InvalidRequest
 from rayline.protos.openai import ChatCompletionBody, CompletionBody, DetokenizeBody, SamplingBody, TokenizeBody
 from rayline.protos.types import Spec, StreamEvent
-from rayline.router import http_errors
+from rayline.router import http_errors, metrics
 from rayline.router.auth import ApiKeys
 from rayline.router.fan_in import fan_in
 from rayline.router.http_gate import HttpGate
@@ -28,6 +28,7 @@ def build_http_app(service: Service, config: SystemConfig) -> FastAPI:
     http_errors.install(app)
     door = HttpDoor(service)
     app.get("/health")(door.health)
+    app.get("/metrics")(door.metrics)
     app.get("/v1/models")(door.models)
     app.get("/v1/models/{name:path}")(door.model)
     app.post("/v1/completions", response_model=None)(door.completions)
@@ -48,6 +49,10 @@ class HttpDoor:
         if self._service.ready:
             return JSONResponse({"status": "ok"})
         return JSONResponse({"status": "draining" if self._service.draining else "unavailable"}, 503)
+
+    async def metrics(self) -> Response:
+        """Prometheus' text format."""
+        return Response(metrics.page(self._service), media_type=metrics.CONTENT_TYPE)
 
     async def models(self) -> dict[str, Any]:
         """All served models."""

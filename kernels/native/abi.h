@@ -164,6 +164,82 @@ struct GatherColumns {
     int64_t columns;
 };
 
+// Sampling. Each works on the rows `index` [rows] of logits [.., width], of which the columns 0 .. size are the
+// vocabulary's ids from `first` on. `found` holds pairs (value, id); values that are equal go by the lowest id.
+
+// The largest logit.
+struct BestToken {
+    const float* logits;
+    const int64_t* index;
+    double* found;  // [rows, 2]
+    int64_t width;
+    int64_t size;
+    int64_t first;
+};
+
+// The `most` largest logits in order; pairs (-inf, 0) where there are fewer.
+struct TopTokens {
+    const float* logits;
+    const int64_t* index;
+    double* found;  // [rows, most, 2]
+    int64_t most;
+    int64_t width;
+    int64_t size;
+    int64_t first;
+};
+
+// Sum of exp((logit - best) / temperature) over segments of a fixed length, joined pairwise.
+struct ExpSum {
+    const float* logits;
+    const int64_t* index;
+    const double* best;         // [rows]
+    const double* temperature;  // [rows]
+    double* sum;                // [rows]
+    int64_t width;
+    int64_t size;
+    int64_t segment;
+};
+
+// The largest (logit - best) / temperature + noise; best is that of the whole vocabulary.
+struct DrawToken {
+    const float* logits;
+    const int64_t* index;
+    const double* best;
+    const double* temperature;
+    const int64_t* seeds;      // [rows]
+    const int64_t* positions;  // [rows]
+    double* found;             // [rows, 2]
+    int64_t width;
+    int64_t size;
+    int64_t first;
+};
+
+// The same over what top-k, top-p and min-p keep of whole rows.
+struct DrawKept {
+    const float* logits;
+    const int64_t* index;
+    const double* best;
+    const double* temperature;
+    const int64_t* seeds;
+    const int64_t* positions;
+    const double* total;   // [rows] of exp((logit - best) / temperature); for top-p without top-k
+    const int64_t* top_k;  // 0: off
+    const double* top_p;   // 1: off
+    const double* min_p;   // 0: off
+    double* found;         // [rows, 2]
+    int64_t width;
+    int64_t size;
+};
+
+// logit - best - log(total), rounded to fp32.
+struct Logprobs {
+    const double* logits;  // [rows, columns]
+    const double* best;    // [rows]
+    const double* total;   // [rows]
+    double* out;           // [rows, columns]
+    int64_t columns;
+};
+
 // out = x W^T (+ bias). W is packed as quant_layout.h says; bf16 or fp32 comes out.
 struct LinearQuantised {
     const bf16* x;          // [rows, depth]

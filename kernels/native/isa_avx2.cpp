@@ -3,9 +3,11 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <span>
 
 #include "abi.h"
+#include "draw.h"
 #include "exchange.h"
 #include "team.h"
 

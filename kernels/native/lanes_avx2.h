@@ -112,9 +112,54 @@ inline void transpose_pairs(const bf16* rows, int64_t stride, bf16* out, int64_t
 constexpr int kTileRows = 6;
 constexpr int tile_lanes(int rows) { return rows <= 2 ? 2 : 1; }
 
-// Always inlined: gcc takes a call of a function that only prefetches for one without effect, and may drop it.
-inline __attribute__((always_inline)) void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Always inlined: gcc takes a call of a function that only prefetches for one without effect, and drops it.
+[[gnu::always_inline]] inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 // Into the L2 cache.
-inline __attribute__((always_inline)) void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+[[gnu::always_inline]] inline void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+
+struct Words {
+    __m256i low, high;
+};
+inline Words splat_words(uint32_t a) {
+    return {_mm256_set1_epi32(static_cast<int>(a)), _mm256_set1_epi32(static_cast<int>(a))};
+}
+inline Words load_words(const uint32_t* p) {
+    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8))};
+}
+inline void store_words(uint32_t* p, Words a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.low);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8), a.high);
+}
+inline Words operator+(Words a, Words b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
+inline Words operator^(Words a, Words b) { return {_mm256_xor_si256(a.low, b.low), _mm256_xor_si256(a.high, b.high)}; }
+inline void multiply(__m256i a, __m256i b, __m256i& high, __m256i& low) {
+    const __m256i even = _mm256_mul_epu32(a, b), odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), b);
+    high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+    low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+}
+inline void multiply(Words a, Words b, Words& high, Words& low) {
+    multiply(a.low, b.low, high.low, low.low);
+    multiply(a.high, b.high, high.high, low.high);
+}
+inline void transpose_fours(__m256i& w, __m256i& x, __m256i& y, __m256i& z) {
+    const __m256i a = _mm256_unpacklo_epi32(w, x), b = _mm256_unpackhi_epi32(w, x);
+    const __m256i c = _mm256_unpacklo_epi32(y, z), d = _mm256_unpackhi_epi32(y, z);
+    w = _mm256_unpacklo_epi64(a, c);
+    x = _mm256_unpackhi_epi64(a, c);
+    y = _mm256_unpacklo_epi64(b, d);
+    z = _mm256_unpackhi_epi64(b, d);
+}
+inline void transpose_fours(Words (&w)[4]) {
+    transpose_fours(w[0].low, w[1].low, w[2].low, w[3].low);
+    transpose_fours(w[0].high, w[1].high, w[2].high, w[3].high);
+}
+inline Lanes upper_bits(Words a) {
+    return {_mm256_cvtepi32_ps(_mm256_srli_epi32(a.low, 8)), _mm256_cvtepi32_ps(_mm256_srli_epi32(a.high, 8))};
+}
+inline uint32_t at_most(Lanes a, Lanes b) {
+    const int low = _mm256_movemask_ps(_mm256_cmp_ps(a.low, b.low, _CMP_LE_OQ));
+    return static_cast<uint32_t>(low | _mm256_movemask_ps(_mm256_cmp_ps(a.high, b.high, _CMP_LE_OQ)) << 8);
+}
 
 }  // namespace rayline::RL_ISA

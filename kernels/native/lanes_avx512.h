@@ -98,9 +98,38 @@ inline void transpose_pairs(const bf16* rows, int64_t stride, bf16* out, int64_t
 constexpr int kTileRows = 12;
 constexpr int tile_lanes(int rows) { return rows <= 5 ? 4 : 2; }
 
-// Always inlined: gcc takes a call of a function that only prefetches for one without effect, and may drop it.
-inline __attribute__((always_inline)) void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Always inlined: gcc takes a call of a function that only prefetches for one without effect, and drops it.
+[[gnu::always_inline]] inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 // Into the L2 cache.
-inline __attribute__((always_inline)) void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+[[gnu::always_inline]] inline void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+
+// Sixteen 32-bit words.
+struct Words {
+    __m512i v;
+};
+inline Words splat_words(uint32_t a) { return {_mm512_set1_epi32(static_cast<int>(a))}; }
+inline Words load_words(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
+inline void store_words(uint32_t* p, Words a) { _mm512_storeu_si512(p, a.v); }
+inline Words operator+(Words a, Words b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline Words operator^(Words a, Words b) { return {_mm512_xor_si512(a.v, b.v)}; }
+// The 64-bit products of a and b, in halves.
+inline void multiply(Words a, Words b, Words& high, Words& low) {
+    const __m512i even = _mm512_mul_epu32(a.v, b.v), odd = _mm512_mul_epu32(_mm512_srli_epi64(a.v, 32), b.v);
+    high.v = _mm512_mask_mov_epi32(_mm512_srli_epi64(even, 32), 0xaaaa, odd);
+    low.v = _mm512_mask_mov_epi32(even, 0xaaaa, _mm512_slli_epi64(odd, 32));
+}
+// Each group of four lanes as a 4 x 4 matrix with a row in each of w: transposed.
+inline void transpose_fours(Words (&w)[4]) {
+    const __m512i a = _mm512_unpacklo_epi32(w[0].v, w[1].v), b = _mm512_unpackhi_epi32(w[0].v, w[1].v);
+    const __m512i c = _mm512_unpacklo_epi32(w[2].v, w[3].v), d = _mm512_unpackhi_epi32(w[2].v, w[3].v);
+    w[0].v = _mm512_unpacklo_epi64(a, c);
+    w[1].v = _mm512_unpackhi_epi64(a, c);
+    w[2].v = _mm512_unpacklo_epi64(b, d);
+    w[3].v = _mm512_unpackhi_epi64(b, d);
+}
+// The upper 24 bits of each word as a number.
+inline Lanes upper_bits(Words a) { return {_mm512_cvtepi32_ps(_mm512_srli_epi32(a.v, 8))}; }
+// A bit for each lane: a <= b.
+inline uint32_t at_most(Lanes a, Lanes b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ); }
 
 }  // namespace rayline::RL_ISA

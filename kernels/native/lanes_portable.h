@@ -96,7 +96,45 @@ inline void transpose_pairs(const bf16* rows, int64_t stride, bf16* out, int64_t
 constexpr int kTileRows = 4;
 constexpr int tile_lanes(int) { return 1; }
 
-inline __attribute__((always_inline)) void prefetch(const void* p) { __builtin_prefetch(p); }
-inline __attribute__((always_inline)) void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
+// Always inlined: gcc takes a call of a function that only prefetches for one without effect, and drops it.
+[[gnu::always_inline]] inline void prefetch(const void* p) { __builtin_prefetch(p); }
+[[gnu::always_inline]] inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+struct Words {
+    uint32_t v[kLanes];
+};
+template <class F>
+inline Words wordwise(F f) {
+    Words out;
+    for (int i = 0; i < kLanes; ++i) out.v[i] = f(i);
+    return out;
+}
+inline Words splat_words(uint32_t a) { return wordwise([&](int) { return a; }); }
+inline Words load_words(const uint32_t* p) { return wordwise([&](int i) { return p[i]; }); }
+inline void store_words(uint32_t* p, Words a) { std::memcpy(p, a.v, sizeof a.v); }
+inline Words operator+(Words a, Words b) { return wordwise([&](int i) { return a.v[i] + b.v[i]; }); }
+inline Words operator^(Words a, Words b) { return wordwise([&](int i) { return a.v[i] ^ b.v[i]; }); }
+inline void multiply(Words a, Words b, Words& high, Words& low) {
+    for (int i = 0; i < kLanes; ++i) {
+        const uint64_t product = static_cast<uint64_t>(a.v[i]) * b.v[i];
+        high.v[i] = static_cast<uint32_t>(product >> 32);
+        low.v[i] = static_cast<uint32_t>(product);
+    }
+}
+inline void transpose_fours(Words (&w)[4]) {
+    for (int first = 0; first < kLanes; first += 4)
+        for (int i = 0; i < 4; ++i)
+            for (int j = i + 1; j < 4; ++j) {
+                const uint32_t kept = w[i].v[first + j];
+                w[i].v[first + j] = w[j].v[first + i];
+                w[j].v[first + i] = kept;
+            }
+}
+inline Lanes upper_bits(Words a) { return lanewise([&](int i) { return static_cast<float>(a.v[i] >> 8); }); }
+inline uint32_t at_most(Lanes a, Lanes b) {
+    uint32_t bits = 0;
+    for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(a.v[i] <= b.v[i]) << i;
+    return bits;
+}
 
 }  // namespace rayline::RL_ISA

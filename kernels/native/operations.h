@@ -12,6 +12,7 @@
 #include "quant_gemm.h"
 #include "quant_gemm_a8.h"
 #include "quant_pack.h"
+#include "vocabulary.h"
 
 namespace rayline::RL_ISA {
 
@@ -21,6 +22,8 @@ constexpr NamedOperation kOperations[] = {
     {"SiluGate", silu_gate},  {"PackLinear", pack_linear},  {"Linear", linear},
     {"WriteKv", write_kv},    {"Attend", attend},      {"Widen", widen_rows},
     {"SumPartials", sum_partials}, {"GatherColumns", gather_columns},
+    {"BestToken", best_token}, {"TopTokens", top_tokens}, {"ExpSum", exp_sum}, {"DrawToken", draw_token},
+    {"DrawKept", draw_kept}, {"Logprobs", logprobs},
     {"LinearQuantised", quant::linear_quantised},
     {"LinearQuantisedA8", quant::linear_quantised_a8},
     {"PackQuantised", quant::pack_quantised},

@@ -14,6 +14,7 @@ import openai
 import pytest
 import uvicorn
 from fakes import FakeGroup, saying, service_of
+from prometheus_client.parser import text_string_to_metric_families
 from small_tokenizers import served
 
 from rayline.cluster.config import LimitsSection, SecuritySection, SystemConfig
@@ -100,6 +101,27 @@ def test_answers_name_the_numerics_class_and_whether_it_is_exact() -> None:
         assert {chunk.system_fingerprint for chunk in streamed} == {"cpu-fma-bfloat16"}
         group.info = replace(group.info, exact=False)
         assert client.chat.completions.create(**chat).system_fingerprint == "cpu-fma-bfloat16-inexact"
+
+
+def test_metrics_show_each_groups_numerics_and_load() -> None:
+    group = FakeGroup(saying(SAYING))
+    group.info = replace(group.info, numerics="cpu-fma-bfloat16", exact=True)
+    group.load = replace(group.load, running=3, waiting=2, free_blocks=7, total_blocks=9)
+    with http_of(service_of(group)) as client:
+        families = {family.name: family for family in text_string_to_metric_families(client.get("/metrics").text)}
+    labels = {"model": "tiny", "group": group.info.group_id}
+    (info,) = families["rayline_group_info"].samples
+    assert info.labels == labels | {"numerics": "cpu-fma-bfloat16", "exact": "true"}
+    for name, value in (("running_requests", 3), ("waiting_requests", 2), ("free_kv_blocks", 7), ("kv_blocks", 9)):
+        (sample,) = families[f"rayline_{name}"].samples
+        assert (sample.labels, sample.value) == (labels, value)
+
+
+def test_metrics_leave_out_groups_that_are_gone() -> None:
+    group = FakeGroup(saying(SAYING))
+    group.alive = False
+    with http_of(service_of(group)) as client:
+        assert "tiny" not in client.get("/metrics").text
 
 
 def test_a_completion_without_max_tokens_stops_after_16() -> None:
