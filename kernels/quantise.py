@@ -71,4 +71,4 @@ def short_scales(scales: Tensor) -> Tensor:
 
 def _grouped(rows: Tensor, group: int) -> Tensor:
     """[N, K] -> [N, groups, group], zeros behind the last input."""
-    return functional.pad(rows, (0, -rows.shape[1] % group)).unflatten(1, (-1, group))
+    return functional.pad(rows, (0, -rows.shape[1] % group)).view(len(rows), -1, group)
