@@ -8,6 +8,7 @@
 
 #include "abi.h"
 #include "attention_cache.h"
+#include "functions.h"
 
 namespace rayline::RL_ISA {
 

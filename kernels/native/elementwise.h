@@ -7,6 +7,8 @@
 #include <cstring>
 
 #include "abi.h"
+#include "functions.h"
+#include "gemm.h"
 #include "team.h"
 
 namespace rayline::RL_ISA {

@@ -1,17 +1,17 @@
 // All operations compiled for one instruction set, by name. Included once by each isa_*.cpp.
 #pragma once
-#include "functions.h"
 #include "attention.h"
 #include "collectives.h"
+#include "elementwise.h"
+#include "functions.h"
 #include "gemm_fma.h"
 #include "gemm_pack.h"
-#include "elementwise.h"
 #include "isa.h"
 #include "probe.h"
-#include "rope.h"
 #include "quant_gemm.h"
 #include "quant_gemm_a8.h"
 #include "quant_pack.h"
+#include "rope.h"
 #include "vocabulary.h"
 
 namespace rayline::RL_ISA {
