@@ -20,6 +20,7 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 KernelWish = Literal["auto", "native", "onednn", "torch"]
 Quantize = Literal["none", "int8", "int4"]
 Activations = Literal["exact", "int8"]
+KvCacheKind = Literal["paged", "static"]
 Count = Annotated[int, Ge(1)]
 Port = Annotated[int, Ge(0), Le(65535)]
 _STRICT = ConfigDict(extra="forbid")
@@ -77,6 +78,13 @@ class EngineSection:
     activations: Activations = field(
         default="exact",
         metadata=says("int8: also round what quantised weights are multiplied with; faster, another numerics class"),
+    )
+    kv_cache: KvCacheKind = field(
+        default="paged",
+        metadata=says("paged: blocks as sequences grow; static: a slot for a whole context each, allocated up front"),
+    )
+    compile: bool = field(
+        default=False, metadata=says("run decode steps through torch.compile; needs the static KV cache")
     )
 
 

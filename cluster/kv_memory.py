@@ -7,11 +7,13 @@ All ranks hold the same block ids, so the rank with the least room decides.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from rayline.cluster.config import EngineSection
 from rayline.protos.errors import NotEnoughMemory
 
 LEAST_TOKENS = 2  # of a context worth having: one of the prompt, one of the output
+SLOT_MULTIPLE_TOKENS = 16  # kernels read keys and values in tiles of so many tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +27,13 @@ class RankMemory:
 
 @dataclass(frozen=True, slots=True)
 class KvPlan:
-    """The KV cache of a group. bytes: of all its ranks together."""
+    """The KV cache of a group. bytes: of all its ranks together. is_static: its blocks are slots (see static_slots)."""
 
     blocks: int
     tokens: int
     bytes: int
     max_model_len: int
+    is_static: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,17 @@ class KvWish:
     model_limit: int
     max_running: int
     groups: int
+    is_static: bool = False
+
+
+def static_slots(engine: EngineSection, context: int) -> EngineSection:
+    """`engine` as its static KV cache makes it: one block holds a whole context, so a sequence never needs another.
+
+    Blocks that are whole contexts have no prefix to share. The last place of a slot is never a sequence's: the
+    last token of a full context is sampled and not computed.
+    """
+    slot_tokens = -(-context // SLOT_MULTIPLE_TOKENS) * SLOT_MULTIPLE_TOKENS
+    return replace(engine, block_tokens=slot_tokens, prefix_caching=False)
 
 
 def plan_kv(ranks: Sequence[RankMemory], wish: KvWish) -> KvPlan:
@@ -65,9 +79,17 @@ def plan_kv(ranks: Sequence[RankMemory], wish: KvWish) -> KvPlan:
             )
         if not wish.kv_bytes:
             blocks = min(blocks, int(room * wish.memory_fraction) // rank.block_bytes)
+    if wish.is_static:
+        blocks = min(blocks, useful)  # nobody could use another slot
     need = -(-(wish.max_model_len or LEAST_TOKENS) // wish.block_tokens)
     if blocks < need:
         least = need * max(rank.block_bytes for rank in ranks)
+        if wish.is_static:
+            raise NotEnoughMemory(
+                f"kv_cache = static needs kv_bytes of at least {least} for each rank: one slot of {wish.block_tokens} "
+                "tokens; a smaller max_model_len makes slots smaller",
+                field="kv_cache",
+            )
         why = f"max_model_len = {length} needs" if wish.max_model_len else "the shortest request needs"
         raise NotEnoughMemory(
             f"the KV cache has room for {blocks * wish.block_tokens} tokens, {why} kv_bytes of at least {least} "
@@ -76,4 +98,4 @@ def plan_kv(ranks: Sequence[RankMemory], wish: KvWish) -> KvPlan:
         )
     tokens = blocks * wish.block_tokens
     total = blocks * sum(rank.block_bytes for rank in ranks)
-    return KvPlan(blocks, tokens, total, min(length, tokens))
+    return KvPlan(blocks, tokens, total, min(length, tokens), wish.is_static)

@@ -40,12 +40,13 @@ def _model_lines(model: ReadyModel, parallel: ParallelSection) -> list[str]:
     info, kv = group.info, group.kv
     heads = kv_heads_of_rank(config, parallel.tp) * parallel.tp
     dtype_bytes = kv.bytes // (2 * config.layers * heads * config.head_dim * kv.tokens)
+    blocks = "slots" if kv.is_static else "blocks"
     return [
         f"  model  {info.model}: {config.model_type}, {config.layers} layers, context {info.max_model_len} tokens, "
         f"numerics {info.numerics}, exact={str(info.exact).lower()}",
         f"  groups {parallel.groups} x (tp {parallel.tp} x pp {parallel.pp}), each {decimal(group.weight_bytes)} of "
         f"weights, loaded in {group.load_s:.1f} s, warmed up in {group.warm_up_s:.1f} s",
-        f"  KV     {kv.blocks} blocks x {info.block_tokens} tokens = {kv.tokens} tokens, {decimal(kv.bytes)} a group",
+        f"  KV     {kv.blocks} {blocks} x {info.block_tokens} tokens = {kv.tokens} tokens, {decimal(kv.bytes)} a group",
         f"         = 2 x {config.layers} layers x {heads} kv heads x {config.head_dim} head dim x {dtype_bytes} bytes "
         f"x {kv.tokens} tokens",
     ]

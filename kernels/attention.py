@@ -38,7 +38,7 @@ def paged_attention(
     most_keys = GATHERED_BYTES // cache.keys[0, 0].nbytes
     is_pure_decode = starts == tuple(range(len(starts)))
     if is_pure_decode and len(lens) * max(lens) <= most_keys:
-        return _attend_tokens(q, cache, context.tables, max(lens), context.positions, shape, sinks)
+        return attend_tokens(q, cache, context.tables, max(lens), context.positions, shape, sinks)
     out = q.new_empty(q.shape)
     single: list[int] = []
     for s, (first, last) in enumerate(pairwise(starts)):
@@ -52,7 +52,7 @@ def paged_attention(
         at = torch.tensor([starts[s] for s in batch], device=q.device)
         rows = torch.tensor(batch, device=q.device)
         longest = max(lens[s] for s in batch)
-        out[at] = _attend_tokens(q[at], cache, context.tables[rows], longest, context.positions[at], shape, sinks)
+        out[at] = attend_tokens(q[at], cache, context.tables[rows], longest, context.positions[at], shape, sinks)
     return out
 
 
@@ -75,7 +75,7 @@ def _gather(cache: Tensor, blocks: Tensor) -> Tensor:
     return cache.flatten(1).index_select(0, blocks).view(-1, *cache.shape[2:])
 
 
-def _attend_tokens(
+def attend_tokens(
     q: Tensor,
     cache: PagedKv,
     tables: Tensor,
@@ -84,7 +84,9 @@ def _attend_tokens(
     shape: AttentionShape,
     sinks: Tensor | None,
 ) -> Tensor:
-    """One query of each of B sequences. q [B, H, D], tables [B, W], positions [B] -> [B, H, D].
+    """One query of each of B sequences, none of whose keys lie at `longest` or behind.
+
+    q [B, H, D], tables [B, W], positions [B] -> [B, H, D].
 
     The query heads that share a KV head become the rows of one product.
     """

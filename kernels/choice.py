@@ -7,8 +7,10 @@ import torch
 
 from rayline.kernels import onednn
 from rayline.kernels.backend import Kernels
+from rayline.kernels.compiled_kernels import SUFFIX, CompiledNativeKernels, CompiledTorchKernels
 from rayline.kernels.library import LibraryMissing, load
 from rayline.kernels.native_kernels import NativeKernels
+from rayline.kernels.operators import OperatorOperations
 from rayline.kernels.program import Operations, Team
 from rayline.kernels.torch_kernels import ONEDNN, PLAIN, TorchKernels
 
@@ -32,6 +34,7 @@ class Choice:
     name: str
     exact: bool
     why: str
+    is_compiled: bool = False
 
 
 def choose(device: torch.device, dtype: torch.dtype, options: KernelOptions, misfit: str = "") -> Choice:
@@ -46,13 +49,17 @@ def choose(device: torch.device, dtype: torch.dtype, options: KernelOptions, mis
     elif wish in ("auto", "native") and is_cpu_bf16:
         try:
             library = load()
-            return Choice(library.numerics, True, f"C++ kernels for {library.isa}")
+            return Choice(library.numerics, True, f"C++ kernels for {library.isa}", options.compile)
         except LibraryMissing as missing:
             why = str(missing)
     else:
         why = f"the C++ kernels compute bfloat16 on CPUs, not {dtype} on {device.type}"
     if wish == "native":
         raise ValueError(why)
+    if options.compile:
+        if wish == "onednn":
+            raise ValueError("weights in oneDNN's layout cannot be compiled")
+        return Choice("torch" + SUFFIX, False, why, is_compiled=True)
     if wish != "torch" and is_cpu_bf16 and onednn.is_available():
         return Choice("onednn", False, why)
     if wish == "onednn":
@@ -66,6 +73,11 @@ def build(choice: Choice, threads: int) -> Kernels:
     if choice.exact:
         # The team computes; a second pool of spinning threads would only take cores from it.
         torch.set_num_threads(1)
-        return NativeKernels(Operations(Team(load(), threads)))
+        team = Team(load(), threads)
+        return (
+            CompiledNativeKernels(OperatorOperations(team)) if choice.is_compiled else NativeKernels(Operations(team))
+        )
     torch.set_num_threads(threads)
+    if choice.is_compiled:
+        return CompiledTorchKernels()
     return TorchKernels(ONEDNN if choice.name == "onednn" else PLAIN)

@@ -8,22 +8,6 @@ from torch import Tensor
 
 from rayline.kernels.program import Operations
 
-LEAVES = 8
-"""Sums over the vocabulary are cut into so many segments, which a rank holds whole when tp divides them."""
-_LANES = 16
-
-
-def vocab_segment(vocab_size: int) -> int:
-    """Length of a segment: an eighth of the vocabulary, rounded up so that no vector of ids crosses its border."""
-    return -(-vocab_size // (LEAVES * _LANES)) * _LANES
-
-
-def vocab_share(vocab_size: int, tp_size: int) -> int:
-    """Ids of each rank's part of the vocabulary; the last parts may hold fewer, or none."""
-    if tp_size == 1 or LEAVES % tp_size:
-        return -(-vocab_size // tp_size)
-    return LEAVES // tp_size * vocab_segment(vocab_size)
-
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -56,7 +40,7 @@ class NativeReductions:
     """Each takes rows as int64 [M] indices into a part, and gives fp64; pairs are (value, id)."""
 
     def __init__(self, operations: Operations, segment: int) -> None:
-        """`segment`: of the vocabulary, as `vocab_segment` gives it."""
+        """`segment`: of the vocabulary, as kernels/vocabulary.py cuts it."""
         self._operations = operations
         self._segment = segment
 

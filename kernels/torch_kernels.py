@@ -105,7 +105,7 @@ class TorchKernels:
         if qk_norm is not None:
             q, k = rms_norm(q, qk_norm[0], eps), rms_norm(k, qk_norm[1], eps)
         cos, sin = rope.cos[context.positions], rope.sin[context.positions]
-        cache = _paged(layer)
+        cache = paged(layer)
         write_cache(cache.keys, cache.values, context.slots, rotate(k, cos, sin), v)
         return rotate(q, cos, sin).flatten(1)
 
@@ -113,7 +113,7 @@ class TorchKernels:
         self, q: Tensor, shape: AttentionShape, layer: KvLayer, context: ForwardContext, sinks: Tensor | None = None
     ) -> Tensor:
         heads = q.view(len(q), shape.heads, shape.head_dim)
-        return paged_attention(heads, _paged(layer), context, shape, sinks).flatten(1)
+        return paged_attention(heads, paged(layer), context, shape, sinks).flatten(1)
 
     def replay(
         self, function: Callable[[Tensor, ForwardContext], Tensor]
@@ -121,6 +121,7 @@ class TorchKernels:
         return function
 
 
-def _paged(layer: KvLayer) -> PagedKv:
+def paged(layer: KvLayer) -> PagedKv:
+    """A layer's keys and values in the order these kernels give them."""
     shape = (len(layer.keys), layer.block_tokens, layer.kv_heads, layer.head_dim)
     return PagedKv(layer.keys.view(shape), layer.values.view(shape))

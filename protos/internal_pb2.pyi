@@ -16,7 +16,7 @@ class TokenLogprob(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., logprob: _Optional[float] = ...) -> None: ...
 
 class RankSpec(_message.Message):
-    __slots__ = ("path", "dtype", "device", "tp_rank", "tp_size", "stage", "pp_size", "threads", "block_tokens", "epoch", "store_host", "store_port", "kernels", "quantize", "activations", "compile")
+    __slots__ = ("path", "dtype", "device", "tp_rank", "tp_size", "stage", "pp_size", "threads", "block_tokens", "epoch", "store_host", "store_port", "kernels", "quantize", "activations", "compile", "static_cache")
     PATH_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class RankSpec(_message.Message):
     QUANTIZE_FIELD_NUMBER: _ClassVar[int]
     ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
     COMPILE_FIELD_NUMBER: _ClassVar[int]
+    STATIC_CACHE_FIELD_NUMBER: _ClassVar[int]
     path: str
     dtype: str
     device: str
@@ -49,7 +50,8 @@ class RankSpec(_message.Message):
     quantize: str
     activations: str
     compile: bool
-    def __init__(self, path: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., tp_rank: _Optional[int] = ..., tp_size: _Optional[int] = ..., stage: _Optional[int] = ..., pp_size: _Optional[int] = ..., threads: _Optional[int] = ..., block_tokens: _Optional[int] = ..., epoch: _Optional[int] = ..., store_host: _Optional[str] = ..., store_port: _Optional[int] = ..., kernels: _Optional[str] = ..., quantize: _Optional[str] = ..., activations: _Optional[str] = ..., compile: _Optional[bool] = ...) -> None: ...
+    static_cache: bool
+    def __init__(self, path: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., tp_rank: _Optional[int] = ..., tp_size: _Optional[int] = ..., stage: _Optional[int] = ..., pp_size: _Optional[int] = ..., threads: _Optional[int] = ..., block_tokens: _Optional[int] = ..., epoch: _Optional[int] = ..., store_host: _Optional[str] = ..., store_port: _Optional[int] = ..., kernels: _Optional[str] = ..., quantize: _Optional[str] = ..., activations: _Optional[str] = ..., compile: _Optional[bool] = ..., static_cache: _Optional[bool] = ...) -> None: ...
 
 class Admission(_message.Message):
     __slots__ = ("sequence", "prompt_ids", "output_ids", "params")

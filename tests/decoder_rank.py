@@ -43,7 +43,7 @@ def run(case: dict[str, Any], rank: int, collective: TensorParallelGroup) -> dic
     for hidden, context in case["steps"]:
         for decoder, cache in parts:
             hidden = decoder.forward(hidden, cache, context)
-        logits.append(hidden)
+        logits.append(collective.gather_columns(hidden)[:, : config.vocab_size])
     return {"logits": torch.cat(logits), "bytes_read": bytes_read}
 
 

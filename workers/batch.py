@@ -90,3 +90,16 @@ def forward_context(
         tables=torch.tensor(rows, dtype=torch.int32, device=device),
         wanted=torch.tensor(wanted, dtype=torch.int64, device=device),
     )
+
+
+def first_tokens(sequences: int, slot_tokens: int, device: torch.device) -> ForwardContext:
+    """The step that computes the first token of sequences 0, 1, 2 .. in the slots of these numbers."""
+    order = torch.arange(sequences, dtype=torch.int64, device=device)
+    return ForwardContext(
+        positions=torch.zeros_like(order),
+        slots=order * slot_tokens,
+        starts=tuple(range(sequences + 1)),
+        lens=(1,) * sequences,
+        tables=order.to(torch.int32)[:, None].clone(),
+        wanted=order,
+    )

@@ -25,11 +25,13 @@ class KvCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        up_front: bool = False,
     ) -> None:
+        """up_front: take all memory now, so that no step waits for the system to find a page."""
         shape = (blocks, block_tokens * kv_heads * head_dim)
 
         def layer() -> KvLayer:
-            keys, values = _zeros(shape, dtype, device), _zeros(shape, dtype, device)
+            keys, values = (_zeros(shape, dtype, device, up_front) for _ in range(2))
             return KvLayer(keys, values, block_tokens, kv_heads, head_dim)
 
         self.layers = [layer() for _ in range(layers)]
@@ -39,9 +41,11 @@ class KvCache:
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros that take memory only where they are written: torch.zeros would touch every page at start-up."""
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, up_front: bool) -> Tensor:
+    """Zeros that take memory only where they are written, unless `up_front`."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     pages = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    if up_front:
+        pages.fill(0)  # the system maps a page when it is written, not when it is asked for
     return torch.from_numpy(pages).view(dtype).view(shape)

@@ -3,16 +3,18 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from rayline.cluster.config import EngineSection, ParallelSection
-from rayline.cluster.kv_memory import LEAST_TOKENS, KvPlan, KvWish, RankMemory, plan_kv
+from rayline.cluster.kv_memory import LEAST_TOKENS, KvPlan, KvWish, RankMemory, plan_kv, static_slots
 from rayline.cluster.machine import usable_cores
 from rayline.cluster.parallel import Parallel, ranks
-from rayline.kernels.choice import KernelOptions
+from rayline.kernels.choice import Choice, KernelOptions
+from rayline.kernels.compiled_kernels import missing_compiler
 from rayline.protos.errors import ConfigError
 from rayline.protos.types import EngineRequest, GroupInfo, SamplingParams
 from rayline.workers.blocks import BlockPool
@@ -92,12 +94,13 @@ def start_group(
     began = clock()
     config = ModelConfig.load(spec.path)
     dtype = config.dtype if spec.dtype == "auto" else spec.dtype
+    spec = _resolved(spec, config)
     specs = _rank_specs(spec, config, dtype)
     if len(specs) == 1:
-        worker = Worker(specs[0], kernels_of(specs[0]), Alone(), None)
-        loaded = {0: worker.load(lambda phase, done, total: on_progress(0, phase, done, total))}
+        worker, progress = Worker(specs[0], kernels_of(specs[0]), Alone(), None), partial(on_progress, 0)
+        loaded = {0: worker.load(progress)}
         kv = _kv_plan(spec, config, loaded)
-        worker.allocate(kv.blocks)
+        worker.allocate(kv.blocks, progress)
         pipeline: Pipeline = InProcess(worker)
     else:
         assert launcher is not None, "a group of several ranks needs a launcher"
@@ -131,7 +134,7 @@ def check_group(spec: GroupSpec) -> None:
     Raises ModelError or ConfigError.
     """
     config = ModelConfig.load(spec.path)
-    _rank_specs(spec, config, config.dtype if spec.dtype == "auto" else spec.dtype)
+    _rank_specs(_resolved(spec, config), config, config.dtype if spec.dtype == "auto" else spec.dtype)
     Weights.open(spec.path).close()
 
 
@@ -160,6 +163,13 @@ def numerics(spec: RankSpec, config: ModelConfig) -> Numerics:
     return Numerics(f"{name}-tp{tp_size}", choice.exact, choice.why)
 
 
+def _resolved(spec: GroupSpec, config: ModelConfig) -> GroupSpec:
+    """`spec` with what the cache of its kind decides about the engine."""
+    if spec.engine.kv_cache != "static":
+        return spec
+    return replace(spec, engine=static_slots(spec.engine, spec.max_model_len or config.max_model_len))
+
+
 def _rank_specs(spec: GroupSpec, config: ModelConfig, dtype: str) -> list[RankSpec]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     places = ranks(spec.parallel.tp, spec.parallel.pp)
@@ -180,14 +190,31 @@ def _rank_specs(spec: GroupSpec, config: ModelConfig, dtype: str) -> list[RankSp
             field="max_model_len",
         )
 
-    options = KernelOptions(spec.engine.kernels, spec.engine.quantize, spec.engine.activations)
+    engine = spec.engine
+    options = KernelOptions(engine.kernels, engine.quantize, engine.activations, engine.compile)
+    is_static = engine.kv_cache == "static"
 
     def rank_spec(place: Parallel) -> RankSpec:
-        return RankSpec(spec.path, dtype, device, place, threads, spec.engine.block_tokens, spec.epoch, options)
+        return RankSpec(spec.path, dtype, device, place, threads, engine.block_tokens, spec.epoch, options, is_static)
 
     specs = [rank_spec(place) for place in places]
-    kernel_choice(specs[0], config)  # refuses kernels that cannot run
+    choice = kernel_choice(specs[0], config)  # refuses kernels that cannot run
+    if engine.compile:
+        _check_compile(spec, choice)
     return specs
+
+
+def _check_compile(spec: GroupSpec, choice: Choice) -> None:
+    """Raises ConfigError when decode steps cannot be compiled."""
+    why = ""
+    if spec.engine.kv_cache != "static":
+        why = "its graphs have fixed shapes, which needs kv_cache = static"
+    elif spec.parallel.tp > 1:
+        why = f"tp = {spec.parallel.tp} exchanges sums between ranks inside a step: allowed is tp = 1"
+    elif not choice.exact:
+        why = missing_compiler()
+    if why:
+        raise ConfigError(f"compile = true cannot run here: {why}", field="compile")
 
 
 def _start_ranks(
@@ -204,7 +231,7 @@ def _start_ranks(
     try:
         loaded = pipeline.load(on_progress)
         kv = _kv_plan(spec, config, loaded)
-        pipeline.allocate(kv)
+        pipeline.allocate(kv, on_progress)
     except BaseException:
         pipeline.close()
         raise
@@ -234,6 +261,7 @@ def _kv_plan(spec: GroupSpec, config: ModelConfig, loaded: dict[int, Loaded]) ->
         model_limit=config.max_model_len,
         max_running=engine.max_running,
         groups=spec.sharing,
+        is_static=engine.kv_cache == "static",
     )
     return plan_kv(memory, wish)
 

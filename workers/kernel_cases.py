@@ -17,9 +17,11 @@ from rayline.kernels.backend import Weight
 from rayline.kernels.native_kernels import NativeKernels
 from rayline.kernels.sampling import SamplingRows, sample
 from rayline.workers.attention_cases import attention_cases
+from rayline.workers.collectives import Alone
 from rayline.workers.kernel_bench import Case, Contender, random_bf16, recorded
 from rayline.workers.kernel_shapes import ModelShape
 from rayline.workers.layers import SEGMENTS
+from rayline.workers.token_sampler import NativeSampler
 
 EPS = 1e-5
 DECODE_ROWS = (1, 8, 32)
@@ -121,37 +123,44 @@ def _silu(rows: int, dim: int, kernels: NativeKernels, copies: int) -> Mapping[s
 # ---- sampling
 
 
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How tokens are drawn."""
+
+    name: str
+    temperature: float
+    top_p: float = 1.0
+
+
+DRAWS = (Draw("greedy", 0.0), Draw("random", 1.0), Draw("top-p 0.9", 1.0, 0.9))
+
+
 def sample_cases(shape: ModelShape) -> list[Case]:
-    """From logits to tokens."""
+    """From logits to tokens; of the bytes only the logits count."""
     return [
-        Case(
-            "sample", f"{rows} x {shape.vocab} {how}", 4 * rows * shape.vocab, 0, partial(_sample, rows, shape.vocab, t)
-        )
+        Case("sample", f"{rows} x {shape.vocab} {draw.name}", 4 * rows * shape.vocab, 0, build)
         for rows in (1, 32)
-        for how, t in (("greedy", 0.0), ("random", 1.0))
+        for draw in DRAWS
+        for build in [partial(_sample, rows, shape.vocab, draw)]
     ]
 
 
-def _sample(rows: int, vocab: int, temperature: float, kernels: NativeKernels, copies: int) -> Mapping[str, Contender]:
+def _sample(rows: int, vocab: int, draw: Draw, kernels: NativeKernels, copies: int) -> Mapping[str, Contender]:
     generator = torch.Generator().manual_seed(0)
-    logits = [torch.randn(rows, vocab, generator=generator) for _ in range(copies)]
+    logits = [4.0 * torch.randn(rows, vocab, generator=generator) for _ in range(copies)]
     several = tuple(range(rows))
     how = SamplingRows(
-        temperature=(temperature,) * rows,
+        temperature=(draw.temperature,) * rows,
         top_k=(0,) * rows,
-        top_p=(1.0,) * rows,
+        top_p=(draw.top_p,) * rows,
         min_p=(0.0,) * rows,
         seed=several,
         position=several,
         suppressed=((),) * rows,
         logprobs=(None,) * rows,
     )
-    found: dict[str, Contender] = {OURS: lambda copy: sample(logits[copy], how)}
-    if temperature == 0.0:
-        found["argmax"] = lambda copy: logits[copy].argmax(-1)
-    else:
-        found["multinomial"] = lambda copy: logits[copy].softmax(-1).multinomial(1)
-    return found
+    ours = NativeSampler(kernels, Alone(), vocab, 0)
+    return {OURS: lambda copy: ours.sample(logits[copy], how), TORCH: lambda copy: sample(logits[copy], how)}
 
 
 # ---- the list

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rayline.cluster.parallel import Parallel, divide
 from rayline.kernels.backend import Kernels, Weight
+from rayline.kernels.vocabulary import vocab_share
 from rayline.workers.collectives import Collective
 from rayline.workers.weights import Weights
 
@@ -134,21 +135,20 @@ class VocabEmbedding:
 
 
 class VocabHead:
-    """Rows of the output matrix split over the ranks: [N, hidden] -> fp32 logits [N, vocabulary] on every rank."""
+    """Rows of the output matrix split over the ranks: [N, hidden] -> fp32 logits [N, this rank's share]."""
 
-    def __init__(self, loader: Loader, weight: Weight, vocab_size: int) -> None:
+    def __init__(self, loader: Loader, weight: Weight) -> None:
         """`weight`: this rank's rows as `vocab_shard` pads them."""
-        self.collective, self.kernels = loader.collective, loader.kernels
+        self.kernels = loader.kernels
         self.weight = weight
-        self.vocab_size = vocab_size
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.collective.gather_columns(self.kernels.linear_fp32(x, self.weight))[:, : self.vocab_size]
+        return self.kernels.linear_fp32(x, self.weight)
 
 
 def vocab_shard(loader: Loader, name: str, vocab_size: int, hidden_size: int) -> Tensor:
     """This rank's rows of a [vocabulary, hidden] matrix, equally many on each rank, zeros behind the last."""
-    each = -(-vocab_size // loader.parallel.tp_size)
+    each = vocab_share(vocab_size, loader.parallel.tp_size)
     first = min(loader.parallel.tp_rank * each, vocab_size)
     mine = range(first, min(first + each, vocab_size))
     rows = loader.read(name, shape=(vocab_size, hidden_size), rows=mine)

@@ -66,10 +66,10 @@ def _start(channel: Channel) -> Worker:
     spec = spec_of(channel.receive_leader_frame().load)
     kernels = kernels_of(spec)
     collective, stages = join(spec, kernels)
-    worker = Worker(spec, kernels, collective, stages)
-    loaded = worker.load(_Reporter(channel))
+    worker, reporter = Worker(spec, kernels, collective, stages), _Reporter(channel)
+    loaded = worker.load(reporter)
     channel.send(pb.WorkerFrame(loaded=loaded_to_pb(loaded)))
-    worker.allocate(channel.receive_leader_frame().allocate.blocks)
+    worker.allocate(channel.receive_leader_frame().allocate.blocks, reporter)
     channel.send(pb.WorkerFrame(ready=pb.Ready()))
     return worker
 

@@ -27,6 +27,7 @@ def spec_to_pb(spec: RankSpec) -> pb.RankSpec:
         quantize=spec.kernels.quantize,
         activations=spec.kernels.activations,
         compile=spec.kernels.compile,
+        static_cache=spec.static_cache,
     )
 
 
@@ -40,6 +41,7 @@ def spec_of(message: pb.RankSpec) -> RankSpec:
         block_tokens=message.block_tokens,
         epoch=message.epoch,
         kernels=KernelOptions(message.kernels, message.quantize, message.activations, message.compile),
+        static_cache=message.static_cache,
         store_host=message.store_host,
         store_port=message.store_port,
     )

@@ -53,14 +53,17 @@ class Ranks:
                 loaded[rank] = loaded_of(frame.loaded)
         return loaded
 
-    def allocate(self, kv: KvPlan) -> None:
-        """Have every rank make room for the KV cache."""
+    def allocate(self, kv: KvPlan, on_progress: OnRankProgress) -> None:
+        """Have every rank make room for the KV cache and compile what runs over it."""
         for channel in self._channels.values():
             channel.send(pb.LeaderFrame(allocate=pb.Allocate(blocks=kv.blocks)))
         ready: set[int] = set()
         while len(ready) < len(self._channels):
-            rank, _ = self._next_frame()
-            ready.add(rank)
+            rank, frame = self._next_frame()
+            if frame.WhichOneof("frame") == "progress":
+                on_progress(rank, frame.progress.phase, frame.progress.done, frame.progress.total)
+            else:
+                ready.add(rank)
 
     # ---- steps
 

@@ -19,6 +19,7 @@ class RankSpec:
     block_tokens: int
     epoch: int
     kernels: KernelOptions = field(default_factory=KernelOptions)
+    static_cache: bool = False
     store_host: str = ""
     store_port: int = 0
 

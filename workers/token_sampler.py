@@ -13,18 +13,10 @@ from torch import Tensor
 
 from rayline.kernels.backend import Kernels
 from rayline.kernels.native_kernels import NativeKernels
-from rayline.kernels.native_sampling import (
-    LEAVES,
-    Draws,
-    Limits,
-    NativeReductions,
-    Part,
-    column,
-    vocab_segment,
-    vocab_share,
-)
+from rayline.kernels.native_sampling import Draws, Limits, NativeReductions, Part, column
 from rayline.kernels.sampling import RowLogprobs, SampledRows, SamplingRows, sample
 from rayline.kernels.tree import join_pairwise
+from rayline.kernels.vocabulary import LEAVES, vocab_segment, vocab_share
 from rayline.workers.collectives import Alone, Collective
 
 

@@ -11,11 +11,11 @@ from rayline.cluster.machine import available_bytes, host_name
 from rayline.cluster.parallel import Parallel, balanced_stages
 from rayline.kernels.backend import Kernels
 from rayline.kernels.choice import Choice, build, choose
+from rayline.kernels.compiled_kernels import bucket_of
 from rayline.kernels.native_kernels import native_misfit
-from rayline.kernels.sampling import sample
 from rayline.protos.errors import ConfigError, NotEnoughMemory
 from rayline.protos.plan import Plan, Sampled, Slice, StepResult
-from rayline.workers.batch import Residents, forward_context, input_ids
+from rayline.workers.batch import Residents, first_tokens, forward_context, input_ids
 from rayline.workers.cache import KvCache
 from rayline.workers.collectives import Collective
 from rayline.workers.models.config import (
@@ -31,6 +31,7 @@ from rayline.workers.pipeline import RankStats
 from rayline.workers.sampler import SampleRequest, sampled, sampling_rows
 from rayline.workers.spec import Loaded, RankSpec
 from rayline.workers.stages import StageLinks
+from rayline.workers.token_sampler import token_sampler
 from rayline.workers.weights import Weights
 
 OnProgress = Callable[[str, int, int], None]
@@ -46,6 +47,7 @@ class Worker:
         self.config = ModelConfig.load(spec.path)
         self._collective = collective
         self._stages = stages
+        self._sampler = token_sampler(kernels, collective, self.config.vocab_size, spec.parallel.tp_rank)
         self._device = torch.device(spec.device)
         self._dtype = torch_dtype(spec.dtype)
         self._residents = Residents()
@@ -80,8 +82,8 @@ class Worker:
         share = weights.total_bytes // self.spec.parallel.world_size
         on_progress("read weights", min(weights.bytes_read, share), share)
 
-    def allocate(self, blocks: int) -> None:
-        """Make room for `blocks` KV blocks. Raises NotEnoughMemory."""
+    def allocate(self, blocks: int, on_progress: OnProgress) -> None:
+        """Make room for `blocks` KV blocks, and compile what runs over them. Raises NotEnoughMemory."""
         if blocks * self.block_bytes > (free := self._free_bytes()):
             raise NotEnoughMemory(f"kv_bytes = {blocks * self.block_bytes} is more than the {free} bytes free")
         self._cache = KvCache(
@@ -92,7 +94,25 @@ class Worker:
             self.config.head_dim,
             self._dtype,
             self._device,
+            self.spec.static_cache,
         )
+        if self.spec.kernels.compile:
+            self._compile(blocks, on_progress)
+
+    @torch.inference_mode()
+    def _compile(self, slots: int, on_progress: OnProgress) -> None:
+        """One decode step of each number of sequences that has its own graph, so that no client waits for it.
+
+        It writes to the first place of slots that nobody holds yet.
+        """
+        sizes = sorted({min(bucket_of(rows), slots) for rows in range(1, slots + 1)})
+        for done, rows in enumerate(sizes):
+            on_progress("compile", done, len(sizes))
+            inputs = torch.zeros(rows, dtype=torch.int64, device=self._device)
+            if not self.spec.parallel.is_first_stage:
+                inputs = inputs.new_zeros((rows, self.config.hidden_size), dtype=self._dtype)
+            self._decoder.forward(inputs, self._cache, first_tokens(rows, self.spec.block_tokens, self._device))
+        on_progress("compile", len(sizes), len(sizes))
 
     @property
     def block_bytes(self) -> int:
@@ -159,7 +179,7 @@ class Worker:
                 self._residents.gain(sequence, token)
 
     def _deliver(self, plan: Plan, output: Tensor) -> tuple[Sampled, ...] | None:
-        """Pass hidden states on, or sample from the logits [N, vocab] of the last stage."""
+        """Pass hidden states on, or sample from the last stage's logits [N, this rank's share of the vocabulary]."""
         sampling = tuple(s.sequence for s in plan.slices if s.samples)
         if not self.spec.parallel.is_last_stage:
             assert self._stages is not None
@@ -170,7 +190,7 @@ class Worker:
         if not sampling:
             return ()
         requests = [self._sample_request(number) for number in sampling]
-        rows = sample(output, sampling_rows(requests, self.config.eos_token_ids, self.config.vocab_size))
+        rows = self._sampler.sample(output, sampling_rows(requests, self.config.eos_token_ids, self.config.vocab_size))
         gained = sampled(requests, rows)
         for item in gained:
             self._residents.gain(item.sequence, item.token_id)

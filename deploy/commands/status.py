@@ -32,5 +32,5 @@ def _line(model: ModelStatus) -> str:
     groups = f"{model.groups} group{'s' * (model.groups != 1)}"
     numerics = f"numerics {model.numerics}, exact={str(model.exact).lower()}"
     queue = f"{model.running} running, {model.waiting} waiting"
-    blocks = f"{model.free_blocks} of {model.total_blocks} KV blocks free"
+    blocks = f"{model.free_blocks} of {model.total_blocks} KV blocks of {model.block_tokens} tokens free"
     return f"{model.name}: {groups}, context {model.max_model_len} tokens, {numerics}, {queue}, {blocks}"

@@ -46,9 +46,10 @@ struct Workspace {
           whole(take_sums(carver, rows, dim)) {}
 };
 
-// Tokens [first, first + tokens) of the step, all of one sequence, with the query heads of one KV head.
+// Tokens [first, first + tokens) of the step, all of one sequence, with the query heads of one KV head. The thread goes
+// on with the heads before `end_kv_head`.
 struct Item {
-    int64_t sequence, kv_head, first, tokens;
+    int64_t sequence, kv_head, end_kv_head, first, tokens;
 };
 
 inline void clear(const Sums& sums, int64_t rows, int64_t dim) {
@@ -59,13 +60,19 @@ inline void clear(const Sums& sums, int64_t rows, int64_t dim) {
 
 // Adds the sums of later keys.
 inline void join(const Sums& into, const Sums& part, int64_t rows, int64_t dim) {
-    for (int64_t row = 0; row < rows; ++row) {
-        const float top = std::max(into.top[row], part.top[row]);
-        const Lanes a = exp(splat(into.top[row] - top)), b = exp(splat(part.top[row] - top));
-        auto add = [&](float* x, const float* y) { store(x, fma(load(y), b, load(x) * a)); };
-        add(into.weights + row * kLanes, part.weights + row * kLanes);
-        for (int64_t d = 0; d < dim; d += kLanes) add(into.values + row * dim + d, part.values + row * dim + d);
-        into.top[row] = top;
+    for (int64_t first = 0; first < rows; first += kLanes) {  // what lies behind the last row is never used
+        const Lanes old_top = load(into.top + first), other_top = load(part.top + first);
+        const Lanes top = max(old_top, other_top);
+        alignas(64) float a[kLanes], b[kLanes];
+        store(a, exp(old_top - top));
+        store(b, exp(other_top - top));
+        store(into.top + first, top);
+        for (int64_t row = first; row < std::min(rows, first + kLanes); ++row) {
+            const Lanes mine = splat(a[row - first]), others = splat(b[row - first]);
+            auto add = [&](float* x, const float* y) { store(x, fma(load(y), others, load(x) * mine)); };
+            add(into.weights + row * kLanes, part.weights + row * kLanes);
+            for (int64_t d = row * dim; d < (row + 1) * dim; d += kLanes) add(into.values + d, part.values + d);
+        }
     }
 }
 
@@ -82,6 +89,12 @@ struct Attention {
           item_tokens(std::max<int64_t>(1, kItemFloats / (a.head_dim * ratio))) {}
 
     int64_t item_rows() const { return item_tokens * ratio; }
+    int64_t rows_of(int64_t tokens) const { return std::min(tokens, item_tokens) * ratio; }
+    int64_t partial_bytes(int64_t tokens) const {
+        Carver carver{nullptr};
+        take_sums(carver, rows_of(tokens), a.head_dim);
+        return static_cast<int64_t>(carver.used);
+    }
     int64_t oldest_seen(int64_t position) const {
         return a.window > 0 ? std::max<int64_t>(0, position - a.window + 1) : 0;
     }
@@ -95,6 +108,9 @@ struct Attention {
     void load_rows(const Item& item, const Workspace& work) const {
         const Lanes scale = splat(static_cast<float>(a.scale));
         const int64_t count = item.tokens * ratio;
+        // Tokens lie far apart: ask for all their lines at once.
+        for (int64_t i = 0; i < count; ++i)
+            for (int64_t d = 0; d < a.head_dim; d += 2 * kLanes) prefetch(row(a.q, item, i) + d);
         for (int64_t i = 0; i < count; ++i) {
             const int64_t position = step.positions[item.first + i / ratio];
             work.from[i] = oldest_seen(position);
@@ -112,12 +128,12 @@ struct Attention {
     }
 
     // The tile that starts at `first`, as far as it lies before `end`.
-    void find_tile(const Item& item, int64_t first, int64_t end, Tile& tile) const {
+    void find_tile(const Item& item, int64_t kv_head, int64_t first, int64_t end, Tile& tile) const {
         const int32_t* table = step.tables + item.sequence * step.table_width;
         tile.first = first;
         for (int64_t j = 0; j < kTilePieces && first + j * kPieceTokens < end; ++j) {
             const int64_t at = first + j * kPieceTokens;
-            const int64_t offset = layer.piece(table[at / a.block_tokens], item.kv_head, at % a.block_tokens);
+            const int64_t offset = layer.piece(table[at / a.block_tokens], kv_head, at % a.block_tokens);
             tile.keys[j] = a.keys + offset;
             tile.values[j] = a.values + offset;
         }
@@ -131,13 +147,15 @@ struct Attention {
         const int64_t seen = work.to[rows - 1], end = std::min((part + 1) * kPartKeys, seen);
         if (from >= end) return;
         Tile tile, ahead;
-        find_tile(item, from, seen, ahead);
+        find_tile(item, item.kv_head, from, seen, ahead);
         for (int64_t j = 0; j < kTilePieces; ++j)
             if (from + j * kPieceTokens >= seen) ahead.keys[j] = ahead.keys[0], ahead.values[j] = ahead.values[0];
         for (int64_t first = from; first < end; first += kTileKeys) {
             tile = ahead;
             tile.first = first;
-            find_tile(item, first + kTileKeys, seen, ahead);
+            if (first + kTileKeys < seen) find_tile(item, item.kv_head, first + kTileKeys, seen, ahead);
+            else if (item.kv_head + 1 < item.end_kv_head)
+                find_tile(item, item.kv_head + 1, work.from[0] / kTileKeys * kTileKeys, seen, ahead);
             for (int64_t i = 0; i < rows; i += kGroupRows) {
                 const Sums mine{sums.top + i, sums.weights + i * kLanes, sums.values + i * dim};
                 const Group group{work.q + i * dim, work.from + i, work.to + i, mine, work.p};
@@ -161,11 +179,11 @@ struct Attention {
 
     void finish(const Item& item, const Sums& whole) const {
         for (int64_t i = 0; i < item.tokens * ratio; ++i) {
-            const Lanes total = splat(sum(load(whole.weights + i * kLanes)));
+            const Lanes inverse = splat(1.0f / sum(load(whole.weights + i * kLanes)));
             bf16* out = const_cast<bf16*>(row(a.out, item, i));
             // + 0 makes one zero of two: a masked key may have left either.
             for (int64_t d = 0; d < a.head_dim; d += kLanes)
-                store_bf16(out + d, load(whole.values + i * a.head_dim + d) / total + splat(0.0f));
+                store_bf16(out + d, load(whole.values + i * a.head_dim + d) * inverse + splat(0.0f));
         }
     }
 };

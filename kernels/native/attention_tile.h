@@ -14,8 +14,8 @@ namespace rayline::RL_ISA {
 
 constexpr int kTilePieces = 4;
 constexpr int kTileKeys = kTilePieces * kPieceTokens;
-constexpr int kGroupRows = kLaneRegisters >= 32 ? 8 : 2;
-constexpr int kWideRows = 5;  // rows that leave room for four columns
+constexpr int kGroupRows = kLaneRegisters >= 32 ? 12 : 2;
+constexpr int kWideRows = 5;        // rows that leave room for four columns
 constexpr float kNoScore = -3e38f;  // the top of no scores: finite, so that no difference is NaN
 
 // Softmax sums of some rows.

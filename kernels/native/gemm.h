@@ -30,6 +30,8 @@ constexpr int kDepthBlock = 256;        // of the depth: 64 columns of it take 6
 constexpr int kRowBlock = 256;     // rows: their sums and their x of one block take 512 KiB, so the L2 cache holds all
 constexpr int kTreeLevels = 4;         // of sums that wait for their neighbour in a tree of 8 segments
 
+constexpr int64_t kSoon = 16 * kPackedPair;  // elements from what is read to what is fetched into the L1 cache
+
 enum class Weights {
     kPacked,    // unpack in registers
     kUnpack,    // and leave the block unpacked

@@ -25,6 +25,7 @@ struct PairProduct {
             for (int j = 0; j < Width; ++j) {
                 w[j] = load_pairs(packed + j * kPackedLine);
                 prefetch_far(ahead + j * kPackedLine);
+                prefetch(packed + kSoon + j * kPackedLine);
             }
 #pragma GCC unroll 12
             for (int i = 0; i < Rows; ++i) {

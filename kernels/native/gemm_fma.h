@@ -47,9 +47,14 @@ struct FmaProduct {
                     store(unpacked + kPanel + j * kLanes, odd[j]);
                 }
             }
-            if constexpr (kWeights == Weights::kPacked)
-                for (int j = 0; j < Width; ++j) prefetch_far(ahead + j * kPackedLine);
-            else prefetch_far(ahead);
+            if constexpr (kWeights == Weights::kPacked) {
+                for (int j = 0; j < Width; ++j) {
+                    prefetch_far(ahead + j * kPackedLine);
+                    prefetch(packed + kSoon + j * kPackedLine);
+                }
+            } else {
+                prefetch_far(ahead);
+            }
             step<Rows, Width>(x, even, acc);
             step<Rows, Width>(x + 1, odd, acc);
             x += 2;

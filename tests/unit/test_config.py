@@ -29,6 +29,8 @@ ACCEPTED: dict[str, dict[str, list[Any]]] = {
         "kernels": ["auto", "native", "onednn", "torch"],
         "quantize": ["none", "int8", "int4"],
         "activations": ["exact", "int8"],
+        "kv_cache": ["paged", "static"],
+        "compile": [True, False],
     },
     "parallel": {"tp": [1, 8], "pp": [1, 4], "groups": [1, 16]},
     "router": {
@@ -60,6 +62,8 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
         "kernels": ["fast", "", None],
         "quantize": ["int2", "", 8],
         "activations": ["int4", None],
+        "kv_cache": ["dynamic", True],
+        "compile": ["maybe", None],
     },
     "parallel": {"tp": [0, -2, 1.5], "pp": [0, "two"], "groups": [0, None]},
     "router": {

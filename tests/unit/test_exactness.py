@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from exact_plants import SumsByBatch, noise_by_row
 from exact_requests import SHORT_TOKENS, VOCAB_SIZE, Arrival, Asked, Limits, arrivals, limits, text
 from hypothesis import Phase, find, given, settings
 from hypothesis.errors import NoSuchExample
-from native import every_isa, library_or_skip, native_kernels
+from native import library_or_skip, native_kernels
+from torch import Tensor
 
 from rayline.cluster.config import ParallelSection
-from rayline.kernels.library import load
+from rayline.kernels.library import DOT_PRODUCT_ISA, ISAS, load
 from rayline.kernels.program import Operations, Team
 from rayline.protos.types import SamplingParams
 from rayline.workers import worker
@@ -41,8 +42,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2, tied, biases": {"family": "qwen2", "tie_word_embeddings": True},
     "qwen3, tied, one KV head": {"family": "qwen3", "tie_word_embeddings": True, "num_key_value_heads": 1},
 }
-CLASS = "cpu-fma-bfloat16"
 Make = Callable[[str], Path]
+
+
+def class_name() -> str:
+    """The numerics class of all these groups here: no tp, no pp, no threads in it."""
+    return f"cpu-{load().numerics}-bfloat16"
 
 
 @pytest.fixture(scope="module")
@@ -66,22 +71,21 @@ def checkpoint(random_checkpoint: Callable[..., Path]) -> Iterator[Make]:
 
 @pytest.mark.parametrize("model", MODELS)
 @given(mixture=arrivals(), engine=limits())
-@settings(max_examples=12)
+@settings(max_examples=8)
 def test_no_mixture_of_requests_changes_a_bit_of_an_answer(
     checkpoint: Make, model: str, mixture: Sequence[Arrival], engine: Limits
 ) -> None:
     path = checkpoint(model)
     group = start(path, engine, longest_tokens(mixture))
-    assert (group.info.numerics, group.info.exact) == (CLASS, True)
+    assert (group.info.numerics, group.info.exact) == (class_name(), True)
     assert not differences(group, mixture, partial(alone, path))
 
 
 def crowd(count: int = 8, **params: Any) -> tuple[Arrival, ...]:
     """Requests with a common beginning, more than the cache holds to their ends."""
     base = SamplingParams(temperature=1.0, top_p=0.9, max_tokens=60, ignore_eos=True, logprobs=5)
-    return tuple(
-        Arrival(Asked(((0, 40), (i, 5 + i)), replace(base, seed=i, **params)), after_steps=i % 3) for i in range(count)
-    )
+    own = [Asked(((0, 40), (i, 5 + i)), replace(base, **{"seed": i} | params)) for i in range(count)]
+    return tuple(Arrival(asked, after_steps=i % 3) for i, asked in enumerate(own))
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -91,6 +95,20 @@ def test_chunks_prefix_hits_and_preemptions_together_change_no_bit(checkpoint: M
     assert not differences(group, crowd(), partial(alone, path))
     stats = group.engine.scheduler.stats
     assert stats.preemptions > 0 and stats.cached_tokens > 0
+
+
+@pytest.mark.parametrize("isa", [*ISAS, DOT_PRODUCT_ISA])
+def test_the_instruction_sets_of_a_class_give_the_same_answers(
+    checkpoint: Make, monkeypatch: pytest.MonkeyPatch, isa: str
+) -> None:
+    library_or_skip(isa)
+    path, mixture = checkpoint("llama"), crowd(3, max_tokens=16)
+    monkeypatch.setattr(worker, "build", lambda _, threads: native_kernels("portable", threads))
+    portable = cache(partial(run_alone, path))
+    if isa != DOT_PRODUCT_ISA:
+        [portable(arrival.asked) for arrival in mixture]
+    monkeypatch.setattr(worker, "build", lambda _, threads: native_kernels(isa, threads))
+    assert not differences(start(path, Limits(spare_blocks=5), SHORT_TOKENS // 2), mixture, portable)
 
 
 def test_an_answer_differs_with_its_seed(checkpoint: Make) -> None:
@@ -124,10 +142,10 @@ def ranks(request: pytest.FixtureRequest, checkpoint: Make) -> Iterator[tuple[St
 
 
 @given(mixture=arrivals(with_long=False))
-@settings(max_examples=12)
+@settings(max_examples=6)
 def test_ranks_and_stages_change_no_bit(ranks: tuple[StartedGroup, Path], mixture: Sequence[Arrival]) -> None:
     group, path = ranks
-    assert (group.info.numerics, group.info.exact) == (CLASS, True)
+    assert (group.info.numerics, group.info.exact) == (class_name(), True)
     assert not differences(group, mixture, partial(alone, path))
 
 
@@ -141,7 +159,7 @@ def finds(path: Path, kernels: str) -> bool:
         group = start(path, Limits(), longest_tokens(mixture), kernels=kernels)
         return bool(differences(group, mixture, partial(run_alone, path, kernels=kernels)))
 
-    once = settings(max_examples=20, phases=[Phase.generate], database=None)
+    once = settings(max_examples=6, phases=[Phase.generate], database=None)
     try:
         find(arrivals(with_long=False), differs, settings=once, random=random.Random(0))
     except NoSuchExample:
@@ -174,7 +192,7 @@ def test_the_orders_of_torchs_own_products_are_found(checkpoint: Make) -> None:
 # ---- raw logits
 
 
-TEXTS = [torch.tensor(text(number, length)) for number, length in ((0, 150), (1, 40), (2, 97))]
+TEXTS = [torch.tensor(text(number, length)) for number, length in ((0, 90), (1, 20), (2, 41))]
 
 
 def whole() -> list[list[Slice]]:
@@ -200,18 +218,24 @@ def mixed(seed: int) -> list[list[Slice]]:
     return steps
 
 
-@every_isa
+@pytest.fixture(scope="module")
+def expected(checkpoint: Make, pages: Any) -> Callable[[str, str], list[Tensor]]:
+    """Logits of TEXTS on a model and an instruction set, each text computed whole and alone."""
+    return cache(lambda model, isa: Logits(checkpoint(model), native_kernels(isa)).of(TEXTS, whole(), pages(64, 16)))
+
+
+@pytest.mark.parametrize("isa", [*ISAS, DOT_PRODUCT_ISA])
 @pytest.mark.parametrize("model", MODELS)
 def test_logits_have_the_same_bits_however_texts_are_cut_and_on_every_cpu(
-    checkpoint: Make, pages: Any, model: str, isa: str
+    checkpoint: Make, pages: Any, expected: Callable[[str, str], list[Tensor]], model: str, isa: str
 ) -> None:
-    expected = Logits(checkpoint(model), native_kernels()).of(TEXTS, whole(), pages(block_tokens=16))
-    assert all(logits.isfinite().all() for logits in expected)
-    for threads in (1, 2, 3):
+    library_or_skip(isa)
+    reference = expected(model, isa if isa == DOT_PRODUCT_ISA else "portable")
+    assert all(logits.isfinite().all() for logits in reference)
+    for threads, steps in ((1, one_by_one()), (2, mixed(0)), (3, mixed(1))):
         decoder = Logits(checkpoint(model), native_kernels(isa, threads))
-        for steps in (whole(), one_by_one(), mixed(threads), mixed(10 + threads)):
-            found = decoder.of(TEXTS, steps, pages(block_tokens=16, seed=threads))
-            assert all(same_bits(one, other) for one, other in zip(found, expected, strict=True))
+        found = decoder.of(TEXTS, steps, pages(block_tokens=16, seed=threads))
+        assert all(same_bits(one, other) for one, other in zip(found, reference, strict=True))
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -228,7 +252,8 @@ def test_logits_far_into_a_text_have_the_same_bits_for_any_threads_and_chunks(
 
 
 def test_an_order_planted_in_the_products_shows_in_the_logits(checkpoint: Make, pages: Any) -> None:
-    planted = SumsByBatch(native_kernels().operations)
-    decoder = Logits(checkpoint("llama"), planted)
-    one, other = (decoder.of(TEXTS, steps, pages(block_tokens=16)) for steps in (whole(), one_by_one()))
-    assert not any(same_bits(a, b) for a, b in zip(one, other, strict=True))
+    """In some: rounding to bf16 hides most of such differences, so a long text is needed."""
+    decoder, tokens = Logits(checkpoint("llama"), SumsByBatch(native_kernels().operations)), torch.tensor(text(0, 400))
+    (one,) = decoder.of([tokens], [[(0, 0, 400)]], pages(block_tokens=16))
+    (other,) = decoder.of([tokens], [[(0, at, 1)] for at in range(400)], pages(block_tokens=16))
+    assert not same_bits(one, other)

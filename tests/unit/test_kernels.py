@@ -1,7 +1,10 @@
 """The torch kernels against their definitions, written out plainly in fp64."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 
 import pytest
 import torch
@@ -160,6 +163,25 @@ def test_long_prefill_never_makes_a_mask_of_all_pairs(monkeypatch: pytest.Monkey
     largest = 0
     PagedCase(Case([(4000, 4000)], kv_heads=1, group=1, block_tokens=8, window=50, seed=0)).ours(1.0)
     assert largest <= attention.QUERY_TILE * (attention.QUERY_TILE + 50)
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """Most memory that torch held at once for what `function` made."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        function()
+    results = profile.profiler.kineto_results  # type: ignore[union-attr]
+    events = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
+    return max(accumulate(nbytes for _, nbytes in events))
+
+
+def test_the_memory_of_a_long_prompt_grows_with_its_length_up_to_32k_tokens() -> None:
+    peaks = {}
+    for tokens in (8192, 16384, 32768):
+        paged = PagedCase(Case([(tokens, 1024)], kv_heads=1, group=1, block_tokens=64, window=None, seed=0))
+        peaks[tokens] = peak_bytes(partial(paged.ours, 1.0))
+    assert peaks[16384] < 2.1 * peaks[8192] and peaks[32768] < 2.1 * peaks[16384]
+    whole = PagedCase(Case([(16384, 16384)], kv_heads=1, group=1, block_tokens=64, window=None, seed=0))
+    assert peak_bytes(partial(whole.ours, 1.0)) < 16384 * 16384 // 8  # a bit for each pair would take as much
 
 
 def test_cache_writes_touch_only_their_slots() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from rayline.kernels.vocabulary import vocab_share
 from rayline.workers.models.config import ModelConfig, embedding_bytes, head_bytes, layer_bytes
 from rayline.workers.weights import Weights
 
@@ -110,7 +111,7 @@ def test_each_rank_reads_what_the_arithmetic_of_its_part_says(outcome: dict[str,
     wanted = config.layers * layer_bytes(config, tp, 4) + head_bytes(config, tp, 4)
     if not config.tie_word_embeddings or outcome["cuts"]:
         wanted += embedding_bytes(config, tp, 4)
-    padding = 2 * tp * config.hidden_size * 4
+    padding = 2 * (tp * vocab_share(config.vocab_size, tp) - config.vocab_size) * config.hidden_size * 4
     assert all(wanted - padding <= rank["bytes_read"] <= wanted for rank in outcome["ranks"])
 
 

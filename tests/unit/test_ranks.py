@@ -240,7 +240,7 @@ def dying_at_step(step: int, rank: int) -> Role:
 
 def start(group: Group) -> dict[int, Loaded]:
     loaded = group.ranks.load(lambda *_: None)
-    group.ranks.allocate(KvPlan(9, 144, 0, 144))
+    group.ranks.allocate(KvPlan(9, 144, 0, 144), lambda *_: None)
     return loaded
 
 
@@ -254,7 +254,7 @@ def test_every_rank_gets_its_orders_and_says_what_it_loaded() -> None:
     loaded = group.ranks.load(lambda *event: seen.add(event))
     assert {rank: each.weight_bytes for rank, each in loaded.items()} == {0: 100, 1: 101, 2: 102, 3: 103}
     assert seen == {(rank, "read weights", 1, 2) for rank in range(4)}
-    group.ranks.allocate(KvPlan(9, 144, 0, 144))
+    group.ranks.allocate(KvPlan(9, 144, 0, 144), lambda *_: None)
     group.end()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from rayline.cluster.parallel import divide
+from rayline.kernels.vocabulary import vocab_share
 from rayline.protos.errors import ConfigError, ModelError
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3"]
@@ -276,7 +277,7 @@ def layer_bytes(config: ModelConfig, tp_size: int, dtype_bytes: int) -> int:
 
 def embedding_bytes(config: ModelConfig, tp_size: int, dtype_bytes: int) -> int:
     """Bytes of one rank's rows of the token embedding."""
-    return -(-config.vocab_size // tp_size) * config.hidden_size * dtype_bytes
+    return vocab_share(config.vocab_size, tp_size) * config.hidden_size * dtype_bytes
 
 
 def head_bytes(config: ModelConfig, tp_size: int, dtype_bytes: int) -> int:

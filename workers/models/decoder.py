@@ -150,7 +150,7 @@ class Decoder:
         self.layers = [DecoderLayer(loader, config, layer, i) for i, layer in enumerate(stage_layers)]
         if head is not None:
             self.norm = RmsNorm(loader, "model.norm.weight", config.hidden_size, config.rms_norm_eps)
-            self.head = VocabHead(loader, head, config.vocab_size)
+            self.head = VocabHead(loader, head)
         self.weight_bytes = loader.allocated_bytes
         self.step_bytes = self.weight_bytes - (0 if table is None or table is head else table.bytes)
         self._bound: _Bound | None = None
@@ -160,8 +160,9 @@ class Decoder:
         """Compute the packed tokens of one step and put their keys and values into the cache.
 
         inputs: token ids int64 [T] on the first stage, else hidden states [T, hidden] of the stage before.
-        Returns hidden states [T, hidden] to hand on, or on the last stage fp32 logits [N, vocabulary] of
-        the `context.wanted` tokens; the next call may write over them. The caller holds torch.inference_mode().
+        Returns hidden states [T, hidden] to hand on, or on the last stage fp32 logits [N, this rank's share of
+        the vocabulary] of the `context.wanted` tokens; the next call may write over them. The caller holds
+        torch.inference_mode().
         """
         if self._bound is None or self._bound.cache is not cache:
             body = self.kernels.replay(lambda inputs, context: self._body(inputs, Step(cache, context, self.rope)))

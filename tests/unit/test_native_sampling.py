@@ -1,0 +1,211 @@
+"""Sampling in C++ against the torch implementation, whole and in parts of the vocabulary."""
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from native import every_isa, native_kernels
+from torch import Tensor
+
+from rayline.kernels.sampling import SampledRows, SamplingRows, sample
+from rayline.kernels.vocabulary import vocab_segment, vocab_share
+from rayline.workers.collectives import Alone, Collective
+from rayline.workers.token_sampler import NativeSampler
+
+INF = float("inf")
+SETTINGS: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {},
+    {"temperature": 0.05},
+    {"temperature": 30.0},
+    {"temperature": 1e-300},
+    {"top_k": 1},
+    {"top_k": 7, "temperature": 1.6},
+    {"top_k": 900},
+    {"top_p": 0.1},
+    {"top_p": 0.95},
+    {"top_p": 0.9999, "temperature": 3.0},
+    {"min_p": 0.2},
+    {"min_p": 1e-4, "temperature": 2.0},
+    {"top_k": 50, "top_p": 0.9, "min_p": 0.01, "temperature": 0.8},
+    {"top_p": 0.9, "min_p": 0.3},
+    {"suppressed": (0, 3, 5)},
+    {"temperature": 0.0, "suppressed": (1,), "logprobs": 3},
+    {"logprobs": 0},
+    {"top_p": 0.5, "logprobs": 20},
+]
+
+
+class InThreads:
+    """Ranks of one stage in threads of this process."""
+
+    def __init__(self, tp_size: int) -> None:
+        self.tp_size = tp_size
+        self._shown: list[Tensor] = [torch.empty(0)] * tp_size
+        self._barrier = threading.Barrier(tp_size, timeout=60)
+
+    def rank(self, number: int) -> "OneOfThreads":
+        return OneOfThreads(self, number)
+
+    def all(self, number: int, mine: Tensor) -> list[Tensor]:
+        self._shown[number] = mine
+        self._barrier.wait()
+        everyone = [tensor.clone() for tensor in self._shown]
+        self._barrier.wait()
+        return everyone
+
+
+class OneOfThreads:
+    def __init__(self, group: InThreads, rank: int) -> None:
+        self._group = group
+        self._rank = rank
+        self.tp_size = group.tp_size
+
+    def sum_tree(self, partial: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        raise AssertionError("sampling sums nothing this way")
+
+    def gather_columns(self, shard: Tensor) -> Tensor:
+        return torch.cat(self._group.all(self._rank, shard), dim=1)
+
+
+def rows(settings: list[dict[str, Any]]) -> SamplingRows:
+    """One row for each setting, each with its own seed and position."""
+    one = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "suppressed": (), "logprobs": None}
+    columns = {name: tuple(setting.get(name, value) for setting in settings) for name, value in one.items()}
+    count = len(settings)
+    seeds, positions = tuple(2**61 + 7 * i for i in range(count)), tuple(2**31 + i for i in range(count))
+    return SamplingRows(seed=seeds, position=positions, **columns)
+
+
+def random_logits(count: int, vocab: int, spread: float = 3.0) -> Tensor:
+    return torch.randn(count, vocab, generator=torch.Generator().manual_seed(vocab)) * spread
+
+
+def natively(logits: Tensor, batch: SamplingRows, isa: str | None = None, threads: int = 1) -> SampledRows:
+    sampler = NativeSampler(native_kernels(isa, threads), Alone(), logits.shape[-1], 0)
+    return sampler.sample(logits.clone(), batch)
+
+
+def in_parts(logits: Tensor, batch: SamplingRows, tp_size: int) -> list[SampledRows]:
+    """What each of `tp_size` ranks finds, of which each holds its part of the logits and noise behind its end."""
+    vocab, group = logits.shape[-1], InThreads(tp_size)
+    share = vocab_share(vocab, tp_size)
+    padded = torch.full((len(logits), share * tp_size), 99.0)
+    padded[:, :vocab] = logits
+    found: dict[int, SampledRows] = {}
+
+    def rank(number: int) -> None:
+        collective: Collective = group.rank(number)
+        sampler = NativeSampler(native_kernels(), collective, vocab, number)
+        found[number] = sampler.sample(padded[:, number * share : (number + 1) * share].clone(), batch)
+
+    threads = [threading.Thread(target=rank, args=(number,)) for number in range(tp_size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [found[number] for number in range(tp_size)]
+
+
+def same(a: SampledRows, b: SampledRows) -> bool:
+    return torch.equal(a.token_ids, b.token_ids) and a.logprobs == b.logprobs
+
+
+@every_isa
+@pytest.mark.parametrize("vocab", [1, 9, 130, 1003, 20_000])
+@pytest.mark.parametrize("spread", [0.0, 3.0])
+def test_tokens_are_those_of_the_torch_implementation(isa: str, vocab: int, spread: float) -> None:
+    settings = [setting for setting in SETTINGS * 3 if max(setting.get("suppressed", (0,))) < vocab]
+    logits, batch = random_logits(len(settings), vocab, spread), rows(settings)
+    assert natively(logits, batch, isa).token_ids.tolist() == sample(logits, batch).token_ids.tolist()
+
+
+@every_isa
+def test_logprobs_are_the_log_softmax_of_the_raw_logits(isa: str) -> None:
+    logits, batch = random_logits(len(SETTINGS), 5003), rows(SETTINGS)
+    for ours, oracle in zip(natively(logits, batch, isa).logprobs, sample(logits, batch).logprobs, strict=True):
+        assert (ours is None) == (oracle is None)
+        if ours is not None and oracle is not None:
+            assert ours.logprob == pytest.approx(oracle.logprob, abs=3e-6)
+            assert [token for token, _ in ours.top] == [token for token, _ in oracle.top]
+            assert [value for _, value in ours.top] == pytest.approx([value for _, value in oracle.top], abs=3e-6)
+
+
+def test_every_instruction_set_and_any_threads_give_the_same_bits() -> None:
+    logits, batch = random_logits(len(SETTINGS), 7001), rows(SETTINGS)
+    one = natively(logits, batch, "portable")
+    assert same(one, natively(logits, batch))
+    assert same(one, natively(logits, batch, threads=3))
+
+
+@pytest.mark.parametrize("vocab", [40, 1003, 6000])
+@pytest.mark.parametrize("tp_size", [2, 3, 4, 8])
+def test_ranks_that_hold_parts_find_what_one_rank_finds_in_the_whole(vocab: int, tp_size: int) -> None:
+    logits, batch = random_logits(len(SETTINGS), vocab), rows(SETTINGS)
+    alone = natively(logits, batch)
+    assert all(same(found, alone) for found in in_parts(logits, batch, tp_size))
+
+
+def test_a_row_has_the_same_bits_in_any_batch() -> None:
+    logits, batch = random_logits(len(SETTINGS), 3001), rows(SETTINGS)
+    together = natively(logits, batch, threads=2)
+    for at in range(len(SETTINGS)):
+        one = SamplingRows(**{name: (getattr(batch, name)[at],) for name in SamplingRows.__dataclass_fields__})
+        alone = natively(logits[at : at + 1], one, threads=2)
+        assert alone.token_ids[0] == together.token_ids[at]
+        assert alone.logprobs[0] == together.logprobs[at]
+
+
+def test_equal_logits_go_by_the_lowest_id_on_any_rank() -> None:
+    logits = torch.zeros(2, 400)
+    logits[1, [399, 201, 70]] = 5.0
+    batch = rows([{"temperature": 0.0, "logprobs": 4}] * 2)
+    for found in [natively(logits, batch), *in_parts(logits, batch, 4)]:
+        assert found.token_ids.tolist() == [0, 70]
+        assert [[token for token, _ in part.top] for part in found.logprobs if part is not None] == [
+            [0, 1, 2, 3],
+            [70, 201, 399, 0],
+        ]
+
+
+def test_suppressed_ids_are_never_sampled_and_the_logits_stay_as_they_were() -> None:
+    logits = torch.zeros(60, 130)
+    logits[:, 2] = 50.0
+    before = logits.clone()
+    for setting in ({}, {"temperature": 0.0}, {"top_p": 0.5}, {"top_k": 3}):
+        batch = rows([{"suppressed": (2, 129), **setting}] * 60)
+        sampler = NativeSampler(native_kernels(), Alone(), 130, 0)
+        assert not set(sampler.sample(logits, batch).token_ids.tolist()) & {2, 129}
+    assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("setting", SETTINGS[:15], ids=str)
+def test_extreme_logits_give_the_token_of_the_torch_implementation(setting: dict[str, Any]) -> None:
+    big = torch.finfo(torch.float32).max
+    logits = torch.tensor(
+        [
+            [0.0, INF, 1.0, -INF, 2.0],
+            [0.0, INF, 1.0, INF, 2.0],
+            [-INF, -INF, -INF, 3.0, -INF],
+            [big, -big, 0.0, -big, -INF],
+            [-big, -big, -INF, -big, -big],
+        ]
+    ).repeat(4, 1)
+    batch = rows([setting] * 20)
+    assert natively(logits, batch).token_ids.tolist() == sample(logits, batch).token_ids.tolist()
+
+
+def test_a_row_of_nothing_but_minus_infinity_gives_a_token() -> None:
+    batch = rows([*SETTINGS[:5], {"logprobs": 2}])
+    result = natively(torch.full((6, 70), -INF), batch)
+    assert all(0 <= token < 70 for token in result.token_ids.tolist())
+
+
+def test_parts_hold_whole_segments_and_cover_the_vocabulary() -> None:
+    for vocab in (1, 16, 1003, 128_256, 151_936):
+        assert vocab_share(vocab, 1) == vocab
+        for tp_size in (2, 4, 8):
+            share = vocab_share(vocab, tp_size)
+            assert share % vocab_segment(vocab) == 0
+            assert share * tp_size >= vocab
