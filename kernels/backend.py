@@ -17,7 +17,7 @@ class Weight:
 
     columns: output features, padding not counted. depth: input features.
     segments: leaves of the tree that sums along the depth (kernels/tree.py).
-    scales, minima: fp32, of each group of a quantised weight.
+    group: inputs that share a scale of a quantised weight; its scales lie in `data`.
     """
 
     data: Tensor
@@ -25,13 +25,11 @@ class Weight:
     depth: int
     segments: int = 1
     format: Format = "plain"
-    scales: Tensor | None = None
-    minima: Tensor | None = None
     group: int = 0
 
     @property
     def bytes(self) -> int:
-        return sum(part.nbytes for part in (self.data, self.scales, self.minima) if part is not None)
+        return self.data.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +89,10 @@ class Kernels(Protocol):
 
     def table(self, rows: Tensor) -> Weight:
         """Lay out rows [N, K] for `embedding`."""
+        ...
+
+    def head(self, rows: Tensor) -> Weight:
+        """Lay out the vocabulary's rows [N, K] for the product that gives logits."""
         ...
 
     def tied(self, rows: Tensor) -> Weight:

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from rayline.kernels import native_attention
+from rayline.kernels import native_attention, native_quant
 from rayline.kernels.backend import AttentionShape, KvLayer, RopeTables, Weight
 from rayline.kernels.context import ForwardContext
 from rayline.kernels.native_attention import BLOCK_MULTIPLE_TOKENS
+from rayline.kernels.native_quant import Quantisation
 from rayline.kernels.pages import HUGE_PAGE_BYTES, free_huge_pages
 from rayline.kernels.program import Operations, Program
 
@@ -34,9 +35,11 @@ class NativeKernels:
 
     exact = True
 
-    def __init__(self, operations: Operations) -> None:
+    def __init__(self, operations: Operations, quantisation: Quantisation | None = None) -> None:
+        """quantisation: of the weights that products read; None keeps them in bf16."""
         self.operations = operations
-        self.name = operations.library.numerics
+        self.quantisation = quantisation
+        self.name = f"fma-{quantisation.name}" if quantisation else operations.library.numerics
 
     def pack(self, parts: Sequence[Tensor], segments: int = 1) -> Weight:
         """parts bf16 [N_i, K] with K even; rows may be apart. Raises ValueError for what the products cannot read.
@@ -47,6 +50,9 @@ class NativeKernels:
         columns, depth = sum(len(part) for part in parts), parts[0].shape[1]
         if segments not in SEGMENTS:
             raise ValueError(f"segments must be one of {SEGMENTS}, not {segments}")
+        if self.quantisation is not None:
+            weights = self.quantisation.weights
+            return native_quant.pack(self.operations, parts, weights, self.quantisation.group_of(weights), segments)
         if depth % 2 or any(part.shape[1] != depth for part in parts):
             raise ValueError(f"the depth must be even and that of all parts, not {[part.shape[1] for part in parts]}")
         panels = -(-columns // PANEL)
@@ -68,10 +74,18 @@ class NativeKernels:
         columns, depth = rows.shape
         return Weight(rows.contiguous(), columns, depth)
 
+    def head(self, rows: Tensor) -> Weight:
+        """In 8 bits where weights are quantised, in 4 bits too."""
+        if self.quantisation is None:
+            return self.pack([rows])
+        return native_quant.pack(self.operations, [rows], "int8", self.quantisation.group_of("int8"))
+
     def tied(self, rows: Tensor) -> Weight:
-        return self.pack([rows])
+        return self.head(rows)
 
     def embedding(self, ids: Tensor, weight: Weight, first: int = 0) -> Tensor:
+        if weight.format in native_quant.BITS:
+            return native_quant.embedding(self.operations, ids, weight, first)
         out = torch.empty((len(ids), weight.depth), dtype=weight.data.dtype, device=ids.device)
         self.operations.call(
             "Embedding",
@@ -159,6 +173,11 @@ class NativeKernels:
         )
 
     def _linear(self, x: Tensor, weight: Weight, bias: Tensor | None, out: Tensor | None, wide: Tensor | None) -> None:
+        if self.quantisation is not None and weight.format in native_quant.BITS:
+            target = wide if out is None else out
+            assert target is not None
+            native_quant.linear(self.operations, x, weight, bias, target, self.quantisation.activations)
+            return
         self.operations.call(
             "Linear",
             len(x),

@@ -63,6 +63,14 @@ def dequantise(quantised: Quantised) -> Tensor:
     return grouped.flatten(1)[:, : quantised.q.shape[1]]
 
 
+def round_activations(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """x = step n: whole n in [-127, 127], fp32 [T, groups, group], and steps, fp32 [T, groups]. x [T, K]."""
+    grouped = _grouped(x.float(), group)
+    steps = grouped.abs().amax(-1) / 127
+    inverse = torch.where(steps < _SMALLEST, 0, 1 / steps)
+    return (grouped * inverse[..., None]).round(), steps
+
+
 def short_scales(scales: Tensor) -> Tensor:
     """fp32 scales cut to 20 bits, to the nearest; fp16 and bf16 scales stay as they are."""
     short = (scales.float().contiguous().view(torch.int32) + 8 & ~15).view(torch.float32)

@@ -53,6 +53,9 @@ class TorchKernels:
         columns, depth = rows.shape
         return Weight(rows.contiguous(), columns, depth)
 
+    def head(self, rows: Tensor) -> Weight:
+        return self.pack([rows])
+
     def tied(self, rows: Tensor) -> Weight:
         """Plain rows, which an embedding can read too."""
         return self.table(rows)

@@ -270,7 +270,7 @@ struct LinearQuantisedA8 {
 
 struct PackQuantised {
     const bf16* source;  // [columns, depth], rows `stride` elements apart
-    uint8_t* packed;     // at column `first`, a multiple of the panel's width
+    uint8_t* packed;     // the whole weight: `columns` of it are laid out, from column `first` on
     int64_t columns;
     int64_t depth;
     int64_t stride;

@@ -17,6 +17,7 @@
 #include "lanes_avx512.h"
 #include "quant_lanes_avx512.h"
 #include "functions.h"
+#include "gemm.h"
 #include "elementwise.h"
 #include "quant_sums.h"
 // the only operation that needs more; library.cpp hands out the AVX2 one where the CPU has not got it

@@ -39,8 +39,6 @@ inline Lanes weight_at(const uint8_t* p) {
 
 inline Lanes scale_of(Words word) { return as_lanes(word & words(kScaleMask)); }
 
-// Into the second-level cache, early enough for memory. Always inlined, as `prefetch` is.
-inline __attribute__((always_inline)) void prefetch_far(const uint8_t* p) { __builtin_prefetch(p, 0, 2); }
 // For a loop that reads a line here now and goes on line by line.
 inline __attribute__((always_inline)) void prefetch_ahead(const uint8_t* p) {
     prefetch_far(p + 16384);

@@ -64,45 +64,46 @@ inline void put_group(uint8_t* block, int64_t column, int64_t group, int64_t bit
     }
 }
 
-// Calls fill(column, group number, WeightGroup&) for all of a panel and lays out what it fills in.
-template <class Fill>
-void pack_panel(const PackQuantised& a, int64_t panel, Fill&& fill) {
+// Calls fill(column, group number, WeightGroup&) for all columns that lie in a panel and lays out what it fills in.
+template <class Args, class Fill>
+void pack_panel(const Args& a, int64_t panel, Fill&& fill) {
     constexpr int64_t kGroupsAtOnce = 16;  // their blocks stay in the nearest cache while the columns are filled in
     const int64_t groups = groups_of(a.depth, a.group), bytes = block_bytes(a.bits, a.group);
-    uint8_t* blocks = a.packed + (a.first / kBlockColumns + panel) * groups * bytes;
+    uint8_t* blocks = a.packed + panel * groups * bytes;
+    const int64_t first = std::max<int64_t>(0, panel * kBlockColumns - a.first);
+    const int64_t last = std::min(a.columns, (panel + 1) * kBlockColumns - a.first);
     WeightGroup part;
     for (int64_t from = 0; from < groups; from += kGroupsAtOnce)
-        for (int64_t c = 0; c < kBlockColumns; ++c)
+        for (int64_t column = first; column < last; ++column)
             for (int64_t g = from; g < std::min(groups, from + kGroupsAtOnce); ++g) {
-                fill(panel * kBlockColumns + c, g, part);
-                put_group(blocks + g * bytes, c, a.group, a.bits, part);
+                fill(column, g, part);
+                put_group(blocks + g * bytes, (a.first + column) % kBlockColumns, a.group, a.bits, part);
             }
+}
+
+template <class Args, class Fill>
+void pack_panels(Team& team, const Args& a, Fill&& fill) {
+    const int64_t panel = a.first / kBlockColumns;
+    team.each(panels_of(a.first + a.columns) - panel, [&](int64_t chunk, int) { pack_panel(a, panel + chunk, fill); });
 }
 
 inline void pack_quantised(Team& team, const Step&, const void* args) {
     const auto& a = *static_cast<const PackQuantised*>(args);
-    team.each(panels_of(a.columns), [&](int64_t panel, int) {
-        pack_panel(a, panel, [&](int64_t column, int64_t g, WeightGroup& to) {
-            const int64_t k = g * a.group;
-            const bf16* w = a.source + (column < a.columns ? column * a.stride + k : 0);
-            quantise_group(w, column < a.columns ? a.depth - k : 0, a.group, a.bits, to);
-        });
+    pack_panels(team, a, [&](int64_t column, int64_t g, WeightGroup& to) {
+        const int64_t k = g * a.group;
+        quantise_group(a.source + column * a.stride + k, a.depth - k, a.group, a.bits, to);
     });
 }
 
 inline void pack_integers(Team& team, const Step&, const void* args) {
     const auto& a = *static_cast<const PackIntegers*>(args);
-    const PackQuantised target{nullptr, a.packed, a.columns, a.depth, 0, a.first, a.bits, a.group};
     const int64_t groups = groups_of(a.depth, a.group);
-    team.each(panels_of(a.columns), [&](int64_t panel, int) {
-        pack_panel(target, panel, [&](int64_t column, int64_t g, WeightGroup& to) {
-            to = {};
-            if (column >= a.columns) return;
-            const int64_t k = g * a.group, at = column * groups + g;
-            std::memcpy(to.q, a.q + column * a.depth + k, static_cast<std::size_t>(std::min(a.group, a.depth - k)));
-            const uint32_t bits = std::bit_cast<uint32_t>(short_scale(a.scales[at]));
-            to.scale = bits | (a.bits == 4 ? a.zeros[at] : 0u);
-        });
+    pack_panels(team, a, [&](int64_t column, int64_t g, WeightGroup& to) {
+        to = {};
+        const int64_t k = g * a.group, at = column * groups + g;
+        std::memcpy(to.q, a.q + column * a.depth + k, static_cast<std::size_t>(std::min(a.group, a.depth - k)));
+        const uint32_t bits = std::bit_cast<uint32_t>(short_scale(a.scales[at]));
+        to.scale = bits | (a.bits == 4 ? a.zeros[at] : 0u);
     });
 }
 

@@ -203,7 +203,7 @@ def _vocabulary(loader: Loader, config: ModelConfig) -> tuple[Weight | None, Wei
         shared = loader.keep(kernels.tied(vocab_shard(loader, EMBEDDING, *size)))
         return (shared if is_first else None), (shared if is_last else None)
     table = loader.keep(kernels.table(vocab_shard(loader, EMBEDDING, *size))) if is_first else None
-    head = loader.keep(kernels.pack([vocab_shard(loader, "lm_head.weight", *size)])) if is_last else None
+    head = loader.keep(kernels.head(vocab_shard(loader, "lm_head.weight", *size))) if is_last else None
     return table, head
 
 
