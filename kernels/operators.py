@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class OperatorOperations(Operations):
         self._step = torch.zeros(words, dtype=torch.int64)
         # Operators live as long as this object; the team's address keeps those of two teams apart.
         self._namespace = f"rayline_{team.address:x}"
-        self._torch_library = torch.library.Library(self._namespace, "DEF")
+        self._torch_library: Any = torch.library.Library(self._namespace, "DEF")  # type: ignore[no-untyped-call]
         defined = (arguments for name, arguments in self.library.arguments.items() if name != "Step")
         self._operators = {arguments.name: self._define(arguments) for arguments in defined}
 
@@ -45,11 +46,13 @@ class OperatorOperations(Operations):
     def _define(self, arguments: Arguments) -> Operator:
         self._torch_library.define(schema(arguments))
 
+        library, team = self.library, self.team  # not self: the operator would keep it, and it the operator
+
         def run(step: Tensor, *values: Value) -> None:
             addresses = (value.data_ptr() if isinstance(value, Tensor) else value for value in values)
             filled = arguments.struct(*addresses)
-            calls = (ctypes.c_void_p * 2)(self.library.operation(arguments.name), ctypes.addressof(filled))
-            if self.library.run(self.team.address, step.data_ptr(), calls, 1):
+            calls = (ctypes.c_void_p * 2)(library.operation(arguments.name), ctypes.addressof(filled))
+            if library.run(team.address, step.data_ptr(), calls, 1):
                 raise MemoryError("a kernel found no memory for its scratch")
 
         self._torch_library.impl(arguments.name, run, "CPU")
