@@ -9,7 +9,8 @@ from rayline.kernels import onednn
 from rayline.kernels.backend import Kernels
 from rayline.kernels.compiled_kernels import SUFFIX, CompiledNativeKernels, CompiledTorchKernels
 from rayline.kernels.library import LibraryMissing, load
-from rayline.kernels.native_kernels import NativeKernels
+from rayline.kernels.native_kernels import NativeKernels, native_name
+from rayline.kernels.native_quant import Quantisation, Weights
 from rayline.kernels.operators import OperatorOperations
 from rayline.kernels.program import Operations, Team
 from rayline.kernels.torch_kernels import ONEDNN, PLAIN, TorchKernels
@@ -27,20 +28,29 @@ class KernelOptions:
     compile: bool = False
 
 
+class Unfit(ValueError):
+    """An option cannot be had here; `field` is its name."""
+
+    def __init__(self, field: str, why: str) -> None:
+        super().__init__(why)
+        self.field = field
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """name: of the kernels, part of the numerics class. exact: see Kernels. why: said in the log."""
+    """name: of the kernels, part of the numerics class. exact: see Kernels. why: said where it matters."""
 
     name: str
     exact: bool
     why: str
     is_compiled: bool = False
+    quantisation: Quantisation | None = None
 
 
 def choose(device: torch.device, dtype: torch.dtype, options: KernelOptions, misfit: str = "") -> Choice:
     """The implementation for a device, a dtype and a model; `misfit`: why the model is not for the C++ kernels.
 
-    Raises ValueError when what is wished for cannot run.
+    Raises Unfit when what is wished for cannot run.
     """
     is_cpu_bf16 = device.type == "cpu" and dtype == torch.bfloat16
     wish = options.kernels
@@ -49,22 +59,36 @@ def choose(device: torch.device, dtype: torch.dtype, options: KernelOptions, mis
     elif wish in ("auto", "native") and is_cpu_bf16:
         try:
             library = load()
-            return Choice(library.numerics, True, f"C++ kernels for {library.isa}", options.compile)
+            quantisation = quantisation_of(options)
+            name = native_name(library, quantisation)
+            return Choice(name, True, f"C++ kernels for {library.isa}", options.compile, quantisation)
         except LibraryMissing as missing:
             why = str(missing)
     else:
         why = f"the C++ kernels compute bfloat16 on CPUs, not {dtype} on {device.type}"
     if wish == "native":
-        raise ValueError(why)
+        raise Unfit("kernels", why)
+    if options.quantize != "none":
+        raise Unfit("quantize", f"it needs the native kernels, and {why}")
     if options.compile:
         if wish == "onednn":
-            raise ValueError("weights in oneDNN's layout cannot be compiled")
+            raise Unfit("compile", "weights in oneDNN's layout cannot be compiled")
         return Choice("torch" + SUFFIX, False, why, is_compiled=True)
     if wish != "torch" and is_cpu_bf16 and onednn.is_available():
         return Choice("onednn", False, why)
     if wish == "onednn":
-        raise ValueError("oneDNN's products are for bfloat16 on CPUs that multiply it")
+        raise Unfit("kernels", "oneDNN's products are for bfloat16 on CPUs that multiply it")
     return Choice("torch", False, why)
+
+
+def quantisation_of(options: KernelOptions) -> Quantisation | None:
+    """Raises Unfit for activations that nothing quantised is multiplied with."""
+    if options.quantize == "none":
+        if options.activations != "exact":
+            raise Unfit("activations", "it needs quantize = int8 or int4")
+        return None
+    weights: Weights = "int4" if options.quantize == "int4" else "int8"
+    return Quantisation(weights, "int8" if options.activations == "int8" else "exact")
 
 
 def build(choice: Choice, threads: int) -> Kernels:
@@ -75,7 +99,9 @@ def build(choice: Choice, threads: int) -> Kernels:
         torch.set_num_threads(1)
         team = Team(load(), threads)
         return (
-            CompiledNativeKernels(OperatorOperations(team)) if choice.is_compiled else NativeKernels(Operations(team))
+            CompiledNativeKernels(OperatorOperations(team), choice.quantisation)
+            if choice.is_compiled
+            else NativeKernels(Operations(team), choice.quantisation)
         )
     torch.set_num_threads(threads)
     if choice.is_compiled:

@@ -18,6 +18,7 @@ from rayline.kernels.attention import attend_tokens
 from rayline.kernels.backend import AttentionShape, KvLayer
 from rayline.kernels.context import ForwardContext
 from rayline.kernels.native_kernels import NativeKernels
+from rayline.kernels.native_quant import Quantisation
 from rayline.kernels.operators import OperatorOperations
 from rayline.kernels.torch_kernels import PLAIN, TorchKernels, paged
 
@@ -56,8 +57,8 @@ class CompiledTorchKernels(TorchKernels):
 class CompiledNativeKernels(NativeKernels):
     """The operations in C++, called from a compiled graph: their bits."""
 
-    def __init__(self, operations: OperatorOperations) -> None:
-        super().__init__(operations)
+    def __init__(self, operations: OperatorOperations, quantisation: Quantisation | None = None) -> None:
+        super().__init__(operations, quantisation)
         self._operators = operations
 
     def replay(self, function: Function) -> Function:  # type: ignore[override]

@@ -8,6 +8,7 @@ from torch import Tensor
 from rayline.kernels import native_attention, native_quant
 from rayline.kernels.backend import AttentionShape, KvLayer, RopeTables, Weight
 from rayline.kernels.context import ForwardContext
+from rayline.kernels.library import Library
 from rayline.kernels.native_attention import BLOCK_MULTIPLE_TOKENS
 from rayline.kernels.native_quant import Quantisation
 from rayline.kernels.pages import HUGE_PAGE_BYTES, free_huge_pages
@@ -30,6 +31,11 @@ def native_misfit(head_dim: int, depths: Sequence[int], block_tokens: int) -> st
     return ""
 
 
+def native_name(library: Library, quantisation: Quantisation | None) -> str:
+    """The kernels' part of the numerics class. Quantised products are made of fma on every CPU."""
+    return f"fma-{quantisation.name}" if quantisation else library.numerics
+
+
 class NativeKernels:
     """bf16 on CPUs. Each method allocates its result, or notes the operation while a program is recorded."""
 
@@ -39,7 +45,7 @@ class NativeKernels:
         """quantisation: of the weights that products read; None keeps them in bf16."""
         self.operations = operations
         self.quantisation = quantisation
-        self.name = f"fma-{quantisation.name}" if quantisation else operations.library.numerics
+        self.name = native_name(operations.library, quantisation)
 
     def pack(self, parts: Sequence[Tensor], segments: int = 1) -> Weight:
         """parts bf16 [N_i, K] with K even; rows may be apart. Raises ValueError for what the products cannot read.

@@ -22,7 +22,7 @@ from rayline.workers.channel import Channel
 from rayline.workers.collectives import Alone
 from rayline.workers.engine import Engine
 from rayline.workers.in_process import InProcess
-from rayline.workers.layers import SEGMENTS, tree_segments
+from rayline.workers.layers import tree_fits
 from rayline.workers.models.config import ModelConfig
 from rayline.workers.pipeline import Pipeline
 from rayline.workers.ranks import OnRankProgress, Ranks, open_store
@@ -158,7 +158,8 @@ def numerics(spec: RankSpec, config: ModelConfig) -> Numerics:
     name = f"{spec.device}-{choice.name}-{spec.dtype}"
     depths = (config.heads * config.head_dim, config.intermediate_size)
     tp_size = spec.parallel.tp_size
-    if choice.exact and all(tree_segments(depth, tp_size) * tp_size == SEGMENTS for depth in depths):
+    unit = choice.quantisation.group_of(choice.quantisation.weights) if choice.quantisation else 2
+    if choice.exact and all(tree_fits(depth, tp_size, unit) for depth in depths):
         return Numerics(name, True, choice.why)
     return Numerics(f"{name}-tp{tp_size}", choice.exact, choice.why)
 

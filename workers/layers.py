@@ -64,8 +64,12 @@ def tree_segments(depth: int, tp_size: int) -> int:
     The whole tree has SEGMENTS of equal, even length; where these or tp do not fit, each rank's share is one
     leaf, and bits depend on tp.
     """
-    fits = depth % (2 * SEGMENTS) == 0 and SEGMENTS % tp_size == 0
-    return SEGMENTS // tp_size if fits else 1
+    return SEGMENTS // tp_size if tree_fits(depth, tp_size, 2) else 1
+
+
+def tree_fits(depth: int, tp_size: int, unit: int) -> bool:
+    """Whether `depth` inputs make SEGMENTS leaves of whole units, a whole number of them on each rank."""
+    return depth % (unit * SEGMENTS) == 0 and SEGMENTS % tp_size == 0
 
 
 @dataclass(frozen=True, slots=True)

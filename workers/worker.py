@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 
 import psutil
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from rayline.cluster.machine import available_bytes, host_name
 from rayline.cluster.parallel import Parallel, balanced_stages
 from rayline.kernels.backend import Kernels
-from rayline.kernels.choice import Choice, build, choose
+from rayline.kernels.choice import Choice, Unfit, build, choose
 from rayline.kernels.compiled_kernels import bucket_of
 from rayline.kernels.native_kernels import native_misfit
 from rayline.protos.errors import ConfigError, NotEnoughMemory
@@ -224,8 +225,9 @@ def kernel_choice(spec: RankSpec, config: ModelConfig) -> Choice:
     )
     try:
         return choose(torch.device(spec.device), torch_dtype(spec.dtype), spec.kernels, misfit)
-    except ValueError as error:
-        raise ConfigError(f"kernels = {spec.kernels.kernels} cannot run here: {error}", field="kernels") from None
+    except Unfit as error:
+        value = asdict(spec.kernels)[error.field]
+        raise ConfigError(f"{error.field} = {value} cannot run here: {error}", field=error.field) from None
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from rayline.cluster.config import EngineSection, ParallelSection
 from rayline.cluster.parallel import Parallel
+from rayline.kernels.choice import KernelOptions
 from rayline.protos.errors import ConfigError, ModelError, NotEnoughMemory, RaylineError
 from rayline.protos.types import EngineRequest, Finished, SamplingParams, TokenEvent
 from rayline.workers.group import GroupSpec, StartedGroup, check_group, numerics, start_group
@@ -212,6 +213,46 @@ def test_an_exact_class_names_tp_only_where_the_tree_does_not_fit(random_checkpo
     ):
         spec = RankSpec(Path(), "bfloat16", "cpu", Parallel(tp_size=tp), 1, 16, 0)
         assert (numerics(spec, changed).name.replace("dpbf16", "fma"), numerics(spec, changed).exact) == (name, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (KernelOptions(quantize="int8"), "cpu-fma-int8g128-bfloat16"),
+        (KernelOptions(quantize="int4"), "cpu-fma-int4g64-bfloat16"),
+        (KernelOptions(quantize="int4", activations="int8"), "cpu-fma-int4g64a8-bfloat16"),
+    ],
+)
+def test_quantised_weights_are_exact_classes_of_their_own(
+    random_checkpoint: Callable[..., Path], options: KernelOptions, name: str
+) -> None:
+    library_or_skip()
+    config = replace(ModelConfig.load(random_checkpoint("llama")), head_dim=64, heads=16, intermediate_size=2048)
+    for tp, changed, expected in (
+        (1, config, name),
+        (2, config, name),
+        (2, replace(config, intermediate_size=2048 + 64), f"{name}-tp2"),
+    ):
+        spec = RankSpec(Path(), "bfloat16", "cpu", Parallel(tp_size=tp), 1, 16, 0, options)
+        assert (numerics(spec, changed).name, numerics(spec, changed).exact) == (expected, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"quantize": "int8"}, "quantize"),
+        ({"quantize": "int4", "dtype": "bfloat16", "kernels": "onednn"}, "quantize"),
+        ({"activations": "int8", "dtype": "bfloat16"}, "activations"),
+    ],
+)
+def test_quantisation_that_cannot_be_is_refused_by_name(
+    random_checkpoint: Callable[..., Path], changes: dict[str, Any], field: str
+) -> None:
+    library_or_skip()
+    folder = random_checkpoint("llama", head_dim=16) if "dtype" in changes else random_checkpoint("llama")
+    with pytest.raises(ConfigError, match=f"{field} = int") as caught:
+        check_group(group_spec(folder, block_tokens=16, **changes))
+    assert caught.value.field == field
 
 
 @pytest.mark.parametrize("max_model_len", [2, 3, 100, 512])
