@@ -40,8 +40,10 @@ class Logits:
         for slices in steps:
             ids = torch.cat([texts[text][start : start + count] for text, start, count in slices])
             logits = self._decoder.forward(ids, cache, pages.context(slices))
-            for (text, start, count), rows in zip(slices, logits.split([s[2] for s in slices]), strict=True):
-                found[text][start : start + count] = rows
+            row = 0
+            for text, start, count in slices:
+                found[text][start : start + count] = logits[row : row + count]
+                row += count
         return found
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from exact_requests import ALONE, Arrival, Asked, Limits
 
-from rayline.cluster.config import EngineSection, ParallelSection
+from rayline.cluster.config import EngineSection, KernelWish, ParallelSection
 from rayline.protos.types import EngineRequest, Finished, FinishReason, TokenEvent
 from rayline.workers.group import GroupSpec, Launcher, StartedGroup, start_group
 from rayline.workers.models.config import ModelConfig, kv_bytes_per_token
@@ -29,7 +29,7 @@ def start(
     limits: Limits,
     longest_tokens: int,
     *,
-    kernels: str = "native",
+    kernels: KernelWish = "native",
     parallel: ParallelSection | None = None,
     launcher: Launcher | None = None,
 ) -> StartedGroup:
@@ -85,7 +85,7 @@ def _bits(event: TokenEvent) -> Token:
     return event.token_id, logprob, tuple((top.token_id, top.logprob.hex()) for top in event.top_logprobs)
 
 
-def run_alone(path: Path, asked: Asked, kernels: str = "native") -> Answer:
+def run_alone(path: Path, asked: Asked, kernels: KernelWish = "native") -> Answer:
     """The answer of a fresh group of one rank with room for everything, which nobody else asks."""
     group = start(path, ALONE, asked.longest_tokens, kernels=kernels)
     (answer,) = play(group, [(Arrival(asked), ())])

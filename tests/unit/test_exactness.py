@@ -19,7 +19,7 @@ from hypothesis.errors import NoSuchExample
 from native import library_or_skip, native_kernels
 from torch import Tensor
 
-from rayline.cluster.config import ParallelSection
+from rayline.cluster.config import KernelWish, ParallelSection
 from rayline.kernels.library import DOT_PRODUCT_ISA, ISAS, load
 from rayline.kernels.program import Operations, Team
 from rayline.protos.types import SamplingParams
@@ -71,7 +71,7 @@ def checkpoint(random_checkpoint: Callable[..., Path]) -> Iterator[Make]:
 
 @pytest.mark.parametrize("model", MODELS)
 @given(mixture=arrivals(), engine=limits())
-@settings(max_examples=8)
+@settings(max_examples=6)
 def test_no_mixture_of_requests_changes_a_bit_of_an_answer(
     checkpoint: Make, model: str, mixture: Sequence[Arrival], engine: Limits
 ) -> None:
@@ -152,7 +152,7 @@ def test_ranks_and_stages_change_no_bit(ranks: tuple[StartedGroup, Path], mixtur
 # ---- what the property finds
 
 
-def finds(path: Path, kernels: str) -> bool:
+def finds(path: Path, kernels: KernelWish) -> bool:
     """Whether some mixture of requests is answered otherwise than alone."""
 
     def differs(mixture: Sequence[Arrival]) -> bool:
