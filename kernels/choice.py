@@ -8,6 +8,7 @@ import torch
 from rayline.kernels import onednn
 from rayline.kernels.backend import Kernels
 from rayline.kernels.compiled_kernels import SUFFIX, CompiledNativeKernels, CompiledTorchKernels
+from rayline.kernels.cores import Cores
 from rayline.kernels.library import LibraryMissing, load
 from rayline.kernels.native_kernels import NativeKernels, native_name
 from rayline.kernels.native_quant import Quantisation, Weights
@@ -91,13 +92,13 @@ def quantisation_of(options: KernelOptions) -> Quantisation | None:
     return Quantisation(weights, "int8" if options.activations == "int8" else "exact")
 
 
-def build(choice: Choice, threads: int) -> Kernels:
-    """The chosen kernels with this many compute threads."""
+def build(choice: Choice, threads: int, cores: Cores | None) -> Kernels:
+    """The chosen kernels with this many compute threads, on `cores` if there are such."""
     log.info("kernels: %s (%s)", choice.name, choice.why)
     if choice.exact:
         # The team computes; a second pool of spinning threads would only take cores from it.
         torch.set_num_threads(1)
-        team = Team(load(), threads)
+        team = Team(load(), threads, cores)
         return (
             CompiledNativeKernels(OperatorOperations(team), choice.quantisation)
             if choice.is_compiled

@@ -3,7 +3,7 @@
 import ctypes
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -65,9 +65,13 @@ class Library:
             raise KeyError(f"{self.isa} has no operation {name}")
         return address
 
-    def new_team(self, threads: int) -> int:
-        """Start `threads - 1` helper threads; the caller is the first of the team. Raises MemoryError."""
-        team: int | None = self._handle.rl_team_new(threads)
+    def new_team(self, threads: int, cores: Sequence[int] | None) -> int:
+        """Start `threads - 1` helper threads; the caller is the first of the team. Raises MemoryError.
+
+        cores: one for each thread, None to let the system choose.
+        """
+        numbers = None if cores is None else (ctypes.c_int * threads)(*cores)
+        team: int | None = self._handle.rl_team_new(threads, numbers)
         if team is None:
             raise MemoryError(f"{threads} threads could not be started")
         return team

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rayline.kernels.context import ForwardContext
+from rayline.kernels.cores import Cores
 from rayline.kernels.exchange import LOST, RankLost
 from rayline.kernels.library import Arguments, Library
 
@@ -29,12 +30,16 @@ class Recorded:
 
 
 class Team:
-    """The compute threads of this rank; the calling thread is one of them. One call at a time."""
+    """The compute threads of this rank; the calling thread is one of them. One call at a time.
 
-    def __init__(self, library: Library, threads: int) -> None:
+    cores: where they run; None leaves it to the system.
+    """
+
+    def __init__(self, library: Library, threads: int, cores: Cores | None = None) -> None:
         self.library = library
         self.threads = threads
-        self.address = library.new_team(threads)
+        self.cores = cores
+        self.address = library.new_team(threads, None if cores is None else cores.numbers)
 
     def __del__(self) -> None:
         self.library.free_team(self.address)

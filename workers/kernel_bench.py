@@ -28,7 +28,7 @@ from rayline.kernels.probe import Probe
 from rayline.kernels.program import Operations, Team
 from rayline.protos.errors import ConfigError
 from rayline.workers.limit_sampler import SETTLE_S
-from rayline.workers.machine_probe import open_probe
+from rayline.workers.machine_probe import first_cores, open_probe
 from rayline.workers.roofline import CaseReport, ContenderReport, bound
 
 Contender = Callable[[int], object]
@@ -95,7 +95,7 @@ class KernelBench:
         except LibraryMissing as missing:
             raise ConfigError(f"there is nothing to measure: {missing}") from None
         torch.set_num_threads(threads)
-        operations = Operations(Team(library, threads))
+        operations = Operations(Team(library, threads, first_cores(threads)))
         return KernelBench(NativeKernels(operations), open_probe(operations))
 
     @torch.inference_mode()

@@ -1,5 +1,6 @@
 """One rank: loads its part of the model, follows plans, computes its stage, samples on the last one."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -8,11 +9,12 @@ import psutil
 import torch
 from torch import Tensor
 
-from rayline.cluster.machine import available_bytes, host_name
+from rayline.cluster.machine import available_bytes, host_name, usable_cores
 from rayline.cluster.parallel import Parallel, balanced_stages
 from rayline.kernels.backend import Kernels
 from rayline.kernels.choice import Choice, Unfit, build, choose
 from rayline.kernels.compiled_kernels import bucket_of
+from rayline.kernels.cores import claim
 from rayline.kernels.native_kernels import native_misfit
 from rayline.protos.errors import ConfigError, NotEnoughMemory
 from rayline.protos.plan import Plan, Sampled, Slice, StepResult
@@ -215,7 +217,10 @@ class Worker:
 
 def kernels_of(spec: RankSpec) -> Kernels:
     """The kernels that a rank is told to compute with, and their threads."""
-    return build(kernel_choice(spec, ModelConfig.load(spec.path)), spec.threads)
+    allowed = sorted(os.sched_getaffinity(0))
+    # Under a quota smaller than the machine, the neighbours on a core cannot be known.
+    cores = claim(spec.threads, allowed) if usable_cores() == len(allowed) else None
+    return build(kernel_choice(spec, ModelConfig.load(spec.path)), spec.threads, cores)
 
 
 def kernel_choice(spec: RankSpec, config: ModelConfig) -> Choice:

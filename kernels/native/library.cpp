@@ -82,9 +82,10 @@ void rl_advise_huge_pages(void* data, int64_t bytes) {
 // The sources this library was built from, as setup.py hashed them.
 const char* rl_sources() { return RL_SOURCES; }
 
-Team* rl_team_new(int threads) {
+// cores: one for each thread, the caller's first; null leaves them to the system.
+Team* rl_team_new(int threads, const int* cores) {
     try {
-        return new Team(threads);
+        return new Team(threads, cores);
     } catch (const std::exception&) {
         return nullptr;
     }
@@ -107,6 +108,7 @@ void rl_exchange_free(Exchange* exchange) { delete exchange; }
 
 // Run the calls one after another. 0, or 1 when memory ran out, 2 when another rank was lost, 3 when one was late.
 int rl_run(Team* team, const Step* step, const Call* calls, int64_t count) {
+    const Team::Presence presence(*team);
     try {
         for (int64_t i = 0; i < count; ++i) calls[i].operation(*team, *step, calls[i].args);
         return 0;

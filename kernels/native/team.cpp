@@ -7,6 +7,9 @@
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #endif
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 namespace rayline {
 namespace {
@@ -22,10 +25,52 @@ void pause() {
 #endif
 }
 
+// Keep the calling thread on one core; where that is not allowed it stays free.
+void stay_on(int core) {
+#if defined(__linux__)
+    cpu_set_t only;
+    CPU_ZERO(&only);
+    CPU_SET(static_cast<unsigned>(core), &only);
+    sched_setaffinity(0, sizeof only, &only);
+#else
+    (void)core;
+#endif
+}
+
 }  // namespace
 
-Team::Team(int threads) : scratch_(static_cast<std::size_t>(threads) + 1) {
-    for (int thread = 1; thread < threads; ++thread) helpers_.emplace_back([this, thread] { help(thread); });
+struct Team::Presence::Mask {
+#if defined(__linux__)
+    cpu_set_t cores;
+#endif
+};
+
+Team::Presence::Presence(const Team& team) {
+#if defined(__linux__)
+    if (team.core_ < 0) return;
+    before_ = std::make_unique<Mask>();
+    if (sched_getaffinity(0, sizeof before_->cores, &before_->cores) != 0) before_.reset();
+    else stay_on(team.core_);
+#else
+    (void)team;
+#endif
+}
+
+Team::Presence::~Presence() {
+#if defined(__linux__)
+    if (before_ != nullptr) sched_setaffinity(0, sizeof before_->cores, &before_->cores);
+#endif
+}
+
+Team::Team(int threads, const int* cores)
+    : core_(cores == nullptr ? -1 : cores[0]), scratch_(static_cast<std::size_t>(threads) + 1) {
+    for (int thread = 1; thread < threads; ++thread) {
+        const int core = cores == nullptr ? -1 : cores[thread];
+        helpers_.emplace_back([this, thread, core] {
+            if (core >= 0) stay_on(core);
+            help(thread);
+        });
+    }
 }
 
 Team::~Team() {

@@ -16,10 +16,24 @@ namespace rayline {
 
 class Team {
   public:
-    explicit Team(int threads);
+    // cores: one for each thread, the caller's first; null leaves them to the system.
+    explicit Team(int threads, const int* cores = nullptr);
     ~Team();
     Team(const Team&) = delete;
     Team& operator=(const Team&) = delete;
+
+    // While it lives, the calling thread runs on its core of the team; afterwards wherever it could before.
+    class Presence {
+      public:
+        explicit Presence(const Team& team);
+        ~Presence();
+        Presence(const Presence&) = delete;
+        Presence& operator=(const Presence&) = delete;
+
+      private:
+        struct Mask;
+        std::unique_ptr<Mask> before_;
+    };
 
     int size() const { return static_cast<int>(helpers_.size()) + 1; }
 
@@ -55,6 +69,7 @@ class Team {
     void help(int thread);
     bool has_work() const { return static_cast<uint32_t>(ticket_.load()) != 0; }
 
+    const int core_;  // the caller's; -1 for any
     Job job_;
     alignas(64) std::atomic<uint64_t> ticket_{0};  // job number << 32 | chunks not yet claimed
     alignas(64) std::atomic<int64_t> done_{0};     // chunks of the job that are finished

@@ -172,7 +172,7 @@ def test_the_search_for_a_difference_finds_none_in_the_real_kernels(checkpoint: 
 
 
 def test_another_order_of_a_products_sum_in_batches_is_found(checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "build", lambda _, threads: SumsByBatch(Operations(Team(load(), threads))))
+    monkeypatch.setattr(worker, "build", lambda _, threads, cores: SumsByBatch(Operations(Team(load(), threads))))
     assert finds(checkpoint("llama"), "native")
 
 
