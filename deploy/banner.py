@@ -41,7 +41,7 @@ def _model_lines(model: ReadyModel, parallel: ParallelSection) -> list[str]:
     heads = kv_heads_of_rank(config, parallel.tp) * parallel.tp
     dtype_bytes = kv.bytes // (2 * config.layers * heads * config.head_dim * kv.tokens)
     blocks = "slots" if kv.is_static else "blocks"
-    return [
+    lines = [
         f"  model  {info.model}: {config.model_type}, {config.layers} layers, context {info.max_model_len} tokens, "
         f"numerics {info.numerics}, exact={str(info.exact).lower()}",
         f"  groups {parallel.groups} x (tp {parallel.tp} x pp {parallel.pp}), each {decimal(group.weight_bytes)} of "
@@ -50,3 +50,6 @@ def _model_lines(model: ReadyModel, parallel: ParallelSection) -> list[str]:
         f"         = 2 x {config.layers} layers x {heads} kv heads x {config.head_dim} head dim x {dtype_bytes} bytes "
         f"x {kv.tokens} tokens",
     ]
+    if not info.exact:
+        lines.append(f"  note   {group.kernels}, so bits depend on the batch; docs/kernels.md tells the cost")
+    return lines

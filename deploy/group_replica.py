@@ -28,9 +28,10 @@ FAREWELL_S = 0.2  # the last messages leave before a lost group's process ends
 
 @dataclass(frozen=True, slots=True)
 class GroupSummary:
-    """What `rayline serve` prints of a group that has started."""
+    """What `rayline serve` prints of a group that has started. kernels: which compute, and why."""
 
     info: GroupInfo
+    kernels: str
     kv: KvPlan
     weight_bytes: int
     load_s: float
@@ -58,7 +59,7 @@ class GroupReplica:
     def summary(self) -> GroupSummary:
         started = self._started
         weight_bytes = sum(rank.weight_bytes for rank in started.loaded)
-        return GroupSummary(started.info, started.kv, weight_bytes, started.load_s, started.warm_up_s)
+        return GroupSummary(started.info, started.kernels, started.kv, weight_bytes, started.load_s, started.warm_up_s)
 
     async def follow(self, request_id: str, group_id: str) -> None:
         """Stay open as long as a stream runs here, so that Serve counts it; tokens go elsewhere.

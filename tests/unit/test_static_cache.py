@@ -149,6 +149,13 @@ def test_a_context_can_be_filled_to_its_end(path: Path) -> None:
 
 def test_the_banner_counts_slots(path: Path) -> None:
     group = start(path, "static", dtype="float32")
-    summary = GroupSummary(group.info, group.kv, 0, 0.0, 0.0)
+    summary = GroupSummary(group.info, group.kernels, group.kv, 0, 0.0, 0.0)
     model = ReadyModel(ModelConfig.load(path), summary)
     assert "KV     4 slots x 112 tokens = 448 tokens" in banner([model], ParallelSection(), "h", Doors(1, 2))
+
+
+def test_the_banner_says_why_a_class_is_not_exact(path: Path) -> None:
+    group = start(path, "paged", dtype="float32")
+    model = ReadyModel(ModelConfig.load(path), GroupSummary(group.info, group.kernels, group.kv, 0, 0.0, 0.0))
+    text = banner([model], ParallelSection(), "h", Doors(1, 2))
+    assert "exact=false" in text and "note   the C++ kernels compute bfloat16 on CPUs, not torch.float32" in text
