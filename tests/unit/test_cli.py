@@ -57,7 +57,8 @@ def test_each_flag_says_what_it_does_and_its_default(key: Any) -> None:
 @pytest.mark.parametrize("key", config_keys(), ids=lambda key: key.name)
 def test_each_flag_sets_its_key_and_no_other(key: Any) -> None:
     if key.type is bool:
-        arguments, value = [f"--no-{key.flag[2:]}"], False
+        value = not key.default
+        arguments = [key.flag if value else f"--no-{key.flag[2:]}"]
     elif key.type in OTHER_VALUES:
         value = OTHER_VALUES[key.type]
         arguments = [key.flag, str(value)]

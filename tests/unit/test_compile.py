@@ -196,4 +196,4 @@ def test_the_choice_names_what_the_compiler_may_change() -> None:
     assert choose(CPU, torch.float32, compiled).name == "torch" + compiled_kernels.SUFFIX
     native = choose(CPU, torch.bfloat16, compiled)
     assert native.name == choose(CPU, torch.bfloat16, KernelOptions()).name
-    assert build(native, 1).exact
+    assert build(native, 1, None).exact

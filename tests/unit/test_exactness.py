@@ -103,11 +103,11 @@ def test_the_instruction_sets_of_a_class_give_the_same_answers(
 ) -> None:
     library_or_skip(isa)
     path, mixture = checkpoint("llama"), crowd(3, max_tokens=16)
-    monkeypatch.setattr(worker, "build", lambda _, threads: native_kernels("portable", threads))
+    monkeypatch.setattr(worker, "build", lambda _, threads, cores: native_kernels("portable", threads))
     portable = cache(partial(run_alone, path))
     if isa != DOT_PRODUCT_ISA:
         [portable(arrival.asked) for arrival in mixture]
-    monkeypatch.setattr(worker, "build", lambda _, threads: native_kernels(isa, threads))
+    monkeypatch.setattr(worker, "build", lambda _, threads, cores: native_kernels(isa, threads))
     assert not differences(start(path, Limits(spare_blocks=5), SHORT_TOKENS // 2), mixture, portable)
 
 
