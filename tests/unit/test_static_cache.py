@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from native import library_or_skip
 
 from rayline.cluster.config import EngineSection, ParallelSection
