@@ -11,7 +11,7 @@ SOURCES = sorted(path.relative_to(HERE).as_posix() for path in (HERE / "kernels/
 DIGEST = sha256(b"".join((HERE / source).read_bytes() for source in SOURCES)).hexdigest()  # as kernels/library.py does
 
 # No fused or reordered arithmetic but what the sources write: the bits are the same for every compiler and CPU.
-FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
+FLAGS = ["-std=c++20", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
 FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]  # false alarms in the headers of AVX-512
 
 setup(
