@@ -21,6 +21,7 @@ from rayline.workers.collectives import Alone
 from rayline.workers.kernel_bench import Case, Contender, random_bf16, recorded
 from rayline.workers.kernel_shapes import ModelShape
 from rayline.workers.layers import SEGMENTS
+from rayline.workers.quantised_cases import quantised_cases
 from rayline.workers.token_sampler import NativeSampler
 
 EPS = 1e-5
@@ -168,6 +169,7 @@ def _sample(rows: int, vocab: int, draw: Draw, kernels: NativeKernels, copies: i
 
 CASES: Mapping[str, Callable[[ModelShape], Sequence[Case]]] = {
     "linear": linear_cases,
+    "quantised": quantised_cases,
     "attention": attention_cases,
     "norm": norm_cases,
     "silu": silu_cases,

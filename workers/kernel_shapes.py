@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-OPERATIONS = ("linear", "attention", "norm", "silu", "sample")
+OPERATIONS = ("linear", "quantised", "attention", "norm", "silu", "sample")
 
 
 @dataclass(frozen=True, slots=True)

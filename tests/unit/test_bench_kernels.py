@@ -189,6 +189,16 @@ def test_all_contenders_of_a_case_compute_the_same(operation: str) -> None:
                 torch.testing.assert_close(results[0], other, rtol=2e-2, atol=2e-2)
 
 
+def test_rounded_weights_are_compared_with_the_products_they_stand_for() -> None:
+    kernels = native_kernels()
+    with torch.inference_mode():
+        for each in cases(TINY, ["quantised"]):
+            ours, exact = (torch.as_tensor(c(1)).float() for c in each.build(kernels, 2).values())
+            error = float((ours - exact).norm() / exact.norm())
+            assert 1e-4 < error < (0.02 if "int8g" in each.shape else 0.15), each.shape
+            assert each.products == ("int8" if each.shape.endswith("a8") else "float")
+
+
 def test_both_samplers_draw_the_same_tokens() -> None:
     kernels = native_kernels()
     for each in cases(TINY, ["sample"]):
