@@ -11,7 +11,7 @@ from rayline.kernels.context import ForwardContext
 from rayline.kernels.library import Library
 from rayline.kernels.native_attention import BLOCK_MULTIPLE_TOKENS
 from rayline.kernels.native_quant import Quantisation
-from rayline.kernels.pages import HUGE_PAGE_BYTES, free_huge_pages
+from rayline.kernels.pages import are_at_hand
 from rayline.kernels.program import Operations, Program
 
 LANES = 16
@@ -63,7 +63,7 @@ class NativeKernels:
             raise ValueError(f"the depth must be even and that of all parts, not {[part.shape[1] for part in parts]}")
         panels = -(-columns // PANEL)
         data = torch.empty(panels * PANEL * depth, dtype=torch.bfloat16)
-        is_at_hand = free_huge_pages() * HUGE_PAGE_BYTES > data.nbytes
+        is_at_hand = are_at_hand(data.nbytes)
         if is_at_hand:
             self.operations.library.advise_huge_pages(data.data_ptr(), data.nbytes)
         if columns % PANEL:

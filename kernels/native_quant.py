@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rayline.kernels.backend import Weight
+from rayline.kernels.pages import are_at_hand
 from rayline.kernels.program import Operations
 from rayline.kernels.quantise import GROUPS, Bits, Quantised
 
@@ -117,7 +118,8 @@ def empty(operations: Operations, columns: int, depth: int, weights: Weights, gr
     panels, groups = -(-columns // COLUMNS), -(-depth // group)
     panel_bytes = groups * COLUMNS * (4 + group * BITS[weights] // 8)
     data = torch.empty(panels * panel_bytes + _SLACK_BYTES, dtype=torch.uint8)
-    operations.library.advise_huge_pages(data.data_ptr(), data.nbytes)
+    if are_at_hand(data.nbytes):
+        operations.library.advise_huge_pages(data.data_ptr(), data.nbytes)
     data[(panels - 1 if columns % COLUMNS else panels) * panel_bytes :].zero_()
     return Weight(data, columns, depth, segments, weights, group=group)
 

@@ -7,6 +7,11 @@ HUGE_ORDER = 9  # 2^9 pages of 4 KiB
 HUGE_PAGE_BYTES = 2 << 20
 
 
+def are_at_hand(size_bytes: int) -> bool:
+    """Whether so much can be had in huge pages without moving others about."""
+    return free_huge_pages() * HUGE_PAGE_BYTES > size_bytes
+
+
 def free_huge_pages() -> int:
     """Huge pages that need no compaction first; 0 where the system does not say.
 
