@@ -10,8 +10,10 @@ from grpc_health.v1 import health_pb2
 from rayline.protos import inference_pb2 as pb
 from rayline.protos import inference_pb2_grpc as pb_grpc
 from rayline.protos.errors import ConfigError, InternalError, RaylineError, Unauthenticated, Unavailable, error_of
-from rayline.protos.types import Spec, StreamEvent
-from rayline.protos.wire import event_of, spec_to_pb
+from rayline.protos.event_wire import event_of
+from rayline.protos.events import StreamEvent
+from rayline.protos.request_wire import spec_to_pb
+from rayline.protos.types import Spec
 
 CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 _WITHOUT_KIND = {  # statuses that no code of ours made: the connection's, a proxy's

@@ -13,7 +13,7 @@ from ray.util.placement_group import get_current_placement_group
 from rayline.cluster.kv_memory import KvPlan
 from rayline.deploy.progress_link import ProgressSender
 from rayline.protos.errors import RaylineError
-from rayline.protos.types import GroupInfo
+from rayline.protos.group import GroupInfo
 from rayline.router.directory import GroupAddress
 from rayline.workers.group import GroupSpec, StartedGroup, start_group
 from rayline.workers.leader import Leader

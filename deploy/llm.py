@@ -16,23 +16,22 @@ from typing import Any, Literal, Self
 from rayline.cluster.config import EngineSection, ModelSection, SystemConfig, override
 from rayline.deploy.model_path import resolve_model, served_name
 from rayline.protos.errors import ConfigError, InternalError, InvalidRequest, RaylineError
-from rayline.protos.types import (
+from rayline.protos.events import (
     Begun,
     Delta,
     DeltaLogprob,
     EngineEvent,
-    EngineRequest,
     Failed,
     Finished,
     FinishReason,
-    GroupInfo,
-    SamplingParams,
-    Spec,
+    PromptScores,
     Started,
     StreamEvent,
     TokenEvent,
     Usage,
 )
+from rayline.protos.group import GroupInfo
+from rayline.protos.types import EngineRequest, SamplingParams, Spec
 from rayline.router.admission import engine_request
 from rayline.router.text_stream import TextStream
 from rayline.router.tokenizer import Tokenizer
@@ -182,8 +181,8 @@ class LLM:
 
     def _request(self, spec: Spec) -> EngineRequest:
         spec.check()
-        if spec.messages is not None:
-            text = self._tokenizer.render_chat([asdict(message) for message in spec.messages])
+        if spec.conversation is not None:
+            text = self._tokenizer.render_chat([asdict(message) for message in spec.conversation.messages])
             prompt_ids = self._tokenizer.encode(text, add_special_tokens=False)
         elif spec.prompt is not None:
             prompt_ids = self._tokenizer.encode(spec.prompt, add_special_tokens=True)
@@ -225,9 +224,9 @@ class _Answer:
         self.finished: Finished | None = None
         self.stopped_early = False
 
-    def take(self, event: TokenEvent | Finished) -> Delta | None:
+    def take(self, event: PromptScores | TokenEvent | Finished) -> Delta | None:
         """The delta this event adds, if any; sets `finished` when it was the last."""
-        if self.finished is not None:
+        if self.finished is not None or isinstance(event, PromptScores):
             return None
         if isinstance(event, Finished):
             delta = self._text.finish()

@@ -15,7 +15,9 @@ from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
 from rayline.cluster.config import SystemConfig
-from rayline.protos.types import EngineEvent, EngineRequest, GroupInfo, GroupLoad
+from rayline.protos.events import EngineEvent
+from rayline.protos.group import GroupInfo, GroupLoad
+from rayline.protos.types import EngineRequest
 from rayline.router.directory import Directory, GroupAddress
 from rayline.router.group import Group
 from rayline.router.grpc_api import build_grpc_server

@@ -15,6 +15,36 @@ class TokenLogprob(_message.Message):
     logprob: float
     def __init__(self, token_id: _Optional[int] = ..., logprob: _Optional[float] = ...) -> None: ...
 
+class PromptScore(_message.Message):
+    __slots__ = ("own", "top")
+    OWN_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    own: TokenLogprob
+    top: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
+    def __init__(self, own: _Optional[_Union[TokenLogprob, _Mapping]] = ..., top: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ...) -> None: ...
+
+class Thinking(_message.Message):
+    __slots__ = ("start_ids", "end_ids", "budget_tokens", "is_open")
+    START_IDS_FIELD_NUMBER: _ClassVar[int]
+    END_IDS_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    IS_OPEN_FIELD_NUMBER: _ClassVar[int]
+    start_ids: _containers.RepeatedScalarFieldContainer[int]
+    end_ids: _containers.RepeatedScalarFieldContainer[int]
+    budget_tokens: int
+    is_open: bool
+    def __init__(self, start_ids: _Optional[_Iterable[int]] = ..., end_ids: _Optional[_Iterable[int]] = ..., budget_tokens: _Optional[int] = ..., is_open: _Optional[bool] = ...) -> None: ...
+
+class TokenRules(_message.Message):
+    __slots__ = ("bad_words", "grammar", "thinking")
+    BAD_WORDS_FIELD_NUMBER: _ClassVar[int]
+    GRAMMAR_FIELD_NUMBER: _ClassVar[int]
+    THINKING_FIELD_NUMBER: _ClassVar[int]
+    bad_words: _containers.RepeatedCompositeFieldContainer[_inference_pb2.TokenIds]
+    grammar: str
+    thinking: Thinking
+    def __init__(self, bad_words: _Optional[_Iterable[_Union[_inference_pb2.TokenIds, _Mapping]]] = ..., grammar: _Optional[str] = ..., thinking: _Optional[_Union[Thinking, _Mapping]] = ...) -> None: ...
+
 class RankSpec(_message.Message):
     __slots__ = ("path", "dtype", "device", "tp_rank", "tp_size", "stage", "pp_size", "threads", "block_tokens", "epoch", "store_host", "store_port", "kernels", "quantize", "activations", "compile", "static_cache")
     PATH_FIELD_NUMBER: _ClassVar[int]
@@ -54,46 +84,84 @@ class RankSpec(_message.Message):
     def __init__(self, path: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., tp_rank: _Optional[int] = ..., tp_size: _Optional[int] = ..., stage: _Optional[int] = ..., pp_size: _Optional[int] = ..., threads: _Optional[int] = ..., block_tokens: _Optional[int] = ..., epoch: _Optional[int] = ..., store_host: _Optional[str] = ..., store_port: _Optional[int] = ..., kernels: _Optional[str] = ..., quantize: _Optional[str] = ..., activations: _Optional[str] = ..., compile: _Optional[bool] = ..., static_cache: _Optional[bool] = ...) -> None: ...
 
 class Admission(_message.Message):
-    __slots__ = ("sequence", "prompt_ids", "output_ids", "params")
+    __slots__ = ("sequence", "prompt_ids", "output_ids", "params", "rules")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_IDS_FIELD_NUMBER: _ClassVar[int]
     PARAMS_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     prompt_ids: _containers.RepeatedScalarFieldContainer[int]
     output_ids: _containers.RepeatedScalarFieldContainer[int]
     params: _inference_pb2.SamplingParams
-    def __init__(self, sequence: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., params: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ...) -> None: ...
+    rules: TokenRules
+    def __init__(self, sequence: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., params: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., rules: _Optional[_Union[TokenRules, _Mapping]] = ...) -> None: ...
+
+class Fork(_message.Message):
+    __slots__ = ("sequence", "parent", "params")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    PARAMS_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    parent: int
+    params: _inference_pb2.SamplingParams
+    def __init__(self, sequence: _Optional[int] = ..., parent: _Optional[int] = ..., params: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ...) -> None: ...
+
+class Gain(_message.Message):
+    __slots__ = ("sequence", "token_id")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    token_id: int
+    def __init__(self, sequence: _Optional[int] = ..., token_id: _Optional[int] = ...) -> None: ...
+
+class Copy(_message.Message):
+    __slots__ = ("source", "target")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    source: int
+    target: int
+    def __init__(self, source: _Optional[int] = ..., target: _Optional[int] = ...) -> None: ...
 
 class Slice(_message.Message):
-    __slots__ = ("sequence", "start", "count", "first_block", "block_ids", "samples")
+    __slots__ = ("sequence", "start", "count", "first_block", "block_ids", "samples", "forks", "scores")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     FIRST_BLOCK_FIELD_NUMBER: _ClassVar[int]
     BLOCK_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    FORKS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     start: int
     count: int
     first_block: int
     block_ids: _containers.RepeatedScalarFieldContainer[int]
     samples: bool
-    def __init__(self, sequence: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., first_block: _Optional[int] = ..., block_ids: _Optional[_Iterable[int]] = ..., samples: _Optional[bool] = ...) -> None: ...
+    forks: _containers.RepeatedScalarFieldContainer[int]
+    scores: bool
+    def __init__(self, sequence: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., first_block: _Optional[int] = ..., block_ids: _Optional[_Iterable[int]] = ..., samples: _Optional[bool] = ..., forks: _Optional[_Iterable[int]] = ..., scores: _Optional[bool] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("epoch", "step", "admitted", "slices", "released")
+    __slots__ = ("epoch", "step", "admitted", "slices", "released", "forked", "gained", "copies")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     ADMITTED_FIELD_NUMBER: _ClassVar[int]
     SLICES_FIELD_NUMBER: _ClassVar[int]
     RELEASED_FIELD_NUMBER: _ClassVar[int]
+    FORKED_FIELD_NUMBER: _ClassVar[int]
+    GAINED_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     step: int
     admitted: _containers.RepeatedCompositeFieldContainer[Admission]
     slices: _containers.RepeatedCompositeFieldContainer[Slice]
     released: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., admitted: _Optional[_Iterable[_Union[Admission, _Mapping]]] = ..., slices: _Optional[_Iterable[_Union[Slice, _Mapping]]] = ..., released: _Optional[_Iterable[int]] = ...) -> None: ...
+    forked: _containers.RepeatedCompositeFieldContainer[Fork]
+    gained: _containers.RepeatedCompositeFieldContainer[Gain]
+    copies: _containers.RepeatedCompositeFieldContainer[Copy]
+    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., admitted: _Optional[_Iterable[_Union[Admission, _Mapping]]] = ..., slices: _Optional[_Iterable[_Union[Slice, _Mapping]]] = ..., released: _Optional[_Iterable[int]] = ..., forked: _Optional[_Iterable[_Union[Fork, _Mapping]]] = ..., gained: _Optional[_Iterable[_Union[Gain, _Mapping]]] = ..., copies: _Optional[_Iterable[_Union[Copy, _Mapping]]] = ...) -> None: ...
 
 class Sampled(_message.Message):
     __slots__ = ("sequence", "token_id", "logprob", "top_logprobs")
@@ -107,17 +175,51 @@ class Sampled(_message.Message):
     top_logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
     def __init__(self, sequence: _Optional[int] = ..., token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., top_logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ...) -> None: ...
 
+class Candidates(_message.Message):
+    __slots__ = ("sequence", "tokens")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    tokens: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
+    def __init__(self, sequence: _Optional[int] = ..., tokens: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ...) -> None: ...
+
+class Scored(_message.Message):
+    __slots__ = ("sequence", "start", "tokens")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    start: int
+    tokens: _containers.RepeatedCompositeFieldContainer[PromptScore]
+    def __init__(self, sequence: _Optional[int] = ..., start: _Optional[int] = ..., tokens: _Optional[_Iterable[_Union[PromptScore, _Mapping]]] = ...) -> None: ...
+
+class Refused(_message.Message):
+    __slots__ = ("sequence", "message")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    message: str
+    def __init__(self, sequence: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+
 class StepResult(_message.Message):
-    __slots__ = ("epoch", "step", "sampled", "busy_s")
+    __slots__ = ("epoch", "step", "sampled", "busy_s", "sample_s", "candidates", "scored", "refused")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     SAMPLED_FIELD_NUMBER: _ClassVar[int]
     BUSY_S_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_S_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    SCORED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     step: int
     sampled: _containers.RepeatedCompositeFieldContainer[Sampled]
     busy_s: float
-    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., sampled: _Optional[_Iterable[_Union[Sampled, _Mapping]]] = ..., busy_s: _Optional[float] = ...) -> None: ...
+    sample_s: float
+    candidates: _containers.RepeatedCompositeFieldContainer[Candidates]
+    scored: _containers.RepeatedCompositeFieldContainer[Scored]
+    refused: _containers.RepeatedCompositeFieldContainer[Refused]
+    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., sampled: _Optional[_Iterable[_Union[Sampled, _Mapping]]] = ..., busy_s: _Optional[float] = ..., sample_s: _Optional[float] = ..., candidates: _Optional[_Iterable[_Union[Candidates, _Mapping]]] = ..., scored: _Optional[_Iterable[_Union[Scored, _Mapping]]] = ..., refused: _Optional[_Iterable[_Union[Refused, _Mapping]]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("secret", "rank")
@@ -232,20 +334,28 @@ class WorkerFrame(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., loaded: _Optional[_Union[Loaded, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., result: _Optional[_Union[StepResult, _Mapping]] = ..., stats: _Optional[_Union[RankStats, _Mapping]] = ..., failed: _Optional[_Union[RankFailed, _Mapping]] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("stream", "request_id", "prompt_ids", "output_ids", "params", "priority")
+    __slots__ = ("stream", "request_id", "prompt_ids", "output_ids", "params", "priority", "tenant", "cache_salt", "family", "rules")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_IDS_FIELD_NUMBER: _ClassVar[int]
     PARAMS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    FAMILY_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
     stream: int
     request_id: str
     prompt_ids: _containers.RepeatedScalarFieldContainer[int]
     output_ids: _containers.RepeatedScalarFieldContainer[int]
     params: _inference_pb2.SamplingParams
     priority: int
-    def __init__(self, stream: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., params: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ...) -> None: ...
+    tenant: str
+    cache_salt: str
+    family: str
+    rules: TokenRules
+    def __init__(self, stream: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., params: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ..., family: _Optional[str] = ..., rules: _Optional[_Union[TokenRules, _Mapping]] = ...) -> None: ...
 
 class Abort(_message.Message):
     __slots__ = ("stream",)
@@ -285,8 +395,32 @@ class Token(_message.Message):
     begun: Begun
     def __init__(self, stream: _Optional[int] = ..., index: _Optional[int] = ..., token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., top_logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., begun: _Optional[_Union[Begun, _Mapping]] = ...) -> None: ...
 
+class PromptScores(_message.Message):
+    __slots__ = ("stream", "start", "tokens")
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    stream: int
+    start: int
+    tokens: _containers.RepeatedCompositeFieldContainer[PromptScore]
+    def __init__(self, stream: _Optional[int] = ..., start: _Optional[int] = ..., tokens: _Optional[_Iterable[_Union[PromptScore, _Mapping]]] = ...) -> None: ...
+
+class Beam(_message.Message):
+    __slots__ = ("token_ids", "score", "logprobs", "reason", "stop_token")
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    score: float
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    reason: str
+    stop_token: int
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., score: _Optional[float] = ..., logprobs: _Optional[_Iterable[float]] = ..., reason: _Optional[str] = ..., stop_token: _Optional[int] = ...) -> None: ...
+
 class Finished(_message.Message):
-    __slots__ = ("stream", "reason", "prompt_tokens", "output_tokens", "cached_tokens", "queue_s", "stop_token")
+    __slots__ = ("stream", "reason", "prompt_tokens", "output_tokens", "cached_tokens", "queue_s", "stop_token", "preemptions", "recomputed_tokens", "beams")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -294,6 +428,9 @@ class Finished(_message.Message):
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     STOP_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BEAMS_FIELD_NUMBER: _ClassVar[int]
     stream: int
     reason: str
     prompt_tokens: int
@@ -301,7 +438,10 @@ class Finished(_message.Message):
     cached_tokens: int
     queue_s: float
     stop_token: int
-    def __init__(self, stream: _Optional[int] = ..., reason: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., stop_token: _Optional[int] = ...) -> None: ...
+    preemptions: int
+    recomputed_tokens: int
+    beams: _containers.RepeatedCompositeFieldContainer[Beam]
+    def __init__(self, stream: _Optional[int] = ..., reason: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., stop_token: _Optional[int] = ..., preemptions: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., beams: _Optional[_Iterable[_Union[Beam, _Mapping]]] = ...) -> None: ...
 
 class Failed(_message.Message):
     __slots__ = ("stream", "kind", "message", "field", "retry_after_s")
@@ -358,16 +498,18 @@ class Welcome(_message.Message):
     def __init__(self, group_id: _Optional[str] = ..., model: _Optional[str] = ..., numerics: _Optional[str] = ..., exact: _Optional[bool] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., block_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., max_waiting: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("tokens", "finished", "failed", "load")
+    __slots__ = ("tokens", "finished", "failed", "load", "scores")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
     tokens: _containers.RepeatedCompositeFieldContainer[Token]
     finished: _containers.RepeatedCompositeFieldContainer[Finished]
     failed: _containers.RepeatedCompositeFieldContainer[Failed]
     load: Load
-    def __init__(self, tokens: _Optional[_Iterable[_Union[Token, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ..., failed: _Optional[_Iterable[_Union[Failed, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
+    scores: _containers.RepeatedCompositeFieldContainer[PromptScores]
+    def __init__(self, tokens: _Optional[_Iterable[_Union[Token, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ..., failed: _Optional[_Iterable[_Union[Failed, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., scores: _Optional[_Iterable[_Union[PromptScores, _Mapping]]] = ...) -> None: ...
 
 class LeaderMessage(_message.Message):
     __slots__ = ("welcome", "step")

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from rayline.protos.conversation import ChatMessage, Conversation
 from rayline.protos.errors import InvalidRequest, out_of_range
-from rayline.protos.types import MAX_LOGPROBS, ChatMessage, SamplingParams, Spec
+from rayline.protos.types import MAX_LOGPROBS, SamplingParams, Spec
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's default for /v1/completions
 MAX_PROMPTS = 256  # prompts in one completion request
@@ -205,7 +206,7 @@ class ChatCompletionBody(SamplingBody):
             request_id,
             self.model,
             self.params(wanted, top if self.logprobs else None),
-            messages=tuple(body.message() for body in self.messages),
+            conversation=Conversation(tuple(body.message() for body in self.messages)),
             priority=self.priority or 0,
         )
 

@@ -1,61 +1,127 @@
-"""The nouns of a request: what a client asks for and the events it gets back.
+"""The nouns of a request: what a client asks for, and what a group is given to compute.
 
-Everything here is a frozen value. Text lives on the router's side of the boundary (`Spec`, `Delta`),
-token ids on the engine's (`EngineRequest`, `TokenEvent`); `Finished` and `Failed` end both.
+Everything here is a frozen value. Text lives on the router's side of the boundary (`Spec`), token ids on the engine's
+(`EngineRequest`).
 """
 
+import hashlib
 from dataclasses import dataclass
-from enum import StrEnum
+from typing import Literal
 
-from rayline.protos.errors import InvalidRequest, RaylineError, out_of_range
+from rayline.protos.conversation import Conversation
+from rayline.protos.errors import InvalidRequest, out_of_range
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_SEED = 2**63 - 1
 MAX_TOP_K = 2**31 - 1  # what every wire and tensor holds
+MAX_CHOICES = 64
+MAX_BEAMS = 64
+MAX_BAD_WORDS = 256
+MAX_BIASED = 1024
+MAX_NAME_CHARACTERS = 128
+
+StructureKind = Literal["json_schema", "json_object", "regex", "choice", "grammar", "structural_tag"]
+EarlyStopping = Literal["never"] | bool
 
 
-class FinishReason(StrEnum):
-    """Why a stream ended well."""
+@dataclass(frozen=True, slots=True)
+class StructuredOutput:
+    """A form the output must have. `text` is, by kind: a JSON schema; nothing; a regular expression; a JSON list of
+    strings; a Lark or GBNF grammar; a JSON object of tags with schemas."""
 
-    STOP = "stop"  # end-of-sequence token, stop token or stop string
-    LENGTH = "length"  # max_tokens or the model's context
-    ABORT = "abort"  # cancelled by its client
+    kind: StructureKind
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are chosen. Names and meanings are those of vLLM and the OpenAI API.
+    """How tokens are chosen. Names and meanings are those of vLLM, transformers and the OpenAI API.
 
-    temperature 0 is greedy. top_k 0 is off. max_tokens None means "to the end of the context".
-    logprobs None is off, n asks for the chosen token's and the n best. A seed of None is replaced
-    by the router before the request reaches a group, so that a resumed request draws the same noise.
+    temperature 0 is greedy. top_k, top_n_sigma and no_repeat_ngram_size 0, top_p, typical_p and repetition_penalty 1
+    are off. max_tokens None means "to the end of the context". logprobs None is off, n asks for the chosen token's and
+    the n best; prompt_logprobs the same for the prompt. A seed of None is replaced by the router before the request
+    reaches a group, so that a resumed request draws the same noise. beam_width 0 is sampling; any other searches, and
+    takes no sampling parameters. allowed_token_ids () allows all. thinking_budget: most tokens of thinking, None for
+    no limit.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0
+    top_n_sigma: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[str, ...] = ()
     seed: int | None = None
+    n: int = 1
+    best_of: int | None = None
+    beam_width: int = 0
+    length_penalty: float = 1.0
+    early_stopping: EarlyStopping = False
     max_tokens: int | None = None
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
+    include_stop_str_in_output: bool = False
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    structured_output: StructuredOutput | None = None
+    thinking_budget: int | None = None
 
     def check(self) -> None:
         """Raise InvalidRequest naming the first field out of range."""
-        stops, stop_ids = list(self.stop), list(self.stop_token_ids)
+        for field, value, holds, allowed in (*self._ranges(), *self._lists(), *self._choices()):
+            if not holds:
+                raise out_of_range(field, value, allowed)
+        if self.beam_width:
+            self._check_beams()
+
+    def _ranges(self) -> tuple[tuple[str, object, bool, str], ...]:
+        """(field, value, whether it holds, what is allowed) of single numbers."""
         most_min_tokens = self.max_tokens or self.min_tokens
-        rules: tuple[tuple[str, object, bool, str], ...] = (
+        return (
             ("temperature", self.temperature, 0.0 <= self.temperature <= 100.0, "0 to 100"),
             ("top_k", self.top_k, 0 <= self.top_k <= MAX_TOP_K, "0 (off) to 2^31 - 1"),
             ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0, up to 1"),
             ("min_p", self.min_p, 0.0 <= self.min_p <= 1.0, "0 to 1"),
+            ("typical_p", self.typical_p, 0.0 < self.typical_p <= 1.0, "above 0, up to 1"),
+            ("top_n_sigma", self.top_n_sigma, 0.0 <= self.top_n_sigma <= 100.0, "0 (off) to 100"),
+            ("presence_penalty", self.presence_penalty, -2.0 <= self.presence_penalty <= 2.0, "-2 to 2"),
+            ("frequency_penalty", self.frequency_penalty, -2.0 <= self.frequency_penalty <= 2.0, "-2 to 2"),
+            ("repetition_penalty", self.repetition_penalty, 0.01 <= self.repetition_penalty <= 100.0, "0.01 to 100"),
+            (
+                "no_repeat_ngram_size",
+                self.no_repeat_ngram_size,
+                0 <= self.no_repeat_ngram_size <= 1000,
+                "0 (off) to 1000",
+            ),
             ("seed", self.seed, self.seed is None or 0 <= self.seed <= MAX_SEED, "0 to 2^63 - 1"),
             ("max_tokens", self.max_tokens, self.max_tokens is None or self.max_tokens >= 1, "1 or more"),
             ("min_tokens", self.min_tokens, 0 <= self.min_tokens <= most_min_tokens, "0 to max_tokens"),
+            ("logprobs", self.logprobs, 0 <= (self.logprobs or 0) <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
+            (
+                "prompt_logprobs",
+                self.prompt_logprobs,
+                0 <= (self.prompt_logprobs or 0) <= MAX_LOGPROBS,
+                f"0 to {MAX_LOGPROBS}",
+            ),
+            ("thinking_budget", self.thinking_budget, (self.thinking_budget or 0) >= 0, "0 or more"),
+        )
+
+    def _lists(self) -> tuple[tuple[str, object, bool, str], ...]:
+        stops, stop_ids, bad_words = list(self.stop), list(self.stop_token_ids), list(self.bad_words)
+        allowed_ids, bias = list(self.allowed_token_ids), dict(self.logit_bias)
+        biases_hold = all(-100.0 <= value <= 100.0 for value in bias.values())
+        return (
             (
                 "stop",
                 stops,
@@ -63,48 +129,132 @@ class SamplingParams:
                 f"up to {MAX_STOP_STRINGS} non-empty strings",
             ),
             ("stop_token_ids", stop_ids, min(stop_ids, default=0) >= 0, "ids of 0 or more"),
-            ("logprobs", self.logprobs, 0 <= (self.logprobs or 0) <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
+            ("allowed_token_ids", allowed_ids, min(allowed_ids, default=0) >= 0, "ids of 0 or more"),
+            (
+                "bad_words",
+                bad_words,
+                len(bad_words) <= MAX_BAD_WORDS and all(bad_words),
+                f"up to {MAX_BAD_WORDS} non-empty strings",
+            ),
+            (
+                "logit_bias",
+                bias,
+                len(bias) <= MAX_BIASED and min(bias, default=0) >= 0 and biases_hold,
+                f"up to {MAX_BIASED} ids of 0 or more, with biases of -100 to 100",
+            ),
         )
-        for field, value, holds, allowed in rules:
+
+    def _choices(self) -> tuple[tuple[str, object, bool, str], ...]:
+        best_of = self.best_of
+        return (
+            ("n", self.n, 1 <= self.n <= MAX_CHOICES, f"1 to {MAX_CHOICES}"),
+            ("best_of", best_of, best_of is None or self.n <= best_of <= MAX_CHOICES, f"n to {MAX_CHOICES}"),
+            ("beam_width", self.beam_width, 0 <= self.beam_width <= MAX_BEAMS, f"0 (off) to {MAX_BEAMS}"),
+            ("length_penalty", self.length_penalty, -100.0 <= self.length_penalty <= 100.0, "-100 to 100"),
+            (
+                "early_stopping",
+                self.early_stopping,
+                self.early_stopping in (True, False, "never"),
+                "true, false, never",
+            ),
+        )
+
+    def _check_beams(self) -> None:
+        """A search is not random and sees no text: what needs either is refused, not ignored."""
+        plain = SamplingParams()
+        if self.n > self.beam_width:
+            raise out_of_range("n", self.n, f"1 to beam_width = {self.beam_width}")
+        rules: tuple[tuple[str, object, bool], ...] = (
+            ("temperature", self.temperature, self.temperature in (0.0, 1.0)),
+            ("top_k", self.top_k, self.top_k == plain.top_k),
+            ("top_p", self.top_p, self.top_p == plain.top_p),
+            ("min_p", self.min_p, self.min_p == plain.min_p),
+            ("typical_p", self.typical_p, self.typical_p == plain.typical_p),
+            ("top_n_sigma", self.top_n_sigma, self.top_n_sigma == plain.top_n_sigma),
+            ("best_of", self.best_of, self.best_of is None),
+            ("stop", list(self.stop), not self.stop),
+            ("logprobs", self.logprobs, not self.logprobs),
+        )
+        for field, value, holds in rules:
             if not holds:
-                raise out_of_range(field, value, allowed)
-
-
-@dataclass(frozen=True, slots=True)
-class ChatMessage:
-    """One turn of a conversation."""
-
-    role: str
-    content: str
+                raise InvalidRequest(
+                    f"{field} = {value!r} cannot be combined with beam_width = {self.beam_width}", field=field
+                )
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What a client asks for, before tokenisation. Exactly one of the three prompt forms is given."""
+    """What a client asks for, before tokenisation. Exactly one of the three prompt forms is given.
+
+    suffix: the text after the gap that the output fills. echo: send the prompt before the output.
+    truncate_prompt_tokens: keep the last so many tokens of the prompt. tenant: who shares the machine with others.
+    cache_salt: requests of different salts share no cached prefix, so that timing tells nothing of others' prompts.
+    """
 
     request_id: str
     model: str
     params: SamplingParams
     prompt: str | None = None
     prompt_ids: tuple[int, ...] | None = None
-    messages: tuple[ChatMessage, ...] | None = None
+    conversation: Conversation | None = None
+    suffix: str | None = None
+    echo: bool = False
+    truncate_prompt_tokens: int | None = None
     priority: int = 0
+    tenant: str = ""
+    cache_salt: str = ""
 
     def check(self) -> None:
         """Raise InvalidRequest unless the parameters hold and there is exactly one prompt."""
-        forms = [form is not None for form in (self.prompt, self.prompt_ids, self.messages)]
+        forms = [form is not None for form in (self.prompt, self.prompt_ids, self.conversation)]
         if sum(forms) != 1:
             raise InvalidRequest("exactly one of prompt, prompt_ids and messages must be given", field="prompt")
+        if self.suffix is not None and self.prompt is None:
+            raise InvalidRequest("suffix needs a prompt of text", field="suffix")
         if not -100 <= self.priority <= 100:
             raise out_of_range("priority", self.priority, "-100 (first) to 100 (last)")
+        if self.truncate_prompt_tokens is not None and self.truncate_prompt_tokens < 1:
+            raise out_of_range("truncate_prompt_tokens", self.truncate_prompt_tokens, "1 or more")
+        for field, name in (("tenant", self.tenant), ("cache_salt", self.cache_salt)):
+            if len(name) > MAX_NAME_CHARACTERS:
+                raise out_of_range(field, name, f"up to {MAX_NAME_CHARACTERS} characters")
+        if self.conversation is not None:
+            self.conversation.check()
         self.params.check()
 
 
 @dataclass(frozen=True, slots=True)
-class EngineRequest:
-    """What a group computes. `output_ids` is not empty when a stream is resumed elsewhere.
+class Thinking:
+    """How a model marks what it thinks, in token ids. is_open: the prompt ends inside of it."""
 
-    params.seed and params.max_tokens are set; priority: lower runs first.
+    start_ids: tuple[int, ...]
+    end_ids: tuple[int, ...]
+    budget_tokens: int | None = None
+    is_open: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRules:
+    """What the router made of the words in a request, for those who know token ids alone.
+
+    bad_words: id sequences that may not be completed. grammar: the text that the workers' grammar library compiles, ""
+    for none; it begins to hold where thinking ends.
+    """
+
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    grammar: str = ""
+    thinking: Thinking | None = None
+
+
+PLAIN_RULES = TokenRules()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """What a group computes: one choice, or one beam search. `output_ids` is not empty when a stream is resumed.
+
+    params.seed and params.max_tokens are set; priority: lower runs first. Requests of one family are the choices of one
+    client's request: their prompts are equal, and computed once.
     """
 
     request_id: str
@@ -112,137 +262,15 @@ class EngineRequest:
     params: SamplingParams
     output_ids: tuple[int, ...] = ()
     priority: int = 0
+    tenant: str = ""
+    cache_salt: str = ""
+    family: str = ""
+    rules: TokenRules = PLAIN_RULES
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """A token and the natural logarithm of its probability under the unprocessed logits."""
-
-    token_id: int
-    logprob: float
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """How a request began in its group: prompt tokens it found cached, seconds it waited."""
-
-    cached_tokens: int
-    queue_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
-    """One sampled token. `index` counts output tokens from 0, resumed ones included.
-
-    `begun` comes with the first token that a group samples for the request.
-    """
-
-    request_id: str
-    index: int
-    token_id: int
-    logprob: float | None = None
-    top_logprobs: tuple[TokenLogprob, ...] = ()
-    begun: Begun | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Token counts of one request. cached: prompt tokens whose keys and values were reused."""
-
-    prompt_tokens: int
-    output_tokens: int
-    cached_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Overhead:
-    """Where one request's time went, in seconds."""
-
-    tokenize_s: float = 0.0
-    queue_s: float = 0.0
-    first_token_s: float = 0.0
-    total_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The good terminal event."""
-
-    request_id: str
-    reason: FinishReason
-    usage: Usage
-    queue_s: float = 0.0
-    overhead: Overhead | None = None
-    stop_reason: str | int | None = None  # the stop string or token that matched
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The bad terminal event."""
-
-    request_id: str
-    error: RaylineError
-
-
-EngineEvent = TokenEvent | Finished | Failed
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """First event of a client's stream: who serves it and how exact its bits are."""
-
-    request_id: str
-    numerics: str
-    exact: bool
-    prompt_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class DeltaLogprob:
-    """Logprobs of one output token, with the text each candidate stands for."""
-
-    token_id: int
-    text: str
-    logprob: float
-    top: tuple[tuple[int, str, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """New output: token ids and the text they add. Text never ends inside a character."""
-
-    choice: int
-    token_ids: tuple[int, ...]
-    text: str
-    logprobs: tuple[DeltaLogprob, ...] = ()
-
-
-StreamEvent = Started | Delta | Finished | Failed
-
-
-@dataclass(frozen=True, slots=True)
-class GroupLoad:
-    """What a group reports after each step, and the router balances on."""
-
-    running: int = 0
-    waiting: int = 0
-    outstanding_tokens: int = 0  # prompt tokens not yet computed + output tokens not yet sampled
-    free_blocks: int = 0
-    total_blocks: int = 0
-    draining: bool = False  # finishes what it has, takes nothing new
-
-
-@dataclass(frozen=True, slots=True)
-class GroupInfo:
-    """What a group is: fixed once it has started."""
-
-    group_id: str
-    model: str
-    numerics: str
-    exact: bool
-    max_model_len: int
-    vocab_size: int
-    block_tokens: int
-    total_blocks: int
-    max_waiting: int
-    epoch: int
+def choice_seed(seed: int, choice: int) -> int:
+    """The seed of one choice among several. Choice 0 keeps the request's own, so it is what n = 1 would give."""
+    if choice == 0:
+        return seed
+    digest = hashlib.sha256(seed.to_bytes(8, "little") + choice.to_bytes(4, "little")).digest()
+    return int.from_bytes(digest[:8], "little") & MAX_SEED

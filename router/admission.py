@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rayline.protos.errors import InvalidRequest, PromptTooLong, out_of_range
-from rayline.protos.types import EngineRequest, GroupInfo, SamplingParams, Spec
+from rayline.protos.group import GroupInfo
+from rayline.protos.types import EngineRequest, SamplingParams, Spec
 
 
 def engine_request(

@@ -3,7 +3,9 @@
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from rayline.protos.types import EngineEvent, EngineRequest, GroupInfo, GroupLoad
+from rayline.protos.events import EngineEvent
+from rayline.protos.group import GroupInfo, GroupLoad
+from rayline.protos.types import EngineRequest
 
 
 class Group(Protocol):

@@ -13,8 +13,9 @@ from rayline.cluster.config import SystemConfig
 from rayline.protos import inference_pb2 as pb
 from rayline.protos import inference_pb2_grpc as pb_grpc
 from rayline.protos.errors import InternalError, InvalidRequest, PortInUse, RaylineError
-from rayline.protos.types import Failed
-from rayline.protos.wire import event_to_pb, messages_of, spec_of
+from rayline.protos.event_wire import event_to_pb
+from rayline.protos.events import Failed
+from rayline.protos.request_wire import messages_of, spec_of
 from rayline.router.auth import ApiKeys
 from rayline.router.grpc_gate import Gate
 from rayline.router.grpc_health import LiveHealth

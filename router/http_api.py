@@ -9,8 +9,9 @@ from fastapi.responses import JSONResponse, Response
 
 from rayline.cluster.config import SystemConfig
 from rayline.protos.errors import InvalidRequest
+from rayline.protos.events import StreamEvent
 from rayline.protos.openai import ChatCompletionBody, CompletionBody, DetokenizeBody, SamplingBody, TokenizeBody
-from rayline.protos.types import Spec, StreamEvent
+from rayline.protos.types import Spec
 from rayline.router import http_errors, metrics
 from rayline.router.auth import ApiKeys
 from rayline.router.fan_in import fan_in

@@ -9,10 +9,21 @@ from typing import Self
 import grpc
 
 from rayline.protos import internal_pb2 as pb
+from rayline.protos.channel_wire import (
+    SECRET_KEY,
+    failed_of,
+    finished_of,
+    info_of,
+    load_of,
+    prompt_scores_of,
+    submit_to_pb,
+    token_of,
+)
 from rayline.protos.errors import RaylineError, Unavailable
+from rayline.protos.events import EngineEvent, Failed, PromptScores, TokenEvent
+from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.internal_pb2_grpc import GroupChannelStub
-from rayline.protos.internal_wire import SECRET_KEY, failed_of, finished_of, info_of, load_of, submit_to_pb, token_of
-from rayline.protos.types import EngineEvent, EngineRequest, Failed, GroupInfo, GroupLoad, TokenEvent
+from rayline.protos.types import EngineRequest
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +96,7 @@ class GroupLink:
         self._streams[stream] = (request.request_id, events)
         self._outbox.put_nowait(message)
         try:
-            while isinstance(event := await events.get(), TokenEvent):
+            while isinstance(event := await events.get(), TokenEvent | PromptScores):
                 yield event
             yield event
         finally:
@@ -121,6 +132,9 @@ class GroupLink:
         for token in step.tokens:
             if (entry := self._streams.get(token.stream)) is not None:
                 entry[1].put_nowait(token_of(token, entry[0]))
+        for scores in step.scores:
+            if (entry := self._streams.get(scores.stream)) is not None:
+                entry[1].put_nowait(prompt_scores_of(scores, entry[0]))
         for finished in step.finished:
             if (entry := self._streams.get(finished.stream)) is not None:
                 entry[1].put_nowait(finished_of(finished, entry[0]))

@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rayline.protos.errors import InternalError, RaylineError
-from rayline.protos.types import Delta, DeltaLogprob, Failed, Finished, Started, StreamEvent, Usage
+from rayline.protos.events import (
+    ChoiceEnded,
+    Delta,
+    DeltaLogprob,
+    Failed,
+    Finished,
+    PromptScored,
+    Started,
+    StreamEvent,
+    Usage,
+)
 from rayline.router.http_errors import error_body
 
 Numbered = AsyncGenerator[tuple[int, StreamEvent], None]
@@ -118,6 +128,8 @@ def _choice_chunk(style: Style, number: int, event: StreamEvent) -> str | None:
             return style.closing_chunk(number, event)
         case Failed():
             raise event.error
+        case PromptScored() | ChoiceEnded():
+            return None
 
 
 def fingerprint(first: StreamEvent) -> str:

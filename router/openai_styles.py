@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from rayline.protos.types import Delta, DeltaLogprob, Finished
+from rayline.protos.events import Delta, DeltaLogprob, Finished
 from rayline.router.openai_answer import Answer
 from rayline.router.tokenizer import Tokenizer
 
@@ -48,7 +48,7 @@ class ChatStyle:
         ]
         return {"content": content, "refusal": None}
 
-    def _candidate(self, token_id: int, text: str, logprob: float) -> dict[str, Any]:
+    def _candidate(self, token_id: int, text: str, logprob: float | None) -> dict[str, Any]:
         return {"token": text, "logprob": _finite(logprob), "bytes": list(self._tokenizer.token_bytes(token_id))}
 
 
@@ -94,5 +94,5 @@ def _end(finished: Finished | None) -> dict[str, Any]:
     return {"finish_reason": finished.reason.value, "stop_reason": finished.stop_reason}
 
 
-def _finite(logprob: float) -> float:
-    return max(logprob, LEAST_LOGPROB)
+def _finite(logprob: float | None) -> float | None:
+    return None if logprob is None else max(logprob, LEAST_LOGPROB)

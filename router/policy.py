@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rayline.protos.errors import Overloaded, Unavailable
-from rayline.protos.types import GroupLoad
+from rayline.protos.group import GroupLoad
 
 RETRY_AFTER_S = 1.0  # what a refused client is told: a queue of requests moves on within about a second
 

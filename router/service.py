@@ -9,8 +9,11 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 
+from rayline.protos.conversation import ChatMessage
 from rayline.protos.errors import InvalidRequest, ModelNotFound, Unavailable, out_of_range
-from rayline.protos.types import ChatMessage, EngineRequest, GroupInfo, Spec, StreamEvent
+from rayline.protos.events import StreamEvent
+from rayline.protos.group import GroupInfo
+from rayline.protos.types import EngineRequest, Spec
 from rayline.router.admission import check_ids, engine_request
 from rayline.router.group import Group
 from rayline.router.ledger import Ledger
@@ -150,8 +153,8 @@ class Service:
         return engine_request(spec, prompt_ids, model.info, model.tokenizer.bos_id, self._draw_seed())
 
     async def _prompt_ids(self, tokenizer: Tokenizer, spec: Spec) -> tuple[int, ...]:
-        if spec.messages is not None:
-            return await _chat_ids(tokenizer, spec.messages)
+        if spec.conversation is not None:
+            return await _chat_ids(tokenizer, spec.conversation.messages)
         if spec.prompt is not None:
             return await _encode(tokenizer, spec.prompt, add_special_tokens=True)
         return spec.prompt_ids or ()

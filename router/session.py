@@ -6,10 +6,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from rayline.protos.errors import InternalError, Overloaded, RaylineError, Unavailable
-from rayline.protos.types import (
+from rayline.protos.events import (
     Begun,
     EngineEvent,
-    EngineRequest,
     Failed,
     Finished,
     FinishReason,
@@ -19,6 +18,7 @@ from rayline.protos.types import (
     TokenEvent,
     Usage,
 )
+from rayline.protos.types import EngineRequest
 from rayline.router.group import Group
 from rayline.router.ledger import Lease, Ledger
 from rayline.router.policy import GroupView, choose

@@ -5,7 +5,8 @@ Pure and synchronous: the router's sessions and the offline LLM both use it.
 
 from collections.abc import Sequence
 
-from rayline.protos.types import Delta, DeltaLogprob, SamplingParams, TokenEvent
+from rayline.protos.events import Delta, DeltaLogprob, TokenEvent
+from rayline.protos.types import SamplingParams
 from rayline.router.detokenizer import detokenizer_for
 from rayline.router.stops import StopStrings
 from rayline.router.tokenizer import Tokenizer

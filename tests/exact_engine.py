@@ -8,7 +8,8 @@ from pathlib import Path
 from exact_requests import ALONE, Arrival, Asked, Limits
 
 from rayline.cluster.config import EngineSection, KernelWish, ParallelSection
-from rayline.protos.types import EngineRequest, Finished, FinishReason, TokenEvent
+from rayline.protos.events import Finished, FinishReason, TokenEvent
+from rayline.protos.types import EngineRequest
 from rayline.workers.group import GroupSpec, Launcher, StartedGroup, start_group
 from rayline.workers.models.config import ModelConfig, kv_bytes_per_token
 

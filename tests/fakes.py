@@ -7,18 +7,9 @@ from dataclasses import dataclass, field
 from small_tokenizers import served
 
 from rayline.protos.errors import RaylineError
-from rayline.protos.types import (
-    EngineEvent,
-    EngineRequest,
-    Failed,
-    Finished,
-    FinishReason,
-    GroupInfo,
-    GroupLoad,
-    TokenEvent,
-    TokenLogprob,
-    Usage,
-)
+from rayline.protos.events import EngineEvent, Failed, Finished, FinishReason, TokenEvent, TokenLogprob, Usage
+from rayline.protos.group import GroupInfo, GroupLoad
+from rayline.protos.types import EngineRequest
 from rayline.router.service import ServedModel, Service
 from rayline.router.tokenizer import Tokenizer
 

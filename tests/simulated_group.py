@@ -15,8 +15,9 @@ from typing import Any
 from simulated_ranks import SimulatedRanks, next_token
 
 from rayline.protos.errors import Unavailable
+from rayline.protos.group import GroupInfo
 from rayline.protos.plan import StepResult
-from rayline.protos.types import EngineRequest, GroupInfo, SamplingParams
+from rayline.protos.types import EngineRequest, SamplingParams
 from rayline.workers.blocks import BlockPool
 from rayline.workers.engine import Engine
 from rayline.workers.leader import Leader

@@ -1,59 +1,13 @@
 """A plan as tensors: what each sequence's tokens, blocks and positions are on one rank."""
 
 from collections.abc import Sequence as Run
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from rayline.kernels.context import ForwardContext
-from rayline.protos.plan import Admission, Plan, Slice
-from rayline.protos.types import SamplingParams
-
-
-@dataclass(slots=True)
-class Resident:
-    """What a rank remembers of a sequence between steps. `token_ids` grows by what was sampled."""
-
-    prompt_tokens: int
-    token_ids: list[int]
-    params: SamplingParams
-    table: list[int] = field(default_factory=list)
-
-    @property
-    def output_tokens(self) -> int:
-        return len(self.token_ids) - self.prompt_tokens
-
-
-class Residents:
-    """All sequences a rank knows, by number. Follows plans: admit, extend tables, release."""
-
-    def __init__(self) -> None:
-        self._by_number: dict[int, Resident] = {}
-
-    def __getitem__(self, number: int) -> Resident:
-        return self._by_number[number]
-
-    def __len__(self) -> int:
-        return len(self._by_number)
-
-    def gain(self, number: int, token_id: int) -> None:
-        """Append a sampled token, unless the sequence was released meanwhile."""
-        if (resident := self._by_number.get(number)) is not None:
-            resident.token_ids.append(token_id)
-
-    def follow(self, plan: Plan) -> None:
-        """Bring the records up to what `plan` says before it is computed."""
-        for number in plan.released:
-            self._by_number.pop(number, None)
-        for new in plan.admitted:
-            self._by_number[new.sequence] = _resident(new)
-        for item in plan.slices:
-            self._by_number[item.sequence].table[item.first_block :] = item.block_ids
-
-
-def _resident(new: Admission) -> Resident:
-    return Resident(len(new.prompt_ids), [*new.prompt_ids, *new.output_ids], new.params)
+from rayline.protos.plan import Slice
+from rayline.workers.resident import Residents
 
 
 def input_ids(slices: Run[Slice], residents: Residents, device: torch.device) -> Tensor:

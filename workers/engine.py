@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from rayline.protos.errors import InvalidRequest, PromptTooLong
-from rayline.protos.types import EngineEvent, EngineRequest, GroupLoad
+from rayline.protos.events import EngineEvent
+from rayline.protos.group import GroupLoad
+from rayline.protos.types import EngineRequest
 from rayline.workers.pipeline import Pipeline
 from rayline.workers.scheduler import Scheduler
 

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rayline.protos.errors import RaylineError, Unavailable
-from rayline.protos.types import EngineEvent, EngineRequest, Failed, GroupLoad
+from rayline.protos.events import EngineEvent, Failed
+from rayline.protos.group import GroupLoad
+from rayline.protos.types import EngineRequest
 from rayline.workers.engine import Engine
 from rayline.workers.pipeline import RankStats
 

@@ -16,7 +16,8 @@ from rayline.cluster.parallel import Parallel, ranks
 from rayline.kernels.choice import Choice, KernelOptions
 from rayline.kernels.compiled_kernels import missing_compiler
 from rayline.protos.errors import ConfigError
-from rayline.protos.types import EngineRequest, GroupInfo, SamplingParams
+from rayline.protos.group import GroupInfo
+from rayline.protos.types import EngineRequest, SamplingParams
 from rayline.workers.blocks import BlockPool
 from rayline.workers.channel import Channel
 from rayline.workers.collectives import Alone

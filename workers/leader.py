@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 import grpc
 
 from rayline.protos import internal_pb2 as pb
+from rayline.protos.channel_wire import SECRET_KEY, add_event, info_to_pb, load_to_pb, request_of
 from rayline.protos.errors import RaylineError
+from rayline.protos.events import EngineEvent, PromptScores, TokenEvent
+from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.internal_pb2_grpc import GroupChannelServicer, add_GroupChannelServicer_to_server
-from rayline.protos.internal_wire import SECRET_KEY, add_event, info_to_pb, load_to_pb, request_of
-from rayline.protos.types import EngineEvent, GroupInfo, GroupLoad, TokenEvent
 from rayline.workers.engine import Engine
 from rayline.workers.engine_thread import Abort, AskStats, EngineThread
 from rayline.workers.pipeline import RankStats
@@ -149,7 +150,7 @@ class Leader(GroupChannelServicer):
                 continue
             step = steps.setdefault(connection, pb.Step())
             add_event(step, connection.streams[event.request_id], event)
-            if not isinstance(event, TokenEvent):
+            if not isinstance(event, TokenEvent | PromptScores):
                 self._forget(event.request_id, connection)
         now = self._loop.time()
         idle = load.running + load.waiting == 0  # nothing will follow that corrects an older report

@@ -20,8 +20,8 @@ from rayline.kernels.backend import Kernels
 from rayline.kernels.native_kernels import NativeKernels
 from rayline.protos import internal_pb2 as pb
 from rayline.protos.errors import InternalError, RaylineError, Unavailable
-from rayline.protos.internal_wire import plan_of, result_to_pb
 from rayline.protos.plan import Plan
+from rayline.protos.plan_wire import plan_of, result_to_pb
 from rayline.workers.channel import Channel, connect
 from rayline.workers.collectives import Alone, Collective, SharedMemoryGroup, TensorParallelGroup
 from rayline.workers.rank_wire import loaded_to_pb, spec_of, stats_to_pb

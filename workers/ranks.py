@@ -11,8 +11,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, 
 from rayline.cluster.kv_memory import KvPlan
 from rayline.protos import internal_pb2 as pb
 from rayline.protos.errors import Unavailable, error_of
-from rayline.protos.internal_wire import plan_to_pb, result_of
 from rayline.protos.plan import Plan, StepResult
+from rayline.protos.plan_wire import plan_to_pb, result_of
 from rayline.workers.channel import Channel
 from rayline.workers.pipeline import RankStats
 from rayline.workers.rank_wire import loaded_of, spec_to_pb, stats_of

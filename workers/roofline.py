@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rayline.kernels.limits import MachineLimits
-from rayline.protos.types import GroupInfo
+from rayline.protos.group import GroupInfo
 from rayline.workers.models.config import ModelConfig, layer_bytes
 from rayline.workers.pipeline import RankStats
 

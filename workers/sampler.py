@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rayline.kernels.sampling import SampledRows, SamplingRows
+from rayline.protos.events import TokenLogprob
 from rayline.protos.plan import Sampled
-from rayline.protos.types import SamplingParams, TokenLogprob
+from rayline.protos.types import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)

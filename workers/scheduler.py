@@ -4,15 +4,17 @@ Pure bookkeeping: no torch, no clock, no threads. `plan` makes a frozen Plan of 
 turns a StepResult into events. There is no prefill or decode: a sequence has tokens left to compute.
 """
 
-import heapq
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rayline.protos.errors import Overloaded
+from rayline.protos.events import Begun, EngineEvent, Finished, FinishReason, TokenEvent
+from rayline.protos.group import GroupLoad
 from rayline.protos.plan import Admission, Plan, Sampled, Slice, StepResult
-from rayline.protos.types import Begun, EngineEvent, EngineRequest, Finished, FinishReason, GroupLoad, TokenEvent
+from rayline.protos.types import EngineRequest
 from rayline.workers.blocks import BlockPool
+from rayline.workers.queue import WaitingQueue
 from rayline.workers.sequence import Sequence
 
 log = logging.getLogger(__name__)
@@ -56,7 +58,7 @@ class Scheduler:
         self._numbers = 0
         self._live: dict[int, Sequence] = {}
         self._by_request: dict[str, Sequence] = {}
-        self._waiting: list[tuple[tuple[int, float, int], Sequence]] = []
+        self._waiting = WaitingQueue()
         self._running: list[Sequence] = []
         self._released: list[int] = []
 
@@ -76,7 +78,7 @@ class Scheduler:
         self._numbers += 1
         self._live[sequence.number] = sequence
         self._by_request[request.request_id] = sequence
-        heapq.heappush(self._waiting, (sequence.rank, sequence))
+        self._waiting.push(sequence)
 
     def abort(self, request_id: str) -> list[EngineEvent]:
         """Forget a request at once: its blocks are free before the next plan. Unknown ids are ignored."""
@@ -200,18 +202,18 @@ class Scheduler:
         victim.blocks, victim.planned, victim.sent_blocks, victim.published = [], 0, 0, 0
         victim.preemptions += 1
         self._running.remove(victim)
-        heapq.heappush(self._waiting, (victim.rank, victim))
+        self._waiting.push(victim)
 
     def _next_waiting(self) -> Sequence | None:
         """The first waiting sequence if all its present tokens would fit, else None: no overtaking."""
-        if not self._waiting:
+        sequence = self._waiting.first()
+        if sequence is None:
             return None
-        sequence = self._waiting[0][1]
         reused = self._reusable(sequence)
         need = -(-(sequence.length + 1) // self.limits.block_tokens) - len(reused) + self.pool.idle(reused)
         if need > self.pool.available and self._running:
             return None
-        heapq.heappop(self._waiting)
+        self._waiting.remove(sequence)
         return sequence
 
     def _reusable(self, sequence: Sequence) -> list[int]:
@@ -275,8 +277,7 @@ class Scheduler:
         if sequence in self._running:
             self._running.remove(sequence)
         else:
-            self._waiting = [entry for entry in self._waiting if entry[1] is not sequence]
-            heapq.heapify(self._waiting)
+            self._waiting.remove(sequence)
         last = sequence.output_ids[-1] if reason is FinishReason.STOP else None
         stopped_by = last if last in sequence.request.params.stop_token_ids else None
         return Finished(
@@ -286,4 +287,4 @@ class Scheduler:
 
 def _admission(sequence: Sequence) -> Admission:
     request = sequence.request
-    return Admission(sequence.number, request.prompt_ids, tuple(sequence.output_ids), request.params)
+    return Admission(sequence.number, request.prompt_ids, tuple(sequence.output_ids), request.params, request.rules)

@@ -4,7 +4,8 @@ from collections.abc import Sequence as Run
 from dataclasses import dataclass, field
 
 from rayline.protos.blocks import ROOT, BlockHash, block_hash
-from rayline.protos.types import EngineRequest, Usage
+from rayline.protos.events import Usage
+from rayline.protos.types import EngineRequest
 
 
 @dataclass(slots=True, eq=False)

@@ -18,7 +18,7 @@ from rayline.kernels.cores import claim
 from rayline.kernels.native_kernels import native_misfit
 from rayline.protos.errors import ConfigError, NotEnoughMemory
 from rayline.protos.plan import Plan, Sampled, Slice, StepResult
-from rayline.workers.batch import Residents, first_tokens, forward_context, input_ids
+from rayline.workers.batch import first_tokens, forward_context, input_ids
 from rayline.workers.cache import KvCache
 from rayline.workers.collectives import Collective
 from rayline.workers.models.config import (
@@ -31,6 +31,7 @@ from rayline.workers.models.config import (
 )
 from rayline.workers.models.decoder import Decoder
 from rayline.workers.pipeline import RankStats
+from rayline.workers.resident import Residents
 from rayline.workers.sampler import SampleRequest, sampled, sampling_rows
 from rayline.workers.spec import Loaded, RankSpec
 from rayline.workers.stages import StageLinks

@@ -9,7 +9,8 @@ from rayline.deploy.bench.report import BatchRun
 from rayline.deploy.bench.timeline import Arrival, Timeline
 from rayline.deploy.bench.workload import Job
 from rayline.protos.errors import RaylineError
-from rayline.protos.types import EngineEvent, EngineRequest, Failed, SamplingParams, TokenEvent
+from rayline.protos.events import EngineEvent, Failed, TokenEvent
+from rayline.protos.types import EngineRequest, SamplingParams
 
 
 class SteppedEngine(Protocol):

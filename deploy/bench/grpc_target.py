@@ -11,8 +11,10 @@ from rayline.deploy.client import CHANNEL_OPTIONS, call_metadata, check_address,
 from rayline.protos import inference_pb2 as pb
 from rayline.protos import inference_pb2_grpc as pb_grpc
 from rayline.protos.errors import ModelNotFound
-from rayline.protos.types import Delta, Failed, Finished, SamplingParams, Spec
-from rayline.protos.wire import event_of, spec_to_pb
+from rayline.protos.event_wire import event_of
+from rayline.protos.events import Delta, Failed, Finished
+from rayline.protos.request_wire import spec_to_pb
+from rayline.protos.types import SamplingParams, Spec
 
 
 class GrpcTarget:

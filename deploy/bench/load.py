@@ -9,7 +9,7 @@ from typing import Protocol
 from rayline.deploy.bench.timeline import Arrival, Timeline
 from rayline.deploy.bench.workload import Job
 from rayline.protos.errors import RaylineError
-from rayline.protos.types import Overhead
+from rayline.protos.events import Overhead
 
 
 @dataclass(frozen=True, slots=True)

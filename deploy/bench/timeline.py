@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
-from rayline.protos.types import Overhead
+from rayline.protos.events import Overhead
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from rayline.deploy.commands.flags import config_flags
 from rayline.deploy.commands.generate import answer, print_text
 from rayline.deploy.commands.request_flags import params_from, request_flags
 from rayline.deploy.commands.source import NOT_OFFLINE, OFFLINE_SECTIONS, open_source
-from rayline.protos.types import ChatMessage, Spec
+from rayline.protos.conversation import ChatMessage, Conversation
+from rayline.protos.types import Spec
 
 PROMPT = "> "
 
@@ -42,7 +43,7 @@ def command(
     with open_source(address, api_key, model, values) as stream:
         for turn in [message] if message is not None else turns():
             history.append(ChatMessage("user", turn))
-            events = stream(Spec(f"cli-{uuid.uuid4().hex}", name, params, messages=tuple(history)))
+            events = stream(Spec(f"cli-{uuid.uuid4().hex}", name, params, conversation=Conversation(tuple(history))))
             if as_json:
                 result = answer(events)
                 click.echo(json.dumps(result))

@@ -12,7 +12,8 @@ import click
 from rayline.deploy.commands.flags import config_flags
 from rayline.deploy.commands.request_flags import params_from, request_flags
 from rayline.deploy.commands.source import NOT_OFFLINE, OFFLINE_SECTIONS, open_source
-from rayline.protos.types import Delta, Failed, Finished, Spec, Started, StreamEvent
+from rayline.protos.events import Delta, Failed, Finished, Started, StreamEvent
+from rayline.protos.types import Spec
 
 
 @config_flags(OFFLINE_SECTIONS, without=NOT_OFFLINE)
@@ -62,7 +63,7 @@ def answer(events: Iterable[StreamEvent]) -> dict[str, Any]:
             deltas.append(event)
         elif isinstance(event, Started):
             found |= {"request_id": event.request_id, "numerics": event.numerics, "exact": event.exact}
-        else:
+        elif isinstance(event, Finished):
             found |= _ending(event)
     found["text"] = "".join(delta.text for delta in deltas)
     found["token_ids"] = [token for delta in deltas for token in delta.token_ids]

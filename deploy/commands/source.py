@@ -6,7 +6,8 @@ from typing import Any
 
 from rayline.deploy.commands.flags import given
 from rayline.protos.errors import ConfigError
-from rayline.protos.types import Spec, StreamEvent
+from rayline.protos.events import StreamEvent
+from rayline.protos.types import Spec
 
 OFFLINE_SECTIONS = ("models", "engine", "parallel")
 NOT_OFFLINE = ("path", "name", "groups")  # keys of those sections that mean nothing offline

@@ -9,7 +9,8 @@ import pytest
 
 from rayline.cluster.config import EngineSection, ParallelSection
 from rayline.protos.errors import Unavailable
-from rayline.protos.types import EngineRequest, SamplingParams, TokenEvent
+from rayline.protos.events import TokenEvent
+from rayline.protos.types import EngineRequest, SamplingParams
 from rayline.workers.group import GroupSpec, StartedGroup, start_group
 from rayline.workers.local_launch import LocalLauncher
 from rayline.workers.pipeline import RankStats

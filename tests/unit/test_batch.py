@@ -6,7 +6,8 @@ import torch
 from rayline.kernels.context import ForwardContext
 from rayline.protos.plan import Admission, Plan, Slice
 from rayline.protos.types import SamplingParams
-from rayline.workers.batch import Residents, forward_context, input_ids
+from rayline.workers.batch import forward_context, input_ids
+from rayline.workers.resident import Residents
 
 CPU = torch.device("cpu")
 BLOCK_TOKENS = 4

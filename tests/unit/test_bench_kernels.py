@@ -19,7 +19,7 @@ from rayline.kernels.library import LibraryMissing
 from rayline.kernels.limits import MachineLimits, median_limits
 from rayline.kernels.probe import Probe
 from rayline.kernels.program import Operations, Team
-from rayline.protos.types import GroupInfo
+from rayline.protos.group import GroupInfo
 from rayline.workers import machine_probe
 from rayline.workers.attention_cases import Layout
 from rayline.workers.kernel_bench import Case, KernelBench, case_report

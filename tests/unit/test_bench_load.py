@@ -17,7 +17,8 @@ from rayline.deploy.bench.server_load import LoadPlan, checked_vocab_size, refus
 from rayline.deploy.bench.timeline import Timeline
 from rayline.deploy.bench.workload import Job, Shape, poisson_arrivals
 from rayline.protos.errors import ConfigError, Overloaded, RaylineError
-from rayline.protos.types import EngineEvent, EngineRequest, Failed, Finished, FinishReason, Overhead, TokenEvent, Usage
+from rayline.protos.events import EngineEvent, Failed, Finished, FinishReason, Overhead, TokenEvent, Usage
+from rayline.protos.types import EngineRequest
 
 SHAPE = Shape(input_tokens=6, output_tokens=3, vocab_size=50, seed=4)
 

@@ -20,7 +20,7 @@ from rayline.deploy.bench.report import (
 )
 from rayline.deploy.bench.tables import added_table, batch_table, load_table
 from rayline.deploy.bench.timeline import Arrival, Timeline
-from rayline.protos.types import Overhead
+from rayline.protos.events import Overhead
 
 
 def timeline(

@@ -20,7 +20,8 @@ from rayline.deploy.bench.load import closed_loop
 from rayline.deploy.bench.workload import Shape
 from rayline.deploy.client import Client, check_address
 from rayline.protos.errors import ConfigError, ModelNotFound, Overloaded, RaylineError, Unauthenticated, Unavailable
-from rayline.protos.types import Delta, Failed, Finished, SamplingParams, Spec, Started
+from rayline.protos.events import Delta, Failed, Finished, Started
+from rayline.protos.types import SamplingParams, Spec
 from rayline.router.grpc_api import build_grpc_server
 
 SHAPE = Shape(input_tokens=5, output_tokens=4, vocab_size=300, seed=1)

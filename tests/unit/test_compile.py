@@ -17,7 +17,8 @@ from rayline.kernels.compiled_kernels import bucket_of, missing_compiler
 from rayline.kernels.library import read_arguments
 from rayline.kernels.operators import schema
 from rayline.protos.errors import ConfigError
-from rayline.protos.types import EngineRequest, SamplingParams, TokenEvent
+from rayline.protos.events import TokenEvent
+from rayline.protos.types import EngineRequest, SamplingParams
 from rayline.workers.group import GroupSpec, StartedGroup, start_group
 
 Steps = list[tuple[str, int, float | None]]

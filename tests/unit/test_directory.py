@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 from simulated_group import SECRET, TimedRanks, answer, engine_over, leading, request
 
-from rayline.protos.types import TokenEvent
+from rayline.protos.events import TokenEvent
 from rayline.router.directory import Directory, GroupAddress
 from rayline.router.group import Group
 from rayline.router.link import GroupLink

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from simulated_group import BLOCKS, VOCAB, TimedRanks, answer, engine_over, request
 
 from rayline.protos.errors import InvalidRequest, Overloaded, PromptTooLong, RaylineError
-from rayline.protos.types import EngineEvent, EngineRequest, Finished, FinishReason, SamplingParams, TokenEvent
+from rayline.protos.events import EngineEvent, Finished, FinishReason, TokenEvent
+from rayline.protos.types import EngineRequest, SamplingParams
 from rayline.workers.engine import Engine
 
 

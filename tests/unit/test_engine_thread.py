@@ -10,7 +10,9 @@ import pytest
 from simulated_group import TimedRanks, answer, engine_over, request
 
 from rayline.protos.errors import InvalidRequest, Overloaded, RaylineError, Unavailable
-from rayline.protos.types import EngineEvent, EngineRequest, Failed, Finished, FinishReason, GroupLoad, TokenEvent
+from rayline.protos.events import EngineEvent, Failed, Finished, FinishReason, TokenEvent
+from rayline.protos.group import GroupLoad
+from rayline.protos.types import EngineRequest
 from rayline.workers.engine import Engine
 from rayline.workers.engine_thread import Abort, AskStats, EngineThread
 from rayline.workers.pipeline import RankStats

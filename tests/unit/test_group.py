@@ -16,7 +16,8 @@ from rayline.cluster.config import EngineSection, ParallelSection
 from rayline.cluster.parallel import Parallel
 from rayline.kernels.choice import KernelOptions
 from rayline.protos.errors import ConfigError, ModelError, NotEnoughMemory, RaylineError
-from rayline.protos.types import EngineRequest, Finished, SamplingParams, TokenEvent
+from rayline.protos.events import Finished, TokenEvent
+from rayline.protos.types import EngineRequest, SamplingParams
 from rayline.workers.group import GroupSpec, StartedGroup, check_group, numerics, start_group
 from rayline.workers.in_process import InProcess
 from rayline.workers.models.config import ModelConfig

@@ -19,7 +19,7 @@ from small_tokenizers import served
 
 from rayline.cluster.config import LimitsSection, SecuritySection, SystemConfig
 from rayline.protos.errors import Overloaded, Unavailable
-from rayline.protos.types import GroupLoad
+from rayline.protos.group import GroupLoad
 from rayline.router.http_api import build_http_app
 from rayline.router.service import Service
 

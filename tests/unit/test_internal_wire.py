@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from rayline.cluster.parallel import Parallel
 from rayline.kernels.choice import KernelOptions
 from rayline.protos import internal_pb2 as pb
-from rayline.protos.errors import LEAVES, error_of
-from rayline.protos.internal_wire import (
+from rayline.protos.channel_wire import (
     add_event,
     failed_of,
     finished_of,
@@ -18,29 +17,16 @@ from rayline.protos.internal_wire import (
     info_to_pb,
     load_of,
     load_to_pb,
-    plan_of,
-    plan_to_pb,
     request_of,
-    result_of,
-    result_to_pb,
     submit_to_pb,
     token_of,
 )
+from rayline.protos.errors import LEAVES, error_of
+from rayline.protos.events import Begun, EngineEvent, Failed, Finished, FinishReason, TokenEvent, TokenLogprob, Usage
+from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.plan import Admission, Plan, Sampled, Slice, StepResult
-from rayline.protos.types import (
-    Begun,
-    EngineEvent,
-    EngineRequest,
-    Failed,
-    Finished,
-    FinishReason,
-    GroupInfo,
-    GroupLoad,
-    SamplingParams,
-    TokenEvent,
-    TokenLogprob,
-    Usage,
-)
+from rayline.protos.plan_wire import plan_of, plan_to_pb, result_of, result_to_pb
+from rayline.protos.types import EngineRequest, SamplingParams
 from rayline.workers.pipeline import RankStats
 from rayline.workers.rank_wire import loaded_of, loaded_to_pb, spec_of, spec_to_pb, stats_of, stats_to_pb
 from rayline.workers.spec import Loaded, RankSpec

@@ -15,14 +15,15 @@ import pytest
 from simulated_group import BLOCKS, SECRET, TimedRanks, answer, engine_over, leading, request
 
 from rayline.protos import internal_pb2 as pb
+from rayline.protos.channel_wire import SECRET_KEY, submit_to_pb
 from rayline.protos.errors import InvalidRequest, Overloaded, PromptTooLong, Unavailable
+from rayline.protos.events import EngineEvent, Failed, Finished, FinishReason, TokenEvent
 from rayline.protos.internal_pb2_grpc import (
     GroupChannelServicer,
     GroupChannelStub,
     add_GroupChannelServicer_to_server,
 )
-from rayline.protos.internal_wire import SECRET_KEY, submit_to_pb
-from rayline.protos.types import EngineEvent, EngineRequest, Failed, Finished, FinishReason, TokenEvent
+from rayline.protos.types import EngineRequest
 from rayline.router.link import GroupLink
 
 TESTS = Path(__file__).parents[1]

@@ -12,18 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rayline.deploy.llm import LLM, Completion
+from rayline.protos.conversation import ChatMessage, Conversation
 from rayline.protos.errors import ConfigError, InvalidRequest, ModelError, PromptTooLong
-from rayline.protos.types import (
-    ChatMessage,
-    Delta,
-    Failed,
-    Finished,
-    FinishReason,
-    SamplingParams,
-    Spec,
-    Started,
-    StreamEvent,
-)
+from rayline.protos.events import Delta, Failed, Finished, FinishReason, Started, StreamEvent
+from rayline.protos.types import SamplingParams, Spec
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = ROOT / "deploy" / "embedded"
@@ -174,7 +166,7 @@ def test_a_conversation_is_laid_out_by_the_chat_template(llm: LLM) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=12)
     laid_out = llm.tokenizer.render_chat([{"role": "user", "content": messages[0].content}])
     (expected,) = llm.generate([llm.tokenizer.encode(laid_out, add_special_tokens=False)], params)
-    started, *events = llm.stream(Spec("s", "", params, messages=messages))
+    started, *events = llm.stream(Spec("s", "", params, conversation=Conversation(messages)))
     assert isinstance(started, Started) and started.prompt_tokens == len(expected.prompt_ids)
     assert "".join(event.text for event in events if isinstance(event, Delta)) == text(expected)
 

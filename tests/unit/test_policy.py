@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayline.protos.errors import Overloaded, Unavailable
-from rayline.protos.types import GroupLoad
+from rayline.protos.group import GroupLoad
 from rayline.router.policy import GroupView, Scorer, choose, least_outstanding, tokens_ahead
 
 

@@ -14,8 +14,8 @@ from rayline.cluster.kv_memory import KvPlan
 from rayline.cluster.parallel import Parallel, ranks
 from rayline.protos import internal_pb2 as pb
 from rayline.protos.errors import ModelError, NotEnoughMemory, RaylineError, Unavailable
-from rayline.protos.internal_wire import plan_of, result_to_pb
 from rayline.protos.plan import Plan, Sampled, Slice, StepResult
+from rayline.protos.plan_wire import plan_of, result_to_pb
 from rayline.workers.channel import Channel, connect, listen
 from rayline.workers.pipeline import RankStats
 from rayline.workers.rank_wire import loaded_to_pb, spec_of, stats_to_pb

@@ -3,8 +3,9 @@
 import torch
 
 from rayline.kernels.sampling import RowLogprobs, SampledRows, sample
+from rayline.protos.events import TokenLogprob
 from rayline.protos.plan import Sampled
-from rayline.protos.types import SamplingParams, TokenLogprob
+from rayline.protos.types import SamplingParams
 from rayline.workers.sampler import SampleRequest, sampled, sampling_rows
 
 EOS = (2, 3)

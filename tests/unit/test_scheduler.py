@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from simulated_ranks import SimulatedRanks, next_token
 
 from rayline.protos.errors import Overloaded
+from rayline.protos.events import Begun, EngineEvent, Finished, FinishReason, TokenEvent
 from rayline.protos.plan import Plan
-from rayline.protos.types import Begun, EngineEvent, EngineRequest, Finished, FinishReason, SamplingParams, TokenEvent
+from rayline.protos.types import EngineRequest, SamplingParams
 from rayline.workers.blocks import BlockPool
 from rayline.workers.scheduler import Scheduler, SchedulerLimits
 

@@ -10,6 +10,7 @@ from fakes import FakeGroup, info, saying, service_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayline.protos.conversation import ChatMessage, Conversation
 from rayline.protos.errors import (
     InternalError,
     InvalidRequest,
@@ -19,19 +20,9 @@ from rayline.protos.errors import (
     RaylineError,
     Unavailable,
 )
-from rayline.protos.types import (
-    ChatMessage,
-    Delta,
-    Failed,
-    Finished,
-    FinishReason,
-    GroupLoad,
-    SamplingParams,
-    Spec,
-    Started,
-    StreamEvent,
-    Usage,
-)
+from rayline.protos.events import Delta, Failed, Finished, FinishReason, Started, StreamEvent, Usage
+from rayline.protos.group import GroupLoad
+from rayline.protos.types import SamplingParams, Spec
 from rayline.router.service import Service
 
 SAYING = "the quick brown fox jumps"
@@ -87,7 +78,7 @@ def test_messages_go_through_the_chat_template() -> None:
     group = FakeGroup(saying("x"))
     service = service_of(group)
     messages = (ChatMessage("user", "hi"),)
-    run(service, spec(prompt=None, messages=messages))
+    run(service, spec(prompt=None, conversation=Conversation(messages)))
     (request,) = group.requests
     assert service.detokenize("tiny", request.prompt_ids) == "<s>user: hi\n"
     assert asyncio.run(service.tokenize_chat("tiny", messages)) == request.prompt_ids
@@ -174,7 +165,7 @@ def test_the_only_model_needs_no_name() -> None:
 
 def test_chat_without_a_template_is_refused() -> None:
     service = service_of(FakeGroup(saying("x")), template=None)
-    error = refusal(service, spec(prompt=None, messages=(ChatMessage("user", "hi"),)))
+    error = refusal(service, spec(prompt=None, conversation=Conversation((ChatMessage("user", "hi"),))))
     assert type(error) is InvalidRequest and "no chat template" in error.message
 
 

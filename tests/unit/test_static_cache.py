@@ -16,7 +16,8 @@ from rayline.deploy.banner import ReadyModel, banner
 from rayline.deploy.group_replica import GroupSummary
 from rayline.deploy.router_replica import Doors
 from rayline.protos.errors import NotEnoughMemory
-from rayline.protos.types import EngineEvent, EngineRequest, SamplingParams, TokenEvent
+from rayline.protos.events import EngineEvent, TokenEvent
+from rayline.protos.types import EngineRequest, SamplingParams
 from rayline.workers.group import GroupSpec, StartedGroup, start_group
 from rayline.workers.models.config import ModelConfig
 

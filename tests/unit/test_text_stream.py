@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_tokenizers import KINDS, served
 
-from rayline.protos.types import Delta, SamplingParams, TokenEvent, TokenLogprob
+from rayline.protos.events import Delta, TokenEvent, TokenLogprob
+from rayline.protos.types import SamplingParams
 from rayline.router.text_stream import TextStream
 
 TOKENIZER = served("byte_level")

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayline.protos.conversation import ChatMessage
 from rayline.protos.errors import InvalidRequest
-from rayline.protos.types import MAX_LOGPROBS, MAX_SEED, MAX_STOP_STRINGS, ChatMessage, SamplingParams, Spec
+from rayline.protos.types import MAX_LOGPROBS, MAX_SEED, MAX_STOP_STRINGS, SamplingParams, Spec
 
 TAKEN: dict[str, list[Any]] = {
     "temperature": [0.0, 1e-9, 1.0, 100.0, 0, 2],

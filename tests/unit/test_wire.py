@@ -11,31 +11,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayline.protos import inference_pb2 as pb
+from rayline.protos.conversation import ChatMessage
 from rayline.protos.errors import LEAVES, InternalError, RaylineError, error_of
-from rayline.protos.types import (
-    ChatMessage,
+from rayline.protos.event_wire import error_from_pb, error_to_pb, event_of, event_to_pb
+from rayline.protos.events import (
     Delta,
     DeltaLogprob,
     Failed,
     Finished,
     FinishReason,
     Overhead,
-    SamplingParams,
-    Spec,
     Started,
     StreamEvent,
     Usage,
 )
-from rayline.protos.wire import (
-    error_from_pb,
-    error_to_pb,
-    event_of,
-    event_to_pb,
-    params_of,
-    params_to_pb,
-    spec_of,
-    spec_to_pb,
-)
+from rayline.protos.params_wire import params_of, params_to_pb
+from rayline.protos.request_wire import spec_of, spec_to_pb
+from rayline.protos.types import SamplingParams, Spec
 
 ROOT = Path(__file__).parents[2]
 PROTO = ROOT / "protos/inference.proto"

@@ -1,81 +1,25 @@
-"""Internal records <-> protobuf: total both ways, checked by round-trip property tests."""
-
-from collections.abc import Iterable
+"""What routers and leaders tell each other <-> protobuf: total both ways, checked by round-trip property tests."""
 
 from rayline.protos import internal_pb2 as pb
 from rayline.protos.errors import error_of
-from rayline.protos.plan import Admission, Plan, Sampled, Slice, StepResult
-from rayline.protos.types import (
+from rayline.protos.events import (
+    Beam,
     Begun,
     EngineEvent,
-    EngineRequest,
     Failed,
     Finished,
     FinishReason,
-    GroupInfo,
-    GroupLoad,
+    Preempted,
+    PromptScores,
     TokenEvent,
-    TokenLogprob,
     Usage,
 )
-from rayline.protos.wire import params_of, params_to_pb
+from rayline.protos.group import GroupInfo, GroupLoad
+from rayline.protos.params_wire import params_of, params_to_pb
+from rayline.protos.plan_wire import rules_of, rules_to_pb, scores_of, scores_to_pb, top_of, top_to_pb
+from rayline.protos.types import EngineRequest
 
 SECRET_KEY = "rayline-secret"  # metadata with which a router shows a leader the deployment's secret
-
-
-def plan_to_pb(plan: Plan) -> pb.Plan:
-    admitted = [
-        pb.Admission(
-            sequence=a.sequence,
-            prompt_ids=a.prompt_ids,
-            output_ids=a.output_ids,
-            params=params_to_pb(a.params),
-        )
-        for a in plan.admitted
-    ]
-    slices = [
-        pb.Slice(
-            sequence=s.sequence,
-            start=s.start,
-            count=s.count,
-            first_block=s.first_block,
-            block_ids=s.block_ids,
-            samples=s.samples,
-        )
-        for s in plan.slices
-    ]
-    return pb.Plan(epoch=plan.epoch, step=plan.step, admitted=admitted, slices=slices, released=plan.released)
-
-
-def plan_of(message: pb.Plan) -> Plan:
-    return Plan(
-        epoch=message.epoch,
-        step=message.step,
-        admitted=tuple(
-            Admission(a.sequence, tuple(a.prompt_ids), tuple(a.output_ids), params_of(a.params))
-            for a in message.admitted
-        ),
-        slices=tuple(
-            Slice(s.sequence, s.start, s.count, s.first_block, tuple(s.block_ids), s.samples) for s in message.slices
-        ),
-        released=tuple(message.released),
-    )
-
-
-def result_to_pb(result: StepResult) -> pb.StepResult:
-    sampled = [
-        pb.Sampled(sequence=s.sequence, token_id=s.token_id, logprob=s.logprob, top_logprobs=_top_to_pb(s.top_logprobs))
-        for s in result.sampled
-    ]
-    return pb.StepResult(epoch=result.epoch, step=result.step, sampled=sampled, busy_s=result.busy_s)
-
-
-def result_of(message: pb.StepResult) -> StepResult:
-    sampled = tuple(
-        Sampled(s.sequence, s.token_id, s.logprob if s.HasField("logprob") else None, _top_of(s.top_logprobs))
-        for s in message.sampled
-    )
-    return StepResult(message.epoch, message.step, sampled, message.busy_s)
 
 
 def submit_to_pb(stream: int, request: EngineRequest) -> pb.Submit:
@@ -86,6 +30,10 @@ def submit_to_pb(stream: int, request: EngineRequest) -> pb.Submit:
         output_ids=request.output_ids,
         params=params_to_pb(request.params),
         priority=request.priority,
+        tenant=request.tenant,
+        cache_salt=request.cache_salt,
+        family=request.family,
+        rules=rules_to_pb(request.rules),
     )
 
 
@@ -96,6 +44,10 @@ def request_of(message: pb.Submit) -> EngineRequest:
         params=params_of(message.params),
         output_ids=tuple(message.output_ids),
         priority=message.priority,
+        tenant=message.tenant,
+        cache_salt=message.cache_salt,
+        family=message.family,
+        rules=rules_of(message.rules),
     )
 
 
@@ -107,7 +59,7 @@ def add_event(step: pb.Step, stream: int, event: EngineEvent) -> None:
             index=event.index,
             token_id=event.token_id,
             logprob=event.logprob,
-            top_logprobs=_top_to_pb(event.top_logprobs),
+            top_logprobs=top_to_pb(event.top_logprobs),
             begun=event.begun and pb.Begun(cached_tokens=event.begun.cached_tokens, queue_s=event.begun.queue_s),
         )
     elif isinstance(event, Finished):
@@ -119,7 +71,12 @@ def add_event(step: pb.Step, stream: int, event: EngineEvent) -> None:
             cached_tokens=event.usage.cached_tokens,
             queue_s=event.queue_s,
             stop_token=event.stop_reason if isinstance(event.stop_reason, int) else None,
+            preemptions=event.preempted.times,
+            recomputed_tokens=event.preempted.recomputed_tokens,
+            beams=[_beam_to_pb(beam) for beam in event.beams],
         )
+    elif isinstance(event, PromptScores):
+        step.scores.add(stream=stream, start=event.start, tokens=scores_to_pb(event.tokens))
     else:
         step.failed.add(
             stream=stream,
@@ -133,7 +90,7 @@ def add_event(step: pb.Step, stream: int, event: EngineEvent) -> None:
 def token_of(message: pb.Token, request_id: str) -> TokenEvent:
     logprob = message.logprob if message.HasField("logprob") else None
     begun = Begun(message.begun.cached_tokens, message.begun.queue_s) if message.HasField("begun") else None
-    return TokenEvent(request_id, message.index, message.token_id, logprob, _top_of(message.top_logprobs), begun)
+    return TokenEvent(request_id, message.index, message.token_id, logprob, top_of(message.top_logprobs), begun)
 
 
 def finished_of(message: pb.Finished, request_id: str) -> Finished:
@@ -143,7 +100,13 @@ def finished_of(message: pb.Finished, request_id: str) -> Finished:
         usage=Usage(message.prompt_tokens, message.output_tokens, message.cached_tokens),
         queue_s=message.queue_s,
         stop_reason=message.stop_token if message.HasField("stop_token") else None,
+        preempted=Preempted(message.preemptions, message.recomputed_tokens),
+        beams=tuple(_beam_of(beam) for beam in message.beams),
     )
+
+
+def prompt_scores_of(message: pb.PromptScores, request_id: str) -> PromptScores:
+    return PromptScores(request_id, message.start, scores_of(message.tokens))
 
 
 def failed_of(message: pb.Failed, request_id: str) -> Failed:
@@ -208,9 +171,21 @@ def info_of(message: pb.Welcome) -> GroupInfo:
     )
 
 
-def _top_to_pb(top: tuple[TokenLogprob, ...]) -> list[pb.TokenLogprob]:
-    return [pb.TokenLogprob(token_id=t.token_id, logprob=t.logprob) for t in top]
+def _beam_to_pb(beam: Beam) -> pb.Beam:
+    return pb.Beam(
+        token_ids=beam.token_ids,
+        score=beam.score,
+        logprobs=beam.logprobs,
+        reason=beam.reason.value,
+        stop_token=beam.stop_token,
+    )
 
 
-def _top_of(top: Iterable[pb.TokenLogprob]) -> tuple[TokenLogprob, ...]:
-    return tuple(TokenLogprob(t.token_id, t.logprob) for t in top)
+def _beam_of(message: pb.Beam) -> Beam:
+    return Beam(
+        tuple(message.token_ids),
+        message.score,
+        tuple(message.logprobs),
+        FinishReason(message.reason),
+        message.stop_token if message.HasField("stop_token") else None,
+    )

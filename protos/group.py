@@ -1,0 +1,31 @@
+"""What a group tells its routers about itself."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLoad:
+    """What a group reports after each step, and the router balances on."""
+
+    running: int = 0
+    waiting: int = 0
+    outstanding_tokens: int = 0  # prompt tokens not yet computed + output tokens not yet sampled
+    free_blocks: int = 0
+    total_blocks: int = 0
+    draining: bool = False  # finishes what it has, takes nothing new
+
+
+@dataclass(frozen=True, slots=True)
+class GroupInfo:
+    """What a group is: fixed once it has started."""
+
+    group_id: str
+    model: str
+    numerics: str
+    exact: bool
+    max_model_len: int
+    vocab_size: int
+    block_tokens: int
+    total_blocks: int
+    max_waiting: int
+    epoch: int
