@@ -17,6 +17,7 @@ from rayline.kernels.native_sampling import Draws, Limits, NativeReductions, Par
 from rayline.kernels.sampling import RowLogprobs, SampledRows, SamplingRows, sample
 from rayline.kernels.tree import join_pairwise
 from rayline.kernels.vocabulary import LEAVES, vocab_segment, vocab_share
+from rayline.workers import row_scores
 from rayline.workers.collectives import Alone, Collective
 
 
@@ -26,6 +27,12 @@ class TokenSampler(Protocol):
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         """One token for each row of fp32 [N, share]: this rank's part of the vocabulary, as `vocab_share` cuts it."""
         ...
+
+    def candidates(
+        self, logits: Tensor, rows: SamplingRows, most: Sequence[int]
+    ) -> list[tuple[tuple[int, float], ...]]: ...
+
+    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]: ...
 
 
 def token_sampler(kernels: Kernels, collective: Collective, vocab_size: int, tp_rank: int) -> TokenSampler:
@@ -44,6 +51,14 @@ class TorchSampler:
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         return sample(self._collective.gather_columns(logits)[:, : self._vocab_size], rows)
+
+    def candidates(
+        self, logits: Tensor, rows: SamplingRows, most: Sequence[int]
+    ) -> list[tuple[tuple[int, float], ...]]:
+        return row_scores.candidates(self._collective.gather_columns(logits)[:, : self._vocab_size], rows, most)
+
+    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]:
+        return row_scores.score(self._collective.gather_columns(logits)[:, : self._vocab_size], token_ids, tops)
 
 
 class NativeSampler:
@@ -65,6 +80,14 @@ class NativeSampler:
             whole = Part(self._collective.gather_columns(logits), self._vocab_size)
             step = _Step(self._reductions, Alone(), whole, rows)
         return step.sample(self._vocab_size)
+
+    def candidates(
+        self, logits: Tensor, rows: SamplingRows, most: Sequence[int]
+    ) -> list[tuple[tuple[int, float], ...]]:
+        return row_scores.candidates(self._collective.gather_columns(logits)[:, : self._vocab_size], rows, most)
+
+    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]:
+        return row_scores.score(self._collective.gather_columns(logits)[:, : self._vocab_size], token_ids, tops)
 
 
 class _Step:

@@ -35,7 +35,9 @@ class Bench:
     def __post_init__(self) -> None:
         self.pool = BlockPool(self.blocks)
         self.scheduler = Scheduler(self.limits, self.pool, frozenset({EOS}))
-        self.ranks = SimulatedRanks(self.blocks, self.limits.block_tokens, VOCAB, self.limits.depth + 1)
+        self.ranks = SimulatedRanks(
+            self.blocks, self.limits.block_tokens, VOCAB, self.limits.depth + 1, frozenset({EOS})
+        )
         self.events: list[EngineEvent] = []
 
     def add(self, request_id: str, prompt: int | tuple[int, ...] = 4, priority: int = 0, **params: Any) -> None:
