@@ -1,7 +1,7 @@
 """The choices of one client's request: the first computes the prompt, the others begin where it ends."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rayline.protos.types import EngineRequest
 from rayline.workers.sequence import Sequence
@@ -78,4 +78,5 @@ def _alike(trunk: EngineRequest, request: EngineRequest) -> bool:
 
 
 def _shared(request: EngineRequest) -> tuple[object, ...]:
-    return request.prompt_ids, request.rules, request.cache_salt, request.tenant, request.priority
+    params = replace(request.params, seed=None, prompt_logprobs=None)
+    return request.prompt_ids, params, request.rules, request.cache_salt, request.tenant, request.priority

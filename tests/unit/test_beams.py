@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rayline.cluster.config import EngineSection, ParallelSection
-from rayline.protos.events import Beam, EngineEvent, Finished, FinishReason, TokenEvent
+from rayline.protos.events import Beam, EngineEvent, Finished
 from rayline.protos.types import EngineRequest, SamplingParams
 from rayline.workers.group import GroupSpec, StartedGroup, start_group
 from rayline.workers.local_launch import LocalLauncher
