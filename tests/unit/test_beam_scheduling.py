@@ -12,6 +12,7 @@ from simulated_ranks import candidates
 from rayline.protos.events import Beam, Finished, FinishReason, TokenEvent
 from rayline.protos.types import EngineRequest, SamplingParams
 from rayline.workers.beams import Search, advance, best, candidates_needed, rules_of
+from rayline.workers.request_check import blocks_of_search
 
 PROMPT = (1, 2, 3, 4, 5, 6)
 
@@ -210,3 +211,24 @@ def test_any_mixture_of_searches_samples_and_aborts_ends_in_the_smallest_pools(
         else:
             assert bench.tokens(request_id) == alone(asked.prompt_ids, asked.params, 32)
     assert not any(isinstance(e, TokenEvent) and requests[e.request_id].params.beam_width for e in bench.events)
+
+
+@settings(max_examples=100)
+@given(
+    prompt=st.integers(1, 30),
+    width=st.integers(2, 5),
+    most=st.integers(1, 25),
+    block_tokens=st.sampled_from([1, 2, 4, 7, 64]),
+    prefix_caching=st.booleans(),
+)
+def test_the_blocks_that_are_asked_for_are_enough_for_all_beams(
+    prompt: int, width: int, most: int, block_tokens: int, prefix_caching: bool
+) -> None:
+    asked = request("r", tuple(range(1, prompt + 1)), width, max_tokens=most, ignore_eos=True)
+    chosen = limits(block_tokens=block_tokens, prefix_caching=prefix_caching)
+    bench = bench_with(
+        asked, blocks=blocks_of_search(asked, chosen), block_tokens=block_tokens, prefix_caching=prefix_caching
+    )
+    bench.run()
+    assert bench.scheduler.stats.preemptions == 0
+    assert bench.finished("r").beams == searched(asked)
