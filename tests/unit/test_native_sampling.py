@@ -72,7 +72,8 @@ class OneOfThreads:
 
 def rows(settings: list[dict[str, Any]]) -> SamplingRows:
     """One row for each setting, each with its own seed and position."""
-    one = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "edits": None, "logprobs": None}
+    one = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "top_n_sigma": 0.0}
+    one |= {"edits": None, "logprobs": None}
     columns = {name: tuple(setting.get(name, value) for setting in settings) for name, value in one.items()}
     count = len(settings)
     seeds, positions = tuple(2**61 + 7 * i for i in range(count)), tuple(2**31 + i for i in range(count))
