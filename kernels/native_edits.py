@@ -66,26 +66,33 @@ def is_masked(edit: Edit | None) -> bool:
 def _sparse(rows: Sequence[int], edits: Sequence[Edit]) -> dict[str, Tensor]:
     """What changes single logits, row by row, as EditLogits takes it."""
     nothing = torch.empty(0, dtype=torch.int64), torch.empty(0)
-    pairs = [(e.seen, e.counts) if e.seen is not None and e.counts is not None else nothing for e in edits]
-    added = [[token for token, _ in edit.bias] + list(edit.banned) for edit in edits]
-    bias = [[value for _, value in edit.bias] + [-torch.inf] * len(edit.banned) for edit in edits]
+    seen = [nothing if e.seen is None or e.counts is None else (e.seen, e.counts) for e in edits]
+    added = [pair for e in edits for pair in ((nothing if e.bias is None else e.bias), _bans(e.banned))]
     return {
         "index": torch.tensor(rows),
-        "seen_starts": _starts([len(seen) for seen, _ in pairs]),
-        "seen": torch.cat([seen for seen, _ in pairs]),
-        "counts": torch.cat([counts for _, counts in pairs]),
-        "added_starts": _starts([len(tokens) for tokens in added]),
-        "added": torch.tensor([token for tokens in added for token in tokens], dtype=torch.int64),
-        "bias": torch.tensor([value for values in bias for value in values], dtype=torch.float32),
+        "seen_starts": _starts([len(ids) for ids, _ in seen]),
+        "seen": torch.cat([ids for ids, _ in seen]),
+        "counts": torch.cat([counts for _, counts in seen]),
+        "added_starts": _starts([len(ids) for ids, _ in added])[::2].contiguous(),
+        "added": torch.cat([ids for ids, _ in added]),
+        "bias": torch.cat([values for _, values in added]),
     }
+
+
+def _bans(ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    return torch.tensor(ids, dtype=torch.int64), torch.full((len(ids),), -torch.inf)
 
 
 def _penalties(edits: Sequence[Edit]) -> dict[str, Tensor]:
     return {
-        "repetition": torch.tensor([edit.repetition_penalty for edit in edits]),
-        "frequency": torch.tensor([edit.frequency_penalty for edit in edits]),
-        "presence": torch.tensor([edit.presence_penalty for edit in edits]),
+        "repetition": _fp32([edit.repetition_penalty for edit in edits]),
+        "frequency": _fp32([edit.frequency_penalty for edit in edits]),
+        "presence": _fp32([edit.presence_penalty for edit in edits]),
     }
+
+
+def _fp32(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32)
 
 
 def _masks(edits: Sequence[Edit]) -> Tensor:

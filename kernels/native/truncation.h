@@ -196,6 +196,33 @@ struct Atom {
 };
 static_assert(sizeof(Atom) == sizeof(Token));
 
+// The smallest distance within which the weights reach `enough`. The atoms change places.
+inline float distance_to_reach(Atom* atoms, int64_t count, double enough) {
+    float range = 1e-30f;
+    for (int64_t i = 0; i < count; ++i)
+        if (atoms[i].weight > 0.0f) range = std::max(range, atoms[i].distance);
+    const float scale = 0.9999f * kBuckets / range;
+    const auto bucket_of = [&](const Atom& atom) { return static_cast<int>(std::min(atom.distance * scale, 1.0f * kBuckets)); };
+    double held[kBuckets + 1] = {};
+    for (int64_t i = 0; i < count; ++i) held[bucket_of(atoms[i])] += static_cast<double>(atoms[i].weight);
+    int goal = 0;
+    double running = 0.0;
+    while (goal < kBuckets && running + held[goal] < enough) running += held[goal++];
+    Atom* end = atoms;
+    for (int64_t i = 0; i < count; ++i)
+        if (bucket_of(atoms[i]) == goal) {
+            const Atom found = atoms[i];
+            atoms[i] = *end;
+            *end++ = found;
+        }
+    std::sort(atoms, end, [](const Atom& a, const Atom& b) { return a.distance < b.distance; });
+    for (const Atom* atom = atoms; atom != end; ++atom) {
+        running += static_cast<double>(atom->weight);
+        if (running >= enough) return atom->distance;
+    }
+    return kInfinity;
+}
+
 // Tokens nearest to the mean score, until their weights reach typical_p of all; equals in distance go together.
 inline void keep_typical(const Weighed& some, const Selection& memory, double typical_p, Kept& kept) {
     auto* atoms = reinterpret_cast<Atom*>(memory.tokens);
@@ -216,16 +243,10 @@ inline void keep_typical(const Weighed& some, const Selection& memory, double ty
     });
     kept.mean = static_cast<float>(moment / total);
     for (int64_t i = 0; i < count; ++i) atoms[i].distance = std::abs(atoms[i].score - kept.mean);
-    std::sort(atoms, atoms + count, [](const Atom& a, const Atom& b) { return a.distance < b.distance; });
-    double running = 0.0;
-    int64_t last = 0;
-    for (; last < count - 1; ++last) {
-        running += static_cast<double>(atoms[last].weight);
-        if (running >= typical_p * total) break;
-    }
-    kept.distance = atoms[last].distance;
+    kept.distance = distance_to_reach(atoms, count, typical_p * total);
     float top = -kInfinity;
-    for (int64_t i = 0; i < count && atoms[i].distance <= kept.distance; ++i) top = std::max(top, atoms[i].logit);
+    for (int64_t i = 0; i < count; ++i)
+        if (atoms[i].distance <= kept.distance) top = std::max(top, atoms[i].logit);
     kept.top_score = score_of(top, some.best, some.temperature);
 }
 
