@@ -26,7 +26,7 @@ ACCEPTED: dict[str, dict[str, list[Any]]] = {
         "max_running": [1, 1024],
         "prefix_caching": [True, False],
         "threads": [0, 64],
-        "kernels": ["auto", "native", "onednn", "torch"],
+        "kernels": ["auto", "native", "onednn", "torch", "triton", "triton-exact"],
         "quantize": ["none", "int8", "int4"],
         "activations": ["exact", "int8"],
         "kv_cache": ["paged", "static"],
