@@ -91,6 +91,10 @@ class Tokenizer:
         """The vocabulary's own spelling of a token, None outside the vocabulary."""
         return self._backend.id_to_token(token_id)
 
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by the vocabulary's own spelling."""
+        return self._backend.token_to_id(token)
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes one token adds in the middle of a text; a special token's are its name."""
         token = self.token(token_id)
