@@ -9,7 +9,7 @@ import itertools
 import secrets
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -182,7 +182,7 @@ class LLM:
     def _request(self, spec: Spec) -> EngineRequest:
         spec.check()
         if spec.conversation is not None:
-            text = self._tokenizer.render_chat([asdict(message) for message in spec.conversation.messages])
+            text = self._tokenizer.render_chat(spec.conversation)
             prompt_ids = self._tokenizer.encode(text, add_special_tokens=False)
         elif spec.prompt is not None:
             prompt_ids = self._tokenizer.encode(spec.prompt, add_special_tokens=True)

@@ -7,9 +7,9 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from rayline.protos.conversation import ChatMessage
+from rayline.protos.conversation import ChatMessage, Conversation
 from rayline.protos.errors import InvalidRequest, ModelNotFound, Unavailable, out_of_range
 from rayline.protos.events import StreamEvent
 from rayline.protos.group import GroupInfo
@@ -115,7 +115,7 @@ class Service:
 
     async def tokenize_chat(self, model: str, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
         """Ids of the prompt that the chat template makes of `messages`."""
-        return await _chat_ids(self.model(model).tokenizer, messages)
+        return await _chat_ids(self.model(model).tokenizer, Conversation(tuple(messages)))
 
     def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
         """Text of `token_ids`, special tokens shown. Raises InvalidRequest for ids outside the vocabulary."""
@@ -154,7 +154,7 @@ class Service:
 
     async def _prompt_ids(self, tokenizer: Tokenizer, spec: Spec) -> tuple[int, ...]:
         if spec.conversation is not None:
-            return await _chat_ids(tokenizer, spec.conversation.messages)
+            return await _chat_ids(tokenizer, spec.conversation)
         if spec.prompt is not None:
             return await _encode(tokenizer, spec.prompt, add_special_tokens=True)
         return spec.prompt_ids or ()
@@ -166,7 +166,7 @@ async def _encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> 
     return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens)
 
 
-async def _chat_ids(tokenizer: Tokenizer, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+async def _chat_ids(tokenizer: Tokenizer, conversation: Conversation) -> tuple[int, ...]:
     """The template writes the special tokens itself, so none are added."""
-    text = tokenizer.render_chat([asdict(message) for message in messages])
+    text = tokenizer.render_chat(conversation)
     return await _encode(tokenizer, text, add_special_tokens=False)
