@@ -1,7 +1,5 @@
 """From the prompt in a client's request to token ids: template, fill-in-the-middle, tokenisation, truncation. Pure."""
 
-from dataclasses import asdict
-
 from rayline.protos.conversation import Conversation
 from rayline.protos.errors import InvalidRequest
 from rayline.protos.types import Spec
@@ -49,7 +47,7 @@ def prompt_ids_of(spec: Spec, tokenizer: Tokenizer) -> tuple[int, ...]:
 def conversation_ids(conversation: Conversation, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The template writes the special tokens itself, so none are added."""
     return tokenizer.encode(
-        tokenizer.render_chat([asdict(message) for message in conversation.messages]), add_special_tokens=False
+        tokenizer.render_chat(conversation), add_special_tokens=False
     )
 
 

@@ -165,7 +165,7 @@ def test_a_stream_starts_adds_deltas_and_finishes(llm: LLM) -> None:
 def test_a_conversation_is_laid_out_by_the_chat_template(llm: LLM) -> None:
     messages = (ChatMessage("user", "Write a function add that returns the sum of a and b."),)
     params = SamplingParams(temperature=0.0, max_tokens=12)
-    laid_out = llm.tokenizer.render_chat([{"role": "user", "content": messages[0].content}])
+    laid_out = llm.tokenizer.render_chat(Conversation((ChatMessage("user", messages[0].content),)))
     (expected,) = llm.generate([llm.tokenizer.encode(laid_out, add_special_tokens=False)], params)
     started, *events = llm.stream(Spec("s", "", params, conversation=Conversation(messages)))
     assert isinstance(started, Started) and started.prompt_tokens == len(expected.prompt_ids)
