@@ -1,19 +1,20 @@
-"""Logits to tokens. A row's token is a pure function of its logits, parameters, seed and position.
+"""Logits to tokens. A row's token is a pure function of its logits, edit, parameters, seed and position.
 
-    score = (logit - best) / temperature        suppressed logits count as -inf
+    score = (logit - best) / temperature        logits as the row's edit leaves them
     token = argmax(score + noise)               over what top-k, top-p and min-p keep; ties to the lowest id
 
 Temperature 0 is the argmax without noise. What else is in the batch changes no bit of a row: rows meet
 only in elementwise operations, in maxima, and in sums along one row in one order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rayline.kernels.candidates import Candidates, Draw, chosen, contenders, winners
+from rayline.kernels.edits import Edit, edited
 from rayline.kernels.truncation import Rules, kept
 
 _CHUNK_ELEMENTS = 2**18  # logits whose noise is drawn at once: the draw's temporaries stay in the cache
@@ -24,7 +25,7 @@ class SamplingRows:
     """How each row of a batch is sampled; every tuple has one entry a row.
 
     temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off. `position` is the absolute position of
-    the token being sampled, below 2^32; seeds fill 63 bits. `suppressed` ids cannot be sampled.
+    the token being sampled, below 2^32; seeds fill 63 bits. edits: what is done to the logits first.
     logprobs: None, or how many of the best tokens to report beside the sampled one.
     """
 
@@ -34,7 +35,7 @@ class SamplingRows:
     min_p: tuple[float, ...]
     seed: tuple[int, ...]
     position: tuple[int, ...]
-    suppressed: tuple[tuple[int, ...], ...]
+    edits: tuple[Edit | None, ...]
     logprobs: tuple[int | None, ...]
 
     def __len__(self) -> int:
@@ -65,7 +66,7 @@ class SampledRows:
 
 def sample(logits: Tensor, rows: SamplingRows) -> SampledRows:
     """Sample one token for each row of fp32 [N, V]. Logits may be infinite but not NaN."""
-    allowed = _suppress(logits, rows.suppressed)
+    allowed = edited(logits, rows.edits)
     token_ids = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
     greedy = [i for i in range(len(rows)) if rows.temperature[i] == 0.0]
     noisy = [i for i in range(len(rows)) if rows.temperature[i] != 0.0]
@@ -77,6 +78,26 @@ def sample(logits: Tensor, rows: SamplingRows) -> SampledRows:
         None if n is None else _logprobs(logits[i], int(token_ids[i]), n) for i, n in enumerate(rows.logprobs)
     )
     return SampledRows(token_ids, logprobs)
+
+
+def best_candidates(logits: Tensor, rows: SamplingRows, most: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:
+    """Of each row of fp32 [N, V] the `most` best (id, value) by (value descending, id ascending), for beams.
+
+    value: the log-softmax of the raw logits, then edited, not normalised again: as `transformers` searches. Tokens
+    at -inf are left out.
+    """
+    logprobs = edited(torch.stack([_log_softmax(row) for row in logits]), rows.edits)
+    found = []
+    for row, count in zip(logprobs, most, strict=True):
+        ids = _best_ids(row, count)
+        pairs = zip(ids, row[ids].tolist(), strict=True)
+        found.append(tuple((token, value) for token, value in pairs if value > -torch.inf))
+    return found
+
+
+def score(logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]:
+    """Of each row of fp32 [N, V] the logprob of one token, and its `tops` best."""
+    return [_logprobs(row, token, top) for row, token, top in zip(logits, token_ids, tops, strict=True)]
 
 
 def _draw(logits: Tensor, rows: SamplingRows, part: list[int]) -> Tensor:
@@ -114,20 +135,17 @@ def _truncated(logits: Tensor, rules: Rules, draw: Draw, at: list[int]) -> Itera
             yield chosen(index[row], token, score, draw)
 
 
-def _suppress(logits: Tensor, suppressed: tuple[tuple[int, ...], ...]) -> Tensor:
-    pairs = [(row, token) for row, tokens in enumerate(suppressed) for token in tokens]
-    if not pairs:
-        return logits
-    row, token = torch.tensor(pairs, device=logits.device).unbind(-1)
-    return logits.index_put((row, token), torch.tensor(-torch.inf, device=logits.device))
-
-
 def _logprobs(logits: Tensor, token_id: int, count: int) -> RowLogprobs:
-    """Of one row, fp32 [V]. Shifted by the best first, so that infinite logits give no NaN."""
-    best = logits.max()
-    logprobs = torch.where(logits == best, 0.0, logits - best).log_softmax(-1)
+    """Of one row, fp32 [V]."""
+    logprobs = _log_softmax(logits)
     ids = _best_ids(logprobs, count)
     return RowLogprobs(float(logprobs[token_id]), tuple(zip(ids, logprobs[ids].tolist(), strict=True)))
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """Of one row, fp32 [V]. Shifted by the best first, so that infinite logits give no NaN."""
+    best = logits.max()
+    return torch.where(logits == best, 0.0, logits - best).log_softmax(-1)
 
 
 def _best_ids(values: Tensor, count: int) -> list[int]:

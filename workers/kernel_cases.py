@@ -157,7 +157,7 @@ def _sample(rows: int, vocab: int, draw: Draw, kernels: NativeKernels, copies: i
         min_p=(0.0,) * rows,
         seed=several,
         position=several,
-        suppressed=((),) * rows,
+        edits=(None,) * rows,
         logprobs=(None,) * rows,
     )
     ours = NativeSampler(kernels, Alone(), vocab, 0)

@@ -4,21 +4,38 @@ from dataclasses import dataclass, field
 
 from rayline.protos.plan import Admission, Plan
 from rayline.protos.types import SamplingParams, TokenRules
+from rayline.workers.history import History, needs_history
 
 
 @dataclass(slots=True)
 class Resident:
-    """What a rank remembers of a sequence between steps. `token_ids` grows by what was sampled."""
+    """What a rank remembers of a sequence between steps. `token_ids` grows by what was sampled.
+
+    history: made when it is first asked for, which ranks that never sample do not.
+    """
 
     prompt_tokens: int
     token_ids: list[int]
     params: SamplingParams
     rules: TokenRules
     table: list[int] = field(default_factory=list)
+    history: History | None = None
 
     @property
     def output_tokens(self) -> int:
         return len(self.token_ids) - self.prompt_tokens
+
+    def gain(self, token_id: int) -> None:
+        self.token_ids.append(token_id)
+        if self.history is not None:
+            self.history.append(token_id)
+
+    def kept_history(self) -> History | None:
+        """What the request's rules need to know of its tokens; None where they need nothing."""
+        if self.history is None and needs_history(self.params, self.rules):
+            prompt_ids, output_ids = self.token_ids[: self.prompt_tokens], self.token_ids[self.prompt_tokens :]
+            self.history = History(self.params, self.rules, prompt_ids, output_ids)
+        return self.history
 
 
 class Residents:
@@ -36,7 +53,7 @@ class Residents:
     def gain(self, number: int, token_id: int) -> None:
         """Append a sampled token, unless the sequence was released meanwhile."""
         if (resident := self._by_number.get(number)) is not None:
-            resident.token_ids.append(token_id)
+            resident.gain(token_id)
 
     def follow(self, plan: Plan) -> None:
         """Bring the records up to what `plan` says before it is computed."""

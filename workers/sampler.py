@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from rayline.kernels.edits import Edit, mask_of
 from rayline.kernels.sampling import SampledRows, SamplingRows
 from rayline.protos.events import TokenLogprob
 from rayline.protos.plan import Sampled
-from rayline.protos.types import SamplingParams
+from rayline.protos.types import PLAIN_RULES, SamplingParams, TokenRules
+from rayline.workers.history import History
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +19,17 @@ class SampleRequest:
 
     position: the absolute position the new token takes in its sequence, prompt included
     outputs:  tokens it has sampled before, on any group
+    history:  what `needs_history` asks for; None where it asks for nothing
+    mask:     what its grammar allows, int32 [ceil(vocab_size / 32)]: bit i % 32 of word i // 32 is id i; None: all
     """
 
     sequence: int
     params: SamplingParams
     position: int
     outputs: int
+    rules: TokenRules = PLAIN_RULES
+    history: History | None = None
+    mask: Tensor | None = None
 
 
 def sampling_rows(requests: Sequence[SampleRequest], eos_ids: Sequence[int], vocab_size: int) -> SamplingRows:
@@ -33,9 +42,39 @@ def sampling_rows(requests: Sequence[SampleRequest], eos_ids: Sequence[int], voc
         min_p=tuple(p.min_p for p in params),
         seed=tuple(p.seed or 0 for p in params),
         position=tuple(request.position for request in requests),
-        suppressed=tuple(suppressed_ids(request, eos_ids, vocab_size) for request in requests),
+        edits=tuple(edit_of(request, eos_ids, vocab_size) for request in requests),
         logprobs=tuple(p.logprobs for p in params),
     )
+
+
+def edit_of(request: SampleRequest, eos_ids: Sequence[int], vocab_size: int) -> Edit | None:
+    """What the request wants done to its logits; None, and that soon, where it wants nothing."""
+    params, history = request.params, request.history
+    is_early = request.outputs < params.min_tokens
+    if history is None and not is_early and not params.logit_bias and not params.allowed_token_ids:
+        return None if request.mask is None else Edit(mask=request.mask)
+    ends = suppressed_ids(request, eos_ids, vocab_size)
+    banned = ends if history is None else (*ends, *(token for token in history.banned if token < vocab_size))
+    seen, counts = (history and history.counts) or (None, None)
+    return Edit(
+        seen=seen,
+        counts=counts,
+        repetition_penalty=params.repetition_penalty,
+        frequency_penalty=params.frequency_penalty,
+        presence_penalty=params.presence_penalty,
+        bias=tuple((token, bias) for token, bias in params.logit_bias if token < vocab_size),
+        banned=banned,
+        mask=joined_mask(params.allowed_token_ids, request.mask, vocab_size),
+        forced=None if history is None else history.forced,
+    )
+
+
+def joined_mask(allowed: tuple[int, ...], mask: Tensor | None, vocab_size: int) -> Tensor | None:
+    """What both the list of ids and the grammar allow."""
+    if not allowed:
+        return mask
+    listed = mask_of([token for token in allowed if token < vocab_size], vocab_size)
+    return listed if mask is None else listed & mask
 
 
 def suppressed_ids(request: SampleRequest, eos_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:

@@ -5,16 +5,16 @@ and a sum for its logprobs. Rows that are cut by top-k, top-p or min-p are gathe
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from rayline.kernels.backend import Kernels
+from rayline.kernels.edits import edited
 from rayline.kernels.native_kernels import NativeKernels
 from rayline.kernels.native_sampling import Draws, Limits, NativeReductions, Part, column
-from rayline.kernels.sampling import RowLogprobs, SampledRows, SamplingRows, sample
+from rayline.kernels.sampling import RowLogprobs, SampledRows, SamplingRows, best_candidates, sample, score
 from rayline.kernels.tree import join_pairwise
 from rayline.kernels.vocabulary import LEAVES, vocab_segment, vocab_share
 from rayline.workers.collectives import Alone, Collective
@@ -25,6 +25,16 @@ class TokenSampler(Protocol):
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         """One token for each row of fp32 [N, share]: this rank's part of the vocabulary, as `vocab_share` cuts it."""
+        ...
+
+    def candidates(
+        self, logits: Tensor, rows: SamplingRows, most: Sequence[int]
+    ) -> list[tuple[tuple[int, float], ...]]:
+        """(id, value) of each row's `most` best tokens for beams: see `best_candidates`."""
+        ...
+
+    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]:
+        """The logprob of one token a row under the raw logits, and those of its `tops` best."""
         ...
 
 
@@ -43,7 +53,18 @@ class TorchSampler:
         self._vocab_size = vocab_size
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
-        return sample(self._collective.gather_columns(logits)[:, : self._vocab_size], rows)
+        return sample(self._whole(logits), rows)
+
+    def candidates(
+        self, logits: Tensor, rows: SamplingRows, most: Sequence[int]
+    ) -> list[tuple[tuple[int, float], ...]]:
+        return best_candidates(self._whole(logits), rows, most)
+
+    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]:
+        return score(self._whole(logits), token_ids, tops)
+
+    def _whole(self, logits: Tensor) -> Tensor:
+        return self._collective.gather_columns(logits)[:, : self._vocab_size]
 
 
 class NativeSampler:
@@ -59,21 +80,34 @@ class NativeSampler:
         self._size = min(share, vocab_size - self._first)
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
-        if self._is_cut_evenly:
-            step = _Step(self._reductions, self._collective, Part(logits, self._size, self._first), rows)
-        else:
-            whole = Part(self._collective.gather_columns(logits), self._vocab_size)
-            step = _Step(self._reductions, Alone(), whole, rows)
-        return step.sample(self._vocab_size)
+        if self._is_cut_evenly and not any(rows.edits):
+            part = Part(logits, self._size, self._first)
+            return _Step(self._reductions, self._collective, part, part, rows).sample(self._vocab_size)
+        raw = Part(self._collective.gather_columns(logits), self._vocab_size)
+        part = Part(edited(raw.logits[:, : self._vocab_size], rows.edits), self._vocab_size) if any(rows.edits) else raw
+        return _Step(self._reductions, Alone(), part, raw, rows).sample(self._vocab_size)
+
+    def candidates(
+        self, logits: Tensor, rows: SamplingRows, most: Sequence[int]
+    ) -> list[tuple[tuple[int, float], ...]]:
+        whole = self._collective.gather_columns(logits)[:, : self._vocab_size]
+        return best_candidates(whole, rows, most)
+
+    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]:
+        whole = self._collective.gather_columns(logits)[:, : self._vocab_size]
+        return score(whole, token_ids, tops)
 
 
 class _Step:
     """The rows of one step on one rank."""
 
-    def __init__(self, reductions: NativeReductions, collective: Collective, part: Part, rows: SamplingRows) -> None:
+    def __init__(
+        self, reductions: NativeReductions, collective: Collective, part: Part, raw: Part, rows: SamplingRows
+    ) -> None:
         self._reductions = reductions
         self._collective = collective
         self._part = part
+        self._raw = raw
         self._rows = rows
 
     def sample(self, vocab_size: int) -> SampledRows:
@@ -81,13 +115,12 @@ class _Step:
         noisy = [i for i in everyone if rows.temperature[i] != 0.0]
         whole = [i for i in noisy if not rows.is_truncated(i)]
         cut = [i for i in noisy if rows.is_truncated(i)]
-        with self._suppressing():
-            best = self._best(everyone)
-            tokens = best[:, 1].clone()
-            if whole:
-                tokens[whole] = self._draw(whole, best[whole, 0].contiguous())
-            if cut:
-                tokens[cut] = self._draw_kept(cut, best[cut, 0].contiguous(), vocab_size)
+        best = self._best(self._part, everyone)
+        tokens = best[:, 1].clone()
+        if whole:
+            tokens[whole] = self._draw(whole, best[whole, 0].contiguous())
+        if cut:
+            tokens[cut] = self._draw_kept(cut, best[cut, 0].contiguous(), vocab_size)
         token_ids = tokens.to(torch.int64)
         asked = [i for i in everyone if rows.logprobs[i] is not None]
         logprobs: list[RowLogprobs | None] = [None] * len(rows)
@@ -96,8 +129,8 @@ class _Step:
                 logprobs[i] = found
         return SampledRows(token_ids, tuple(logprobs))
 
-    def _best(self, at: Sequence[int]) -> Tensor:
-        return self._winner(self._reductions.best(self._part, torch.tensor(at)))
+    def _best(self, part: Part, at: Sequence[int]) -> Tensor:
+        return self._winner(self._reductions.best(part, torch.tensor(at)))
 
     def _draw(self, at: list[int], best: Tensor) -> Tensor:
         """Ids of untruncated rows: fp64 [M]."""
@@ -129,9 +162,9 @@ class _Step:
         """Of the raw logits: the sampled token's, and those of the best by (logit descending, id ascending)."""
         index = torch.tensor(at)
         counts = [min(self._rows.logprobs[i] or 0, vocab_size) for i in at]
-        best = self._best(at)[:, 0].contiguous()
+        best = self._best(self._raw, at)[:, 0].contiguous()
         ones = torch.ones_like(best)
-        total = join_pairwise(self._by_rank(self._reductions.exp_sum(self._part, index, best, ones)[:, None]))[:, 0]
+        total = join_pairwise(self._by_rank(self._reductions.exp_sum(self._raw, index, best, ones)[:, None]))[:, 0]
         top = self._top(index, max(counts))
         logits = torch.cat((self._logits_of(index, token_ids)[:, None], top[..., 0]), dim=1)
         values = self._reductions.logprobs(logits, best, total)
@@ -142,15 +175,15 @@ class _Step:
         """[M, most, 2]: the best of all ranks. Ranks come in order of their ids, so equals stay in order."""
         if most == 0:
             return torch.empty(len(index), 0, 2, dtype=torch.float64)
-        found = self._by_rank(self._reductions.top(self._part, index, most)).transpose(0, 1).flatten(1, 2)
+        found = self._by_rank(self._reductions.top(self._raw, index, most)).transpose(0, 1).flatten(1, 2)
         order = found[..., 0].sort(dim=1, descending=True, stable=True).indices[:, :most]
         return found.gather(1, order[..., None].expand(-1, -1, 2))
 
     def _logits_of(self, index: Tensor, token_ids: Tensor) -> Tensor:
         """fp64 [M]: the logits of one token a row, which one rank holds."""
-        local = token_ids - self._part.first
-        is_mine = (local >= 0) & (local < self._part.size)
-        mine = self._part.logits[index, local.where(is_mine, 0)].double().where(is_mine, -torch.inf)
+        local = token_ids - self._raw.first
+        is_mine = (local >= 0) & (local < self._raw.size)
+        mine = self._raw.logits[index, local.where(is_mine, 0)].double().where(is_mine, -torch.inf)
         return self._by_rank(mine[:, None]).amax(0)[:, 0]
 
     def _winner(self, found: Tensor) -> Tensor:
@@ -169,24 +202,3 @@ class _Step:
         words = mine.contiguous().view(torch.float32).view(rows, -1)
         gathered = self._collective.gather_columns(words).contiguous().view(torch.float64)
         return gathered.view(rows, tp_size, *mine.shape[1:]).transpose(0, 1)
-
-    @contextmanager
-    def _suppressing(self) -> Iterator[None]:
-        """-inf in the place of suppressed logits, and the logits as they were afterwards."""
-        first, size = self._part.first, self._part.size
-        pairs = [
-            (row, token - first)
-            for row, tokens in enumerate(self._rows.suppressed)
-            for token in tokens
-            if 0 <= token - first < size
-        ]
-        if not pairs:
-            yield
-            return
-        row, token = torch.tensor(pairs).unbind(-1)
-        kept = self._part.logits[row, token]
-        self._part.logits[row, token] = -torch.inf
-        try:
-            yield
-        finally:
-            self._part.logits[row, token] = kept

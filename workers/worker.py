@@ -204,7 +204,14 @@ class Worker:
 
     def _sample_request(self, number: int) -> SampleRequest:
         resident = self._residents[number]
-        return SampleRequest(number, resident.params, len(resident.token_ids), resident.output_tokens)
+        return SampleRequest(
+            number,
+            resident.params,
+            len(resident.token_ids),
+            resident.output_tokens,
+            resident.rules,
+            resident.kept_history(),
+        )
 
     @property
     def _waited_s(self) -> float:

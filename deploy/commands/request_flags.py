@@ -33,7 +33,7 @@ def request_flags(command: click.Command) -> click.Command:
             click.Option(["--api-key"], envvar="RAYLINE_API_KEY", help="Bearer token for a running server."),
             click.Option(["--model"], default="", help="Offline: a directory or hub id. On a server: a served name."),
             click.Option(["--json", "as_json"], is_flag=True, help="Print results as JSON, one object a line."),
-            *(_option(f.name, f.default) for f in fields(SamplingParams)),
+            *(_option(f.name, f.default) for f in fields(SamplingParams) if f.name in _HELP),
         ]
     )
     return command
@@ -51,6 +51,6 @@ def _option(name: str, default: Any) -> click.Option:
 
 def params_from(values: Mapping[str, Any]) -> SamplingParams:
     """The parameters that the flags stand for. Raises InvalidRequest naming the first one out of range."""
-    params = SamplingParams(**{f.name: values[f.name] for f in fields(SamplingParams)})
+    params = SamplingParams(**{name: values[name] for name in _HELP})
     params.check()
     return params

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
+from records import beams, ids, params, preempted, real, rules, scores, sint32, text, top, uint32, uint64, usages
 
 from rayline.cluster.parallel import Parallel
 from rayline.kernels.choice import KernelOptions
@@ -17,49 +18,48 @@ from rayline.protos.channel_wire import (
     info_to_pb,
     load_of,
     load_to_pb,
+    prompt_scores_of,
     request_of,
     submit_to_pb,
     token_of,
 )
 from rayline.protos.errors import LEAVES, error_of
-from rayline.protos.events import Begun, EngineEvent, Failed, Finished, FinishReason, TokenEvent, TokenLogprob, Usage
+from rayline.protos.events import Begun, EngineEvent, Failed, Finished, FinishReason, PromptScores, TokenEvent
 from rayline.protos.group import GroupInfo, GroupLoad
-from rayline.protos.plan import Admission, Plan, Sampled, Slice, StepResult
+from rayline.protos.plan import (
+    Admission,
+    Candidates,
+    Copy,
+    Fork,
+    Gain,
+    Plan,
+    Refused,
+    Sampled,
+    Scored,
+    Slice,
+    StepResult,
+)
 from rayline.protos.plan_wire import plan_of, plan_to_pb, result_of, result_to_pb
-from rayline.protos.types import EngineRequest, SamplingParams
+from rayline.protos.types import EngineRequest
 from rayline.workers.pipeline import RankStats
 from rayline.workers.rank_wire import loaded_of, loaded_to_pb, spec_of, spec_to_pb, stats_of, stats_to_pb
 from rayline.workers.spec import Loaded, RankSpec
 
 PROTO = Path(__file__).parents[2] / "protos/internal.proto"
 
-uint32 = st.integers(0, 2**32 - 1)
-uint64 = st.integers(0, 2**64 - 1)
-ids = st.lists(uint32, max_size=5).map(tuple)
-text = st.text(max_size=8)
-real = st.floats(allow_nan=False)
-params = st.builds(
-    SamplingParams,
-    temperature=real,
-    top_k=uint32,
-    top_p=real,
-    min_p=real,
-    seed=st.none() | uint64,
-    max_tokens=st.none() | uint32,
-    min_tokens=uint32,
-    stop=st.lists(text, max_size=3).map(tuple),
-    stop_token_ids=ids,
-    ignore_eos=st.booleans(),
-    logprobs=st.none() | uint32,
-)
-top = st.lists(st.builds(TokenLogprob, uint32, real), max_size=3).map(tuple)
+numbers = st.lists(uint64, max_size=3).map(tuple)
 plans = st.builds(
     Plan,
     uint32,
     uint64,
-    st.lists(st.builds(Admission, uint64, ids, ids, params), max_size=3).map(tuple),
-    st.lists(st.builds(Slice, uint64, uint32, uint32, uint32, ids, st.booleans()), max_size=3).map(tuple),
-    st.lists(uint64, max_size=3).map(tuple),
+    st.lists(st.builds(Admission, uint64, ids, ids, params, rules), max_size=3).map(tuple),
+    st.lists(
+        st.builds(Slice, uint64, uint32, uint32, uint32, ids, st.booleans(), numbers, st.booleans()), max_size=3
+    ).map(tuple),
+    numbers,
+    st.lists(st.builds(Fork, uint64, uint64, params), max_size=3).map(tuple),
+    st.lists(st.builds(Gain, uint64, uint32), max_size=3).map(tuple),
+    st.lists(st.builds(Copy, uint32, uint32), max_size=3).map(tuple),
 )
 results = st.builds(
     StepResult,
@@ -67,8 +67,12 @@ results = st.builds(
     uint64,
     st.lists(st.builds(Sampled, uint64, uint32, st.none() | real, top), max_size=3).map(tuple),
     real,
+    real,
+    st.lists(st.builds(Candidates, uint64, top), max_size=3).map(tuple),
+    st.lists(st.builds(Scored, uint64, uint32, scores), max_size=3).map(tuple),
+    st.lists(st.builds(Refused, uint64, text), max_size=3).map(tuple),
 )
-requests = st.builds(EngineRequest, text, ids, params, ids, st.integers(-(2**31), 2**31 - 1))
+requests = st.builds(EngineRequest, text, ids, params, ids, sint32, text, text, text, rules)
 infos = st.builds(GroupInfo, text, text, text, st.booleans(), uint32, uint32, uint32, uint32, uint32, uint32)
 loads = st.builds(GroupLoad, uint32, uint32, uint64, uint32, uint32, st.booleans())
 begun = st.none() | st.builds(Begun, uint32, real)
@@ -77,9 +81,11 @@ finishes = st.builds(
     Finished,
     text,
     st.sampled_from(FinishReason),
-    st.builds(Usage, uint32, uint32, uint32),
+    usages,
     real,
     stop_reason=st.none() | uint32,
+    preempted=preempted,
+    beams=beams,
 )
 failures = st.builds(
     Failed,
@@ -134,17 +140,28 @@ def test_a_load_comes_back_as_it_was(load: GroupLoad) -> None:
     assert load_of(pb.Load.FromString(load_to_pb(load).SerializeToString())) == load
 
 
-@given(uint64, st.lists(tokens, max_size=4), st.lists(finishes, max_size=4), st.lists(failures, max_size=4))
+@given(
+    uint64,
+    st.lists(st.builds(PromptScores, text, uint32, scores), max_size=2),
+    st.lists(tokens, max_size=4),
+    st.lists(finishes, max_size=4),
+    st.lists(failures, max_size=4),
+)
 def test_the_events_of_a_step_come_back_as_they_were(
-    stream: int, sent_tokens: list[TokenEvent], ends: list[Finished], failed: list[Failed]
+    stream: int,
+    scored: list[PromptScores],
+    sent_tokens: list[TokenEvent],
+    ends: list[Finished],
+    failed: list[Failed],
 ) -> None:
     step = pb.Step()
-    events: list[EngineEvent] = [*sent_tokens, *ends, *failed]
+    events: list[EngineEvent] = [*scored, *sent_tokens, *ends, *failed]
     for event in events:
         add_event(step, stream, event)
     step = pb.Step.FromString(step.SerializeToString())
-    streams = [*(m.stream for m in step.tokens), *(m.stream for m in step.finished), *(m.stream for m in step.failed)]
-    assert streams == [stream] * len(events)
+    sent = [*step.scores, *step.tokens, *step.finished, *step.failed]
+    assert [message.stream for message in sent] == [stream] * len(events)
+    assert [prompt_scores_of(m, e.request_id) for m, e in zip(step.scores, scored, strict=True)] == scored
     assert [token_of(m, e.request_id) for m, e in zip(step.tokens, sent_tokens, strict=True)] == sent_tokens
     assert [finished_of(m, e.request_id) for m, e in zip(step.finished, ends, strict=True)] == ends
     for message, failure in zip(step.failed, failed, strict=True):

@@ -8,6 +8,7 @@ import torch
 from native import every_isa, native_kernels
 from torch import Tensor
 
+from rayline.kernels.edits import Edit
 from rayline.kernels.sampling import SampledRows, SamplingRows, sample
 from rayline.kernels.vocabulary import vocab_segment, vocab_share
 from rayline.workers.collectives import Alone, Collective
@@ -30,8 +31,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"min_p": 1e-4, "temperature": 2.0},
     {"top_k": 50, "top_p": 0.9, "min_p": 0.01, "temperature": 0.8},
     {"top_p": 0.9, "min_p": 0.3},
-    {"suppressed": (0, 3, 5)},
-    {"temperature": 0.0, "suppressed": (1,), "logprobs": 3},
+    {"edits": Edit(banned=(0, 3, 5))},
+    {"temperature": 0.0, "edits": Edit(banned=(1,)), "logprobs": 3},
     {"logprobs": 0},
     {"top_p": 0.5, "logprobs": 20},
 ]
@@ -71,7 +72,7 @@ class OneOfThreads:
 
 def rows(settings: list[dict[str, Any]]) -> SamplingRows:
     """One row for each setting, each with its own seed and position."""
-    one = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "suppressed": (), "logprobs": None}
+    one = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "edits": None, "logprobs": None}
     columns = {name: tuple(setting.get(name, value) for setting in settings) for name, value in one.items()}
     count = len(settings)
     seeds, positions = tuple(2**61 + 7 * i for i in range(count)), tuple(2**31 + i for i in range(count))
@@ -116,7 +117,7 @@ def same(a: SampledRows, b: SampledRows) -> bool:
 @pytest.mark.parametrize("vocab", [1, 9, 130, 1003, 20_000])
 @pytest.mark.parametrize("spread", [0.0, 3.0])
 def test_tokens_are_those_of_the_torch_implementation(isa: str, vocab: int, spread: float) -> None:
-    settings = [setting for setting in SETTINGS * 3 if max(setting.get("suppressed", (0,))) < vocab]
+    settings = [setting for setting in SETTINGS * 3 if "edits" not in setting or max(setting["edits"].banned) < vocab]
     logits, batch = random_logits(len(settings), vocab, spread), rows(settings)
     assert natively(logits, batch, isa).token_ids.tolist() == sample(logits, batch).token_ids.tolist()
 
@@ -169,12 +170,12 @@ def test_equal_logits_go_by_the_lowest_id_on_any_rank() -> None:
         ]
 
 
-def test_suppressed_ids_are_never_sampled_and_the_logits_stay_as_they_were() -> None:
+def test_banned_ids_are_never_sampled_and_the_logits_stay_as_they_were() -> None:
     logits = torch.zeros(60, 130)
     logits[:, 2] = 50.0
     before = logits.clone()
     for setting in ({}, {"temperature": 0.0}, {"top_p": 0.5}, {"top_k": 3}):
-        batch = rows([{"suppressed": (2, 129), **setting}] * 60)
+        batch = rows([{"edits": Edit(banned=(2, 129)), **setting}] * 60)
         sampler = NativeSampler(native_kernels(), Alone(), 130, 0)
         assert not set(sampler.sample(logits, batch).token_ids.tolist()) & {2, 129}
     assert torch.equal(logits, before)

@@ -6,13 +6,18 @@ from rayline.kernels.sampling import RowLogprobs, SampledRows, sample
 from rayline.protos.events import TokenLogprob
 from rayline.protos.plan import Sampled
 from rayline.protos.types import SamplingParams
-from rayline.workers.sampler import SampleRequest, sampled, sampling_rows
+from rayline.workers.sampler import SampleRequest, edit_of, sampled, sampling_rows
 
 EOS = (2, 3)
 
 
 def request(outputs: int = 0, **params: object) -> SampleRequest:
     return SampleRequest(sequence=9, params=SamplingParams(**params), position=10 + outputs, outputs=outputs)  # type: ignore[arg-type]
+
+
+def banned(one: SampleRequest) -> tuple[int, ...]:
+    edit = edit_of(one, EOS, vocab_size=100)
+    return () if edit is None else edit.banned
 
 
 def test_every_parameter_reaches_its_row() -> None:
@@ -24,30 +29,30 @@ def test_every_parameter_reaches_its_row() -> None:
     assert rows.min_p == (0.1, 0.0)
     assert rows.seed == (77, 1)
     assert rows.position == (10, 14)
-    assert rows.suppressed == ((), ())
+    assert rows.edits == (None, None)
     assert rows.logprobs == (2, None)
 
 
 def test_ends_are_suppressed_until_min_tokens_are_out() -> None:
     def suppressed(outputs: int) -> tuple[int, ...]:
         one = request(outputs, min_tokens=3, stop_token_ids=(8, 2))
-        return sampling_rows([one], EOS, vocab_size=100).suppressed[0]
+        return banned(one)
 
     assert [suppressed(outputs) for outputs in range(4)] == [(2, 3, 8), (2, 3, 8), (2, 3, 8), ()]
 
 
 def test_a_resumed_sequence_counts_the_tokens_of_its_former_group() -> None:
-    assert sampling_rows([request(outputs=5, min_tokens=5)], EOS, vocab_size=100).suppressed == ((),)
+    assert banned(request(outputs=5, min_tokens=5)) == ()
 
 
 def test_eos_stays_possible_where_it_ends_nothing() -> None:
     one = request(min_tokens=3, ignore_eos=True, stop_token_ids=(8,))
-    assert sampling_rows([one], EOS, vocab_size=100).suppressed == ((8,),)
+    assert banned(one) == (8,)
 
 
 def test_stop_ids_outside_the_vocabulary_suppress_nothing() -> None:
     one = request(min_tokens=1, stop_token_ids=(5000,))
-    assert sampling_rows([one], (), vocab_size=100).suppressed == ((),)
+    assert banned(one) == (2, 3)
 
 
 def test_no_sequence_ends_before_its_min_tokens() -> None:

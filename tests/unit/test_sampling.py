@@ -17,6 +17,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from rayline.kernels.edits import Edit
 from rayline.kernels.philox import SAMPLE, gumbel, noise_words
 from rayline.kernels.sampling import SamplingRows, sample
 from rayline.kernels.truncation import Rules, kept
@@ -35,7 +36,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 def rows(count: int, **same: Any) -> SamplingRows:
     """`count` rows with the same parameters, at positions 0, 1, ..."""
-    one = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 7, "suppressed": (), "logprobs": None}
+    one = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 7, "edits": None, "logprobs": None}
     columns = {name: (value,) * count for name, value in (one | same).items()}
     return SamplingRows(position=tuple(range(count)), **columns)
 
@@ -179,7 +180,7 @@ def test_top_p_counts_only_what_top_k_kept() -> None:
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
-    each = [{"temperature": 0.0, "logprobs": 3}, *SETTINGS, {"logprobs": 2}, {"suppressed": (1, 2)}] * 5
+    each = [{"temperature": 0.0, "logprobs": 3}, *SETTINGS, {"logprobs": 2}, {"edits": Edit(banned=(1, 2))}] * 5
     batch = mixed(*each)
     logits = torch.randn(len(batch), 3001, generator=torch.Generator().manual_seed(1)) * 2
     together = sample(logits, batch)
@@ -230,12 +231,12 @@ def test_a_tiny_temperature_is_greedy_too() -> None:
     assert torch.equal(sample(logits, rows(20, temperature=1e-300)).token_ids, logits.argmax(-1))
 
 
-def test_suppressed_ids_are_never_sampled_and_the_logits_stay_as_they_were() -> None:
+def test_banned_ids_are_never_sampled_and_the_logits_stay_as_they_were() -> None:
     logits = torch.zeros(200, 6)
     logits[:, 2] = 50.0
     before = logits.clone()
     for setting in ({}, {"temperature": 0.0}, {"top_p": 0.5}, {"top_k": 3}):
-        tokens = sample(logits, rows(200, suppressed=(2, 5), **setting)).token_ids
+        tokens = sample(logits, rows(200, edits=Edit(banned=(2, 5)), **setting)).token_ids
         assert not set(tokens.tolist()) & {2, 5}
     assert torch.equal(logits, before)
 
@@ -269,7 +270,7 @@ def test_two_infinite_logits_share_the_probability() -> None:
 
 def test_logprobs_are_the_log_softmax_of_the_raw_logits() -> None:
     logits = torch.randn(8, 1003, generator=torch.Generator().manual_seed(6)) * 3
-    result = sample(logits, rows(8, temperature=0.3, top_k=2, suppressed=(5,), logprobs=4))
+    result = sample(logits, rows(8, temperature=0.3, top_k=2, edits=Edit(banned=(5,)), logprobs=4))
     oracle = logits.log_softmax(-1)
     for row, logprobs in enumerate(result.logprobs):
         assert logprobs is not None

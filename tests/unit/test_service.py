@@ -132,7 +132,7 @@ def test_the_budget_ends_a_stream_with_length() -> None:
         ({"prompt": None}, InvalidRequest, "prompt", "exactly one"),
         ({"prompt": None, "prompt_ids": (1, 400)}, InvalidRequest, "prompt", "prompt = 400"),
         ({"prompt": None, "prompt_ids": (-1,)}, InvalidRequest, "prompt", "ids from 0 to 399"),
-        ({"prompt": None, "messages": ()}, InvalidRequest, "messages", "at least one"),
+        ({"prompt": None, "conversation": Conversation(())}, InvalidRequest, "messages", "at least one"),
         ({"priority": 101}, InvalidRequest, "priority", "-100"),
     ],
 )

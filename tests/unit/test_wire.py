@@ -3,26 +3,30 @@
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from records import PARAMS, ids, params, preempted, real, specs, text, uint32
 
 from rayline.protos import inference_pb2 as pb
-from rayline.protos.conversation import ChatMessage
+from rayline.protos.conversation import ChatMessage, Conversation
 from rayline.protos.errors import LEAVES, InternalError, RaylineError, error_of
 from rayline.protos.event_wire import error_from_pb, error_to_pb, event_of, event_to_pb
 from rayline.protos.events import (
+    ChoiceEnded,
     Delta,
     DeltaLogprob,
     Failed,
     Finished,
     FinishReason,
     Overhead,
+    PromptScored,
     Started,
     StreamEvent,
+    ToolCallDelta,
     Usage,
 )
 from rayline.protos.params_wire import params_of, params_to_pb
@@ -32,48 +36,26 @@ from rayline.protos.types import SamplingParams, Spec
 ROOT = Path(__file__).parents[2]
 PROTO = ROOT / "protos/inference.proto"
 
-uint32 = st.integers(0, 2**32 - 1)
-ids = st.lists(uint32, max_size=5).map(tuple)
-text = st.text(max_size=8)
-real = st.floats(allow_nan=False)
-params = st.builds(
-    SamplingParams,
-    temperature=real,
-    top_k=uint32,
-    top_p=real,
-    min_p=real,
-    seed=st.none() | st.integers(0, 2**64 - 1),
-    max_tokens=st.none() | uint32,
-    min_tokens=uint32,
-    stop=st.lists(text, max_size=3).map(tuple),
-    stop_token_ids=ids,
-    ignore_eos=st.booleans(),
-    logprobs=st.none() | uint32,
-)
-messages = st.lists(st.builds(ChatMessage, text, text), max_size=3).map(tuple)
-forms: st.SearchStrategy[dict[str, Any]] = st.one_of(
-    st.fixed_dictionaries({}),
-    st.fixed_dictionaries({"prompt": text}),
-    st.fixed_dictionaries({"prompt_ids": ids}),
-    st.fixed_dictionaries({"messages": messages}),
-)
-specs = st.builds(lambda form, *rest: Spec(*rest, **form), forms, text.filter(bool), text, params) | st.builds(
-    Spec, text.filter(bool), text, params, priority=st.integers(-(2**31), 2**31 - 1)
-)
 errors = st.builds(
     error_of, st.sampled_from(sorted(LEAVES)), text, field=st.none() | text, retry_after_s=st.none() | real
 )
-logprobs = st.builds(DeltaLogprob, uint32, text, real, st.lists(st.tuples(uint32, text, real), max_size=3).map(tuple))
+logprobs = st.builds(
+    DeltaLogprob, uint32, text, st.none() | real, st.lists(st.tuples(uint32, text, real), max_size=3).map(tuple)
+)
+scored = st.lists(logprobs, max_size=3).map(tuple)
+pieces = st.lists(st.builds(ToolCallDelta, uint32, text, text, text), max_size=2).map(tuple)
 events = st.one_of(
     st.builds(Started, text, text, st.booleans(), uint32),
-    st.builds(Delta, uint32, ids, text, st.lists(logprobs, max_size=3).map(tuple)),
+    st.builds(PromptScored, scored),
+    st.builds(Delta, uint32, ids, text, scored, text, pieces),
+    st.builds(ChoiceEnded, uint32, st.sampled_from(FinishReason), st.none() | text | uint32, st.none() | real),
     st.builds(
         Finished,
         text,
         st.sampled_from(FinishReason),
-        st.builds(Usage, uint32, uint32, uint32),
+        st.builds(Usage, uint32, uint32, uint32, uint32),
         real,
-        st.none() | st.builds(Overhead, real, real, real, real),
+        st.none() | st.builds(Overhead, real, real, real, real, preempted),
         st.none() | text | uint32,
     ),
     st.builds(Failed, text, errors),
@@ -87,6 +69,13 @@ def same(one: object, other: object) -> bool:
     if isinstance(one, RaylineError) and isinstance(other, RaylineError):
         return type(one) is type(other) and vars(one) == vars(other)
     return one == other
+
+
+def test_no_parameter_and_no_field_of_a_request_is_left_out_of_these_tests() -> None:
+    assert set(PARAMS) == {f.name for f in fields(SamplingParams)}
+    covered = {"request_id", "model", "params", "prompt", "suffix", "prompt_ids", "conversation"}
+    options = {"echo", "truncate_prompt_tokens", "priority", "tenant", "cache_salt"}
+    assert covered | options == {f.name for f in fields(Spec)}
 
 
 @given(params)
@@ -117,6 +106,19 @@ def test_an_empty_message_means_the_defaults() -> None:
     assert spec_of(pb.GenerateRequest(model="m", text=""), lambda: "new") == Spec(
         "new", "m", SamplingParams(), prompt=""
     )
+
+
+def test_a_conversation_ends_where_the_assistant_speaks_unless_it_is_to_be_continued() -> None:
+    turn = pb.ChatMessage(role="user", content="hi")
+    plain = spec_of(pb.ChatRequest(messages=[turn]), lambda: "new").conversation
+    assert plain == Conversation((ChatMessage("user", "hi"),))
+    left_open = spec_of(pb.ChatRequest(messages=[turn], continue_final_message=True), lambda: "new").conversation
+    assert left_open is not None and not left_open.add_generation_prompt
+    left_open.check()
+
+
+def test_parameters_that_are_defaults_take_no_room() -> None:
+    assert params_to_pb(SamplingParams()).ByteSize() == 0
 
 
 def test_no_tokens_differ_from_no_prompt() -> None:
