@@ -17,7 +17,7 @@ FOLLOW_STACK_BYTES = 16 * 2**20
 
 
 def parser_limits() -> llguidance.LLParserLimits:
-    """The library's form of the limits. Large expressions are not run over the vocabulary beforehand: that has no fuel."""
+    """The library's form of the limits. Large expressions are not tried on all tokens first: that costs no fuel."""
     return llguidance.LLParserLimits(
         max_items_in_row=MAX_ITEMS_IN_ROW,
         initial_lexer_fuel=INITIAL_LEXER_FUEL,

@@ -31,8 +31,9 @@ from rayline.protos.events import (
     Usage,
 )
 from rayline.protos.group import GroupInfo
-from rayline.protos.types import EngineRequest, SamplingParams, Spec
+from rayline.protos.types import PLAIN_RULES, EngineRequest, SamplingParams, Spec, TokenRules
 from rayline.router.admission import engine_request
+from rayline.router.grammar_desk import GrammarDesk
 from rayline.router.text_stream import TextStream
 from rayline.router.tokenizer import Tokenizer
 from rayline.workers.engine import Engine
@@ -86,6 +87,7 @@ class LLM:
         """
         spec = offline_group(path, tp=tp, pp=pp, dtype=dtype, **options)
         self._tokenizer = Tokenizer.load(spec.path)
+        self._grammars = GrammarDesk.of(self._tokenizer)
         self._launcher = _launcher(launcher, tp, pp)
         group = start_group(spec, self._launcher, on_progress or _silent)
         self._engine: Engine = group.engine
@@ -160,6 +162,7 @@ class LLM:
     def close(self) -> None:
         """End the ranks and give the memory back."""
         self._engine.close()
+        self._grammars.close()
 
     def __enter__(self) -> Self:
         return self
@@ -188,7 +191,13 @@ class LLM:
             prompt_ids = self._tokenizer.encode(spec.prompt, add_special_tokens=True)
         else:
             prompt_ids = spec.prompt_ids or ()
-        return engine_request(spec, prompt_ids, self._info, self._tokenizer.bos_id, secrets.randbits(63))
+        return engine_request(
+            spec, prompt_ids, self._info, self._tokenizer.bos_id, secrets.randbits(63), self._rules(spec.params)
+        )
+
+    def _rules(self, params: SamplingParams) -> TokenRules:
+        wanted = params.structured_output
+        return PLAIN_RULES if wanted is None else TokenRules(grammar=self._grammars.grammar_now(wanted))
 
     def _check_idle(self) -> None:
         """One caller at a time: two would take each other's events."""

@@ -5,11 +5,16 @@ from dataclasses import replace
 
 from rayline.protos.errors import InvalidRequest, PromptTooLong, out_of_range
 from rayline.protos.group import GroupInfo
-from rayline.protos.types import EngineRequest, SamplingParams, Spec
+from rayline.protos.types import PLAIN_RULES, EngineRequest, SamplingParams, Spec, TokenRules
 
 
 def engine_request(
-    spec: Spec, prompt_ids: tuple[int, ...], info: GroupInfo, bos_id: int | None, seed: int
+    spec: Spec,
+    prompt_ids: tuple[int, ...],
+    info: GroupInfo,
+    bos_id: int | None,
+    seed: int,
+    rules: TokenRules = PLAIN_RULES,
 ) -> EngineRequest:
     """The request a group gets. `seed` is used when the client gave none.
 
@@ -26,7 +31,7 @@ def engine_request(
         params = replace(params, top_k=0)  # all tokens: the same as off
     if params.seed is None:
         params = replace(params, seed=seed)
-    return EngineRequest(spec.request_id, prompt_ids, params, priority=spec.priority)
+    return EngineRequest(spec.request_id, prompt_ids, params, priority=spec.priority, rules=rules)
 
 
 def within_context(params: SamplingParams, prompt_tokens: int, max_model_len: int) -> SamplingParams:

@@ -124,7 +124,7 @@ class _Parser:
         if found is None:
             return ""
         least, comma, most = found.groups()
-        if not least and not most or max(int(least or 0), int(most or 0)) > MAX_TIMES:
+        if (not least and not most) or max(int(least or 0), int(most or 0)) > MAX_TIMES:
             self._fail(f"{found[0]} is no repetition: allowed are up to {MAX_TIMES} times")
         self.at = found.end()
         return f"{{{least or 0},{most or ''}}}" if comma else f"{{{least}}}"

@@ -62,7 +62,7 @@ def tool_grammar(
     """Tool calls in a model's own notation. Each call is one of `tags`.
 
     With `triggers` text is free up to one of them; each tag begins with a trigger, and what follows a trigger is one of
-    its tags. Without, the output is `prefix`, at least one call, at most `most`, `separator` between them, then `suffix`.
+    its tags. Without, the output is `prefix`, 1 to `most` calls with `separator` between them, then `suffix`.
     `special_ids`: the tokenizer's special tokens by name; in the texts of a frame these names mean the tokens.
 
     Raises InvalidRequest with `field` for a schema that cannot be followed, or a tag without a trigger.

@@ -6,11 +6,13 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
+from typing import Self
 
 from rayline.protos.errors import InvalidRequest, Overloaded, out_of_range
 from rayline.protos.types import StructuredOutput
 from rayline.router.grammar import FIELD
 from rayline.router.grammar_sandbox import GrammarSandbox
+from rayline.router.tokenizer import Tokenizer
 
 MAX_TEXT_BYTES = 256 * 1024
 MAX_WAITING = 64
@@ -36,6 +38,10 @@ class GrammarDesk:
         self._known_bytes = 0
         self._lock = threading.Lock()
         self._waiting = 0
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Self:
+        return cls(tokenizer.special_names, tokenizer.vocab_size)
 
     async def grammar(self, wanted: StructuredOutput, field: str = FIELD) -> str:
         """The text for `TokenRules.grammar`. Raises InvalidRequest with `field`, or Overloaded."""
@@ -65,7 +71,9 @@ class GrammarDesk:
             return _given(known)
         if self._waiting >= MAX_WAITING:
             raise Overloaded(
-                f"{self._waiting} grammars wait to be checked: at most {MAX_WAITING} may", field=key[2], retry_after_s=1.0
+                f"{self._waiting} grammars wait to be checked: at most {MAX_WAITING} may",
+                field=key[2],
+                retry_after_s=1.0,
             )
         self._waiting += 1
         try:

@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 from rayline.protos.errors import InvalidRequest
 
 MAX_DEPTH = 100  # objects and lists in one another
-# Blanks between the parts of a value: enough for any indentation, yet a model that loses its way cannot write them for ever.
-WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"
+# Between the parts of a value: a blank, or a new line and its indentation. A model that has lost its way must go on.
+WHITESPACE = r"(\x20|\r?\n[\x20\t]{0,64})"
 
 VALUES = {  # keywords whose value is no schema
     *("$ref", "type", "enum", "const", "required", "minProperties", "maxProperties", "minItems", "maxItems"),

@@ -13,8 +13,9 @@ from rayline.protos.conversation import ChatMessage
 from rayline.protos.errors import InvalidRequest, ModelNotFound, Unavailable, out_of_range
 from rayline.protos.events import StreamEvent
 from rayline.protos.group import GroupInfo
-from rayline.protos.types import EngineRequest, Spec
+from rayline.protos.types import PLAIN_RULES, EngineRequest, Spec, TokenRules
 from rayline.router.admission import check_ids, engine_request
+from rayline.router.grammar_desk import GrammarDesk
 from rayline.router.group import Group
 from rayline.router.ledger import Ledger
 from rayline.router.session import Session, Timing
@@ -50,6 +51,7 @@ class Service:
     def __init__(self, models: Mapping[str, ServedModel], clock: Callable[[], float], draw_seed: Callable[[], int]):
         """`clock` gives seconds from any start; `draw_seed` a seed in [0, 2^63) for requests without one."""
         self._models = models
+        self._desks = {model.name: GrammarDesk.of(model.tokenizer) for model in models.values()}
         self._clock = clock
         self._draw_seed = draw_seed
         self._ledger = Ledger()
@@ -150,7 +152,14 @@ class Service:
     async def _request(self, model: ServedModel, spec: Spec) -> EngineRequest:
         spec.check()
         prompt_ids = await self._prompt_ids(model.tokenizer, spec)
-        return engine_request(spec, prompt_ids, model.info, model.tokenizer.bos_id, self._draw_seed())
+        rules = await self._rules(model, spec)
+        return engine_request(spec, prompt_ids, model.info, model.tokenizer.bos_id, self._draw_seed(), rules)
+
+    async def _rules(self, model: ServedModel, spec: Spec) -> TokenRules:
+        wanted = spec.params.structured_output
+        if wanted is None:
+            return PLAIN_RULES
+        return TokenRules(grammar=await self._desks[model.name].grammar(wanted))
 
     async def _prompt_ids(self, tokenizer: Tokenizer, spec: Spec) -> tuple[int, ...]:
         if spec.conversation is not None:

@@ -17,11 +17,12 @@ from pathlib import Path
 import llguidance
 
 from rayline.cluster.grammar_limits import FOLLOW_STACK_BYTES
-from rayline.protos.plan import Plan
+from rayline.protos.plan import Plan, Refused, Sampled
 from rayline.protos.types import SamplingParams, TokenRules
 from rayline.workers.matcher import ANYTHING, Ends, GrammarFailed, Mask, Matcher, Thought, Vocabulary
 
 MAX_COMPILED = 32  # grammars kept compiled for further requests
+NOTHING_LEFT = "no token is left that both the grammar and the request's other rules allow"
 
 
 class Follower:
@@ -98,17 +99,33 @@ class Grammars:
         """Forget a sequence."""
         self._places.pop(number, None)
 
-    def masks(self, numbers: Iterable[int]) -> tuple[dict[int, Mask], dict[int, str]]:
-        """The masks of those that follow a grammar, and why others cannot go on. Waits until they are there."""
-        masks: dict[int, Mask] = {}
-        failed: dict[int, str] = {}
-        for number in numbers:
-            if (place := self._places.get(number)) is not None:
-                try:
-                    masks[number] = place.result().mask
-                except GrammarFailed as error:
-                    failed[number] = str(error)
-        return masks, failed
+    def masks(self, numbers: Iterable[int]) -> dict[int, Mask]:
+        """The masks of those that follow a grammar. Waits until they are there. Failed ones have none."""
+        found = {number: place for number in numbers if (place := self._places.get(number)) is not None}
+        return {number: place.result().mask for number, place in found.items() if place.exception() is None}
+
+    def accept(self, sampled: tuple[Sampled, ...]) -> tuple[tuple[Sampled, ...], tuple[Refused, ...]]:
+        """Go on by what was sampled; sequences that cannot are refused instead."""
+        if not self._places:
+            return sampled, ()
+        refused = self.refused(item.sequence for item in sampled)
+        out = {item.sequence for item in refused}
+        strays = [item for item in sampled if item.sequence not in out and not self._allows(item)]
+        refused += tuple(Refused(item.sequence, NOTHING_LEFT) for item in strays)
+        out |= {item.sequence for item in strays}
+        kept = tuple(item for item in sampled if item.sequence not in out)
+        self.advance([(item.sequence, item.token_id) for item in kept])
+        return kept, refused
+
+    def refused(self, numbers: Iterable[int]) -> tuple[Refused, ...]:
+        """Those whose grammar has failed, and why."""
+        places = ((number, self._places.get(number)) for number in numbers)
+        errors = ((number, place.exception()) for number, place in places if place is not None)
+        return tuple(Refused(number, f"the grammar cannot be followed: {error}") for number, error in errors if error)
+
+    def _allows(self, item: Sampled) -> bool:
+        place = self._places.get(item.sequence)
+        return place is None or place.result().mask.allows(item.token_id)
 
     def _ends(self, params: SamplingParams) -> Ends:
         return Ends.of(self._eos_ids, params.stop_token_ids, params.ignore_eos)

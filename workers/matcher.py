@@ -4,6 +4,7 @@ A pure state machine over token ids: the same tokens give the same masks on any 
 resumed or preempted stream go on exactly.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -86,7 +87,7 @@ ANYTHING = Mask()
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """Tokens that end a sequence: `ids` end it at once, `avoided` ones (EOS under ignore_eos) only if nothing else can."""
+    """Tokens that end a sequence; `avoided` ones (EOS under ignore_eos) only where nothing else may come."""
 
     ids: tuple[int, ...]
     avoided: tuple[int, ...] = ()
@@ -158,12 +159,12 @@ class Matcher:
         return Mask(words, must_end=True)
 
 
-def _set(words: Words, token_ids: tuple[int, ...]) -> None:
+def _set(words: Words, token_ids: Sequence[int]) -> None:
     for token_id in token_ids:
         words.view(np.uint32)[token_id >> 5] |= np.uint32(1 << (token_id & 31))
 
 
-def _clear(words: Words, token_ids: tuple[int, ...], size: int) -> None:
+def _clear(words: Words, token_ids: Sequence[int], size: int) -> None:
     for token_id in token_ids:
         if token_id < size:
             words.view(np.uint32)[token_id >> 5] &= np.uint32(~(1 << (token_id & 31)) & 0xFFFFFFFF)

@@ -259,7 +259,8 @@ class Scheduler:
         sequence.told = True
         yield TokenEvent(request.request_id, index, sampled.token_id, sampled.logprob, sampled.top_logprobs, begun)
         params = request.params
-        stops = sampled.token_id in params.stop_token_ids or (sampled.token_id in self._eos and not params.ignore_eos)
+        ends_at_eos = not params.ignore_eos or bool(request.rules.grammar)  # a complete grammar leaves nothing else
+        stops = sampled.token_id in params.stop_token_ids or (sampled.token_id in self._eos and ends_at_eos)
         if stops:
             yield self._finish(sequence, FinishReason.STOP)
         elif sequence.known >= sequence.limit:

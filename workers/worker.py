@@ -17,10 +17,12 @@ from rayline.kernels.compiled_kernels import bucket_of
 from rayline.kernels.cores import claim
 from rayline.kernels.native_kernels import native_misfit
 from rayline.protos.errors import ConfigError, NotEnoughMemory
-from rayline.protos.plan import Plan, Sampled, Slice, StepResult
+from rayline.protos.plan import Plan, Refused, Sampled, Slice, StepResult
 from rayline.workers.batch import first_tokens, forward_context, input_ids
 from rayline.workers.cache import KvCache
 from rayline.workers.collectives import Collective
+from rayline.workers.grammar import Grammars
+from rayline.workers.matcher import ANYTHING, Mask
 from rayline.workers.models.config import (
     ModelConfig,
     embedding_bytes,
@@ -55,6 +57,7 @@ class Worker:
         self._device = torch.device(spec.device)
         self._dtype = torch_dtype(spec.dtype)
         self._residents = Residents()
+        self._grammars = Grammars(spec.path, self.config.vocab_size, self.config.eos_token_ids)
         self._layers = stage_layers(self.config, spec.parallel, self._dtype.itemsize)
         self._read_bytes = 0
         self._busy_s = 0.0
@@ -140,6 +143,8 @@ class Worker:
         """Compute one plan. Only the reporting rank of the last stage returns a result."""
         began, waited = time.perf_counter(), self._waited_s
         self._residents.follow(plan)
+        if self.spec.parallel.is_last_stage:
+            self._grammars.follow(plan)
         context = forward_context(plan.slices, self._residents, self.spec.block_tokens, self._device)
         inputs = self._inputs(plan)
         output = self._decoder.forward(inputs, self._cache, context)
@@ -148,7 +153,8 @@ class Worker:
         self._busy_s += busy_s
         if result is None or not self.spec.parallel.reports:
             return None
-        return StepResult(plan.epoch, plan.step, result, busy_s)
+        gained, refused = result
+        return StepResult(plan.epoch, plan.step, gained, busy_s, refused=refused)
 
     def stats(self) -> RankStats:
         """Work since the last call."""
@@ -182,7 +188,7 @@ class Worker:
             for sequence, token in stages.next_tokens():
                 self._residents.gain(sequence, token)
 
-    def _deliver(self, plan: Plan, output: Tensor) -> tuple[Sampled, ...] | None:
+    def _deliver(self, plan: Plan, output: Tensor) -> tuple[tuple[Sampled, ...], tuple[Refused, ...]] | None:
         """Pass hidden states on, or sample from the last stage's logits [N, this rank's share of the vocabulary]."""
         sampling = tuple(s.sequence for s in plan.slices if s.samples)
         if not self.spec.parallel.is_last_stage:
@@ -192,17 +198,18 @@ class Worker:
                 self._stages.expect_tokens(sampling)
             return None
         if not sampling:
-            return ()
-        requests = [self._sample_request(number) for number in sampling]
+            return (), ()
+        masks = self._grammars.masks(sampling)
+        requests = [self._sample_request(number, masks.get(number, ANYTHING)) for number in sampling]
         rows = self._sampler.sample(output, sampling_rows(requests, self.config.eos_token_ids, self.config.vocab_size))
         gained = sampled(requests, rows)
         for item in gained:
             self._residents.gain(item.sequence, item.token_id)
         if self._stages is not None:
             self._stages.send_tokens(rows.token_ids)
-        return gained
+        return self._grammars.accept(gained)
 
-    def _sample_request(self, number: int) -> SampleRequest:
+    def _sample_request(self, number: int, mask: Mask) -> SampleRequest:
         resident = self._residents[number]
         return SampleRequest(
             number,
@@ -211,6 +218,8 @@ class Worker:
             resident.output_tokens,
             resident.rules,
             resident.kept_history(),
+            None if mask.words is None else torch.from_numpy(mask.words),
+            mask.must_end,
         )
 
     @property
