@@ -111,12 +111,12 @@ class Matcher:
         return Matcher(self._vocabulary, self._grammar, ends)
 
     def consume(self, token_id: int) -> None:
-        """Go on by one token. Whatever comes after an end is of no account. Raises GrammarFailed."""
-        if self._grammar.is_stopped():
-            self._check()
+        """Go on by one token. An end where the grammar may end leaves it there. Raises GrammarFailed."""
+        self._check()
+        if token_id in (*self._ends.ids, *self._ends.avoided) and self._grammar.is_accepting():
             return
-        if token_id in self._ends.ids and token_id not in self._vocabulary.eos_ids and self._grammar.is_accepting():
-            return  # a stop token: it is not part of the text
+        if self._grammar.is_stopped():
+            raise GrammarFailed(f"token {token_id} comes after its end")
         if not self._grammar.consume_token(token_id):
             self._check()
 
