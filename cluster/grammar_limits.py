@@ -35,5 +35,7 @@ def failure(matcher: llguidance.LLMatcher) -> str | None:
     if not matcher.is_error():
         return None
     text: str = matcher.get_error()
+    if text.startswith("NoExtension"):
+        return "no text fits it"
     lines = text.split("\n<", 1)[0].strip().splitlines()
     return lines[0][:300] if lines else "the grammar failed"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 from rayline.protos.errors import InternalError, InvalidRequest
 
@@ -44,9 +45,12 @@ class GrammarSandbox:
         if self._child is None or self._child.poll() is not None:
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
             command = [sys.executable, "-m", "rayline.router.grammar_child"]
-            self._child = subprocess.Popen(
-                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-            )
+            try:
+                self._child = subprocess.Popen(
+                    command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+                )
+            except OSError as error:
+                raise InternalError(f"the process that checks grammars does not start: {error}") from None
             if _asked(self._child, self._setting, START_TIMEOUT_S) is None:
                 raise InternalError(f"the process that checks grammars does not start: {self._ended()}")
         return self._child
@@ -63,7 +67,8 @@ class GrammarSandbox:
             code = -signal.SIGPROF
         for pipe in (child.stdin, child.stdout):
             if pipe is not None:
-                pipe.close()
+                with suppress(BrokenPipeError):  # an order that was not read is still in its buffer
+                    pipe.close()
         if code == -signal.SIGPROF:
             return "it takes too long to compile"
         if code == -signal.SIGSEGV:
