@@ -99,10 +99,10 @@ class Grammars:
         """Forget a sequence."""
         self._places.pop(number, None)
 
-    def masks(self, numbers: Iterable[int]) -> dict[int, Mask]:
-        """The masks of those that follow a grammar. Waits until they are there. Failed ones have none."""
-        found = {number: place for number in numbers if (place := self._places.get(number)) is not None}
-        return {number: place.result().mask for number, place in found.items() if place.exception() is None}
+    def mask(self, number: int) -> Mask:
+        """What the sequence's grammar allows next. Waits until it is there. Of one that failed, anything."""
+        place = self._places.get(number)
+        return ANYTHING if place is None or place.exception() is not None else place.result().mask
 
     def accept(self, sampled: tuple[Sampled, ...]) -> tuple[tuple[Sampled, ...], tuple[Refused, ...]]:
         """Go on by what was sampled; sequences that cannot are refused instead."""
