@@ -25,6 +25,9 @@ from rayline.router import choice as choices
 from rayline.router.admission import Admitted, admit
 from rayline.router.answer import Answer
 from rayline.router.collected import Collected
+from rayline.router.grammar_desk import GrammarDesk
+from rayline.router.grammar_wish import grammar_wish
+from rayline.router.output_form import chat_formats
 from rayline.router.tokenizer import Tokenizer
 from rayline.workers.engine import Engine
 from rayline.workers.group import GroupSpec, Launcher, start_group
@@ -56,6 +59,8 @@ class LLM:
         """
         spec = offline_group(path, tp=tp, pp=pp, dtype=dtype, **options)
         self._tokenizer = Tokenizer.load(spec.path)
+        self._chat = chat_formats(self._tokenizer)
+        self._grammars = GrammarDesk.of(self._tokenizer)
         self._launcher = _launcher(launcher, tp, pp)
         group = start_group(spec, self._launcher, on_progress or _silent)
         self._engine: Engine = group.engine
@@ -192,6 +197,7 @@ class LLM:
     def close(self) -> None:
         """End the ranks and give the memory back."""
         self._engine.close()
+        self._grammars.close()
 
     def __enter__(self) -> Self:
         return self
@@ -214,7 +220,10 @@ class LLM:
         return Spec(self._new_id(), self._info.model, params, prompt_ids=tuple(prompt))
 
     def _admit(self, spec: Spec) -> Admitted:
-        return admit(spec, self._tokenizer, self._info, secrets.randbits(63))
+        spec.check()
+        wish = grammar_wish(spec, self._chat, self._grammars.special_ids)
+        grammar = "" if wish is None else wish.granted_now(self._grammars)
+        return admit(spec, self._tokenizer, self._chat, grammar, self._info, secrets.randbits(63))
 
     def _check_idle(self) -> None:
         """One caller at a time: two would take each other's events."""

@@ -20,11 +20,10 @@ class JsonSchemaBody(Body):
 
 
 class ResponseFormatBody(Body):
-    """OpenAI's response_format, with structural tags in both of xgrammar's notations."""
+    """OpenAI's response_format, with structural tags as vLLM has them."""
 
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: JsonSchemaBody | None = None
-    format: dict[str, Any] | None = None
     structures: list[dict[str, Any]] | None = None
     triggers: list[str] | None = None
 
@@ -40,7 +39,7 @@ class ResponseFormatBody(Body):
                     raise InvalidRequest("response_format.json_schema is missing", field="response_format")
                 return StructuredOutput("json_schema", json.dumps(self.json_schema.schema_))
             case "structural_tag":
-                tag = self.model_dump(include={"type", "format", "structures", "triggers"}, exclude_none=True)
+                tag = self.model_dump(include={"type", "structures", "triggers"}, exclude_none=True)
                 return StructuredOutput("structural_tag", json.dumps(tag))
 
 

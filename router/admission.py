@@ -9,6 +9,7 @@ from rayline.protos.errors import PromptTooLong, out_of_range
 from rayline.protos.group import GroupInfo
 from rayline.protos.types import EngineRequest, SamplingParams, Spec, TokenRules, choice_seed
 from rayline.router.bad_words import bad_word_ids
+from rayline.router.output_form import ChatFormats, OutputForm, output_form, thinking_of
 from rayline.router.prompt import prompt_ids_of, prompt_text_of
 from rayline.router.tokenizer import Tokenizer
 
@@ -17,12 +18,13 @@ from rayline.router.tokenizer import Tokenizer
 class Admitted:
     """A request that may run. requests: what a group computes, one for each choice or one for a beam search.
 
-    prompt_text: what an echo shows, "" unless it was asked for.
+    form: how the output is read; prompt_text: what an echo shows, "" unless it was asked for.
     """
 
     spec: Spec
     prompt_ids: tuple[int, ...]
     prompt_text: str
+    form: OutputForm
     requests: tuple[EngineRequest, ...]
 
     @property
@@ -36,8 +38,10 @@ class Admitted:
         return len(self.requests) > self.spec.params.n
 
 
-def admit(spec: Spec, tokenizer: Tokenizer, info: GroupInfo, seed: int) -> Admitted:
-    """Everything that happens before a group is asked. `seed` is used when the client gave none.
+def admit(spec: Spec, tokenizer: Tokenizer, chat: ChatFormats, grammar: str, info: GroupInfo, seed: int) -> Admitted:
+    """Everything that happens before a group is asked, but for the grammar, which was checked elsewhere ("" for none).
+
+    chat: how the model writes tool calls and thoughts; `seed` is used when the client gave none.
 
     Long prompts take milliseconds here: callers with an event loop do this beside it.
     Raises InvalidRequest naming the field, or PromptTooLong with the numbers.
@@ -46,9 +50,12 @@ def admit(spec: Spec, tokenizer: Tokenizer, info: GroupInfo, seed: int) -> Admit
     prompt_ids = prompt_ids_of(spec, tokenizer)
     check_ids("prompt", prompt_ids, info.vocab_size)  # a tokenizer may know more tokens than the model
     params = engine_params(spec, len(prompt_ids), info, seed)
-    rules = TokenRules(bad_words=bad_word_ids(spec.params.bad_words, tokenizer))
+    form = output_form(spec, prompt_ids, tokenizer, chat)
+    rules = TokenRules(
+        bad_word_ids(spec.params.bad_words, tokenizer), grammar, thinking_of(spec, prompt_ids, tokenizer, chat)
+    )
     text = prompt_text_of(spec, prompt_ids, tokenizer) if spec.echo else ""
-    return Admitted(spec, prompt_ids, text, choices_of(spec, prompt_ids, params, rules))
+    return Admitted(spec, prompt_ids, text, form, choices_of(spec, prompt_ids, params, rules))
 
 
 def engine_params(spec: Spec, prompt_tokens: int, info: GroupInfo, seed: int) -> SamplingParams:

@@ -36,7 +36,7 @@ class Answer:
 
     def __init__(self, admitted: Admitted, tokenizer: Tokenizer):
         spec = admitted.spec
-        self.choices = tuple(Choice(n, r, spec, tokenizer) for n, r in enumerate(admitted.requests))
+        self.choices = tuple(Choice(n, r, spec, admitted.form, tokenizer) for n, r in enumerate(admitted.requests))
         self._admitted = admitted
         self._tokenizer = tokenizer
         self._held: list[Delta | ChoiceEnded] = []

@@ -19,7 +19,8 @@ from rayline.protos.events import (
     Usage,
 )
 from rayline.protos.types import EngineRequest, Spec
-from rayline.router.text_stream import TextStream
+from rayline.router.output_form import OutputForm
+from rayline.router.text_stream import TextStream, joined
 from rayline.router.tokenizer import Tokenizer
 
 ChoiceEvent = PromptScores | Delta | ChoiceEnded | Failed
@@ -32,7 +33,7 @@ class Choice:
     usage, queue_s and preempted are known then. score: mean logprob of the tokens, where logprobs were asked for.
     """
 
-    def __init__(self, number: int, request: EngineRequest, spec: Spec, tokenizer: Tokenizer):
+    def __init__(self, number: int, request: EngineRequest, spec: Spec, form: OutputForm, tokenizer: Tokenizer):
         self.number = number
         self.request = request
         self.is_over = False
@@ -40,6 +41,7 @@ class Choice:
         self.usage = Usage(len(request.prompt_ids), 0)
         self.preempted = Preempted()
         self._spec = spec
+        self._form = form
         self._tokenizer = tokenizer
         self._text = self._new_text(number)
         self._logprob_sum = 0.0
@@ -93,8 +95,9 @@ class Choice:
 
     def _end(self, reason: FinishReason, stop_reason: str | int | None) -> tuple[ChoiceEnded]:
         self.is_over = True
-        self.usage = replace(self.usage, output_tokens=self._text.output_tokens)
-        return (ChoiceEnded(self.number, reason, stop_reason),)
+        text = self._text
+        self.usage = replace(self.usage, output_tokens=text.output_tokens, reasoning_tokens=text.reasoning_tokens)
+        return (ChoiceEnded(self.number, text.reason(reason), stop_reason),)
 
     def _beam(self, number: int, beam: Beam) -> tuple[Delta, ChoiceEnded]:
         text = self._new_text(number)
@@ -105,9 +108,10 @@ class Choice:
             spelled = self._tokenizer.token_text
             pairs = zip(beam.token_ids, beam.logprobs, strict=True)
             logprobs = tuple(DeltaLogprob(token, spelled(token), logprob) for token, logprob in pairs)
-        if last is not None:
-            delta = replace(last, token_ids=delta.token_ids, text=delta.text + last.text)
-        return replace(delta, logprobs=logprobs), ChoiceEnded(number, beam.reason, beam.stop_token, beam.score)
+        whole = delta if last is None else joined(delta, last)
+        return replace(whole, logprobs=logprobs), ChoiceEnded(
+            number, text.reason(beam.reason), beam.stop_token, beam.score
+        )
 
     def _new_text(self, number: int) -> TextStream:
-        return TextStream(self._tokenizer, self._spec.params, self.request.prompt_ids, number)
+        return TextStream(self._tokenizer, self._spec.params, self.request.prompt_ids, number, self._form)

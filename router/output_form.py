@@ -38,6 +38,9 @@ class ChatFormats:
     reasoning: ReasoningFormat | None = None
 
 
+NO_FORMATS = ChatFormats()
+
+
 @dataclass(frozen=True, slots=True)
 class OutputForm:
     """How one request's output is read. is_open: it begins inside of a thought. max_calls None: any number."""

@@ -46,9 +46,7 @@ def prompt_ids_of(spec: Spec, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 def conversation_ids(conversation: Conversation, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The template writes the special tokens itself, so none are added."""
-    return tokenizer.encode(
-        tokenizer.render_chat(conversation), add_special_tokens=False
-    )
+    return tokenizer.encode(tokenizer.render_chat(conversation), add_special_tokens=False)
 
 
 def prompt_text_of(spec: Spec, prompt_ids: tuple[int, ...], tokenizer: Tokenizer) -> str:

@@ -7,7 +7,7 @@ A request is one sequence, or as many as it has beams; choices of one family for
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rayline.protos.errors import InvalidRequest, Overloaded
 from rayline.protos.events import (
@@ -23,7 +23,7 @@ from rayline.protos.events import (
 )
 from rayline.protos.group import GroupLoad
 from rayline.protos.plan import Admission, Fork, Gain, Plan, Sampled, Slice, StepResult
-from rayline.protos.types import EngineRequest
+from rayline.protos.types import EngineRequest, SamplingParams
 from rayline.workers.beams import Heir, end_ids, rules_of
 from rayline.workers.blocks import BlockPool
 from rayline.workers.draft import Draft
@@ -100,7 +100,7 @@ class Scheduler:
         sequence.output_ids = list(request.output_ids)
         self._by_request[request.request_id] = sequence
         if sequence.is_beam:
-            rules = rules_of(request.params, self._eos, limit - len(request.prompt_ids))
+            rules = rules_of(_ending(request), self._eos, limit - len(request.prompt_ids))
             self._searches[request.request_id] = BeamSearch(rules, [sequence])
         if not self._families.join(sequence):
             self._queue(sequence)
@@ -358,7 +358,7 @@ class Scheduler:
         begun = None if sequence.told else Begun(sequence.cached_tokens, sequence.queue_s)
         sequence.told = True
         yield TokenEvent(request.request_id, index, sampled.token_id, sampled.logprob, sampled.top_logprobs, begun)
-        if sampled.token_id in end_ids(request.params, self._eos):
+        if sampled.token_id in end_ids(_ending(request), self._eos):
             yield self._finish(sequence, FinishReason.STOP)
         elif sequence.known >= sequence.limit:
             yield self._finish(sequence, FinishReason.LENGTH)
@@ -452,3 +452,9 @@ class Scheduler:
 def _admission(sequence: Sequence) -> Admission:
     request = sequence.request
     return Admission(sequence.number, request.prompt_ids, tuple(sequence.output_ids), request.params, request.rules)
+
+
+def _ending(request: EngineRequest) -> SamplingParams:
+    """What decides on its end. A grammar allows EOS under ignore_eos only when it is complete: then nothing follows."""
+    is_late = request.params.ignore_eos and request.rules.grammar
+    return replace(request.params, ignore_eos=False) if is_late else request.params
