@@ -26,6 +26,7 @@ class SampleRequest:
     outputs:  tokens it has sampled before, on any group
     history:  what `needs_history` asks for; None where it asks for nothing
     mask:     what its grammar allows, int32 [ceil(vocab_size / 32)]: bit i % 32 of word i // 32 is id i; None: all
+    must_end: the grammar is complete: nothing but an end may come, `min_tokens` or not
     """
 
     sequence: int
@@ -35,6 +36,7 @@ class SampleRequest:
     rules: TokenRules = PLAIN_RULES
     history: History | None = None
     mask: Tensor | None = None
+    must_end: bool = False
 
 
 def sampling_rows(requests: Sequence[SampleRequest], eos_ids: Sequence[int], vocab_size: int) -> SamplingRows:
@@ -78,7 +80,7 @@ def edit_of(request: SampleRequest, eos_ids: Sequence[int], vocab_size: int) -> 
 def suppressed_ids(request: SampleRequest, eos_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:
     """Ids that would end the sequence before its `min_tokens`; EOS stays allowed under `ignore_eos`."""
     params = request.params
-    if request.outputs >= params.min_tokens:
+    if request.outputs >= params.min_tokens or request.must_end:
         return ()
     ends = params.stop_token_ids if params.ignore_eos else (*eos_ids, *params.stop_token_ids)
     return tuple(sorted({token for token in ends if token < vocab_size}))
