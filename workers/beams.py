@@ -11,7 +11,7 @@ A hypothesis ends with an end token, or at the length limit. The `width` best hy
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -64,6 +64,11 @@ def rules_of(params: SamplingParams, eos_ids: Iterable[int], most_tokens: int) -
     return BeamRules(
         params.beam_width, params.n, end_ids(params, eos_ids), most_tokens, params.length_penalty, params.early_stopping
     )
+
+
+def is_end(token_id: int, params: SamplingParams, eos_ids: Collection[int]) -> bool:
+    """Whether a token ends a text."""
+    return token_id in params.stop_token_ids or (token_id in eos_ids and not params.ignore_eos)
 
 
 def end_ids(params: SamplingParams, eos_ids: Iterable[int]) -> frozenset[int]:
