@@ -17,6 +17,10 @@ Token = tuple[int, str | None, tuple[tuple[int, str], ...]]
 """An output token, its logprob and the best ones' beside it; floats as their bits (float.hex)."""
 
 
+BeamBits = tuple[tuple[int, ...], str, tuple[str, ...], FinishReason]
+"""Token ids, score, logprobs and end of a beam."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What one request got. reason None: it was aborted or failed. scores: of its prompt from token 1 on."""
@@ -24,7 +28,7 @@ class Answer:
     tokens: tuple[Token, ...]
     reason: FinishReason | None
     scores: tuple[Token, ...] = ()
-    beams: tuple[object, ...] = ()
+    beams: tuple[BeamBits, ...] = ()
     error: str = ""
 
 

@@ -185,9 +185,9 @@ class Scheduler:
             if not victims:
                 return False
             self._preempt(max(victims, key=lambda s: s.rank), by=sequence)
-        copies = self._tables.extend(sequence, tokens)
-        self._draft.copies += copies
-        self.stats.copied_blocks += len(copies)
+        if (copy := self._tables.extend(sequence, tokens)) is not None:
+            self._draft.copies.append(copy)
+            self.stats.copied_blocks += 1
         return True
 
     def _preempt(self, victim: Sequence, by: Sequence) -> None:
