@@ -17,6 +17,7 @@ from rayline.protos.types import EngineRequest, Spec
 from rayline.router.admission import check_ids, engine_request
 from rayline.router.group import Group
 from rayline.router.ledger import Ledger
+from rayline.router.output_form import NO_FORMATS, ChatFormats
 from rayline.router.session import Session, Timing
 from rayline.router.tokenizer import Tokenizer
 
@@ -28,12 +29,16 @@ log = logging.getLogger("rayline.router")
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model by the name clients use. `groups` is live: its owner adds and removes groups by id."""
+    """A model by the name clients use. `groups` is live: its owner adds and removes groups by id.
+
+    chat: how it writes tool calls and thoughts.
+    """
 
     name: str
     tokenizer: Tokenizer
     groups: Mapping[str, Group]
     created_s: int
+    chat: ChatFormats = NO_FORMATS
 
     @property
     def info(self) -> GroupInfo:
