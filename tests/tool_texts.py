@@ -204,7 +204,8 @@ EXAMPLES = (
         (
             (
                 "write",
-                '{"path": "C:\\\\x", "content": "it\'s \\"é\\"", "tags": ["x", [], {"k": null}], "dry": true, "limit": null}',
+                '{"path": "C:\\\\x", "content": "it\'s \\"é\\"", "tags": ["x", [], {"k": null}], '
+                '"dry": true, "limit": null}',
             ),
         ),
     ),
