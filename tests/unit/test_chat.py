@@ -1,6 +1,7 @@
 """Chat prompts against transformers' apply_chat_template, for templates in the style of the common families."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ WEATHER = Tool(
             "type": "object",
             "properties": {
                 "city": {"type": "string", "description": "Köln"},
-                "days": {"type": "integer", "minimum": 1},
+                "days": {"type": "integer"},
             },
             "required": ["city"],
         }
@@ -122,7 +123,7 @@ def oracle(folder: Path, conversation: Conversation) -> str | Exception:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_prompts_are_those_that_transformers_renders(tmp_path: Path, name: str) -> None:
-    """Every template with every conversation, with and without tools, variables, an open end: equal or refused alike."""
+    """Every template with every conversation, tools or none, variables, an open end: equal or refused alike."""
     write(tmp_path, "byte_level", bos_token="<s>", eos_token="</s>", chat_template=TEMPLATES[name])
     tokenizer = Tokenizer.load(tmp_path)
     rendered = 0
@@ -242,7 +243,7 @@ ESCAPES = [
 BOMBS = [
     "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
-    "{% for x in [[1, [2]] * 9] recursive %}{% for i in range(9) %}{{ loop(x) if x is iterable }}{% endfor %}{% endfor %}",
+    "{% for x in [[1, [2]] * 9] recursive %}{% for i in range(9) %}{{ loop([x]) }}{% endfor %}{% endfor %}",
     "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
     "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
     "{% set ns = namespace(x=3) %}{% for i in range(60) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
@@ -251,14 +252,16 @@ BOMBS = [
     "{% for i in range(30) %}{{ 'x' * 1000000 }}{% endfor %}",
     "{{ 'x' * 10 ** 12 }}",
     "{{ [1] * 10 ** 12 }}",
-    "{{ 10 ** 10 ** 10 }}",
+    "{{ 10 ** 100000 }}",
 ]
 
 
 @pytest.mark.parametrize("source", [*ESCAPES, *BOMBS])
 def test_what_a_template_may_not_do_is_refused(source: str) -> None:
+    began_s = time.process_time()
     with pytest.raises(InvalidRequest, match="do not fit the chat template"):
         render(source)
+    assert time.process_time() - began_s < 30
 
 
 def test_a_prompt_cannot_be_longer_than_a_message_to_the_server() -> None:
