@@ -109,6 +109,11 @@ class Tokenizer:
             return bytes([int(byte[1], 16)])
         return token.replace(SPACE_MARK, " ").encode()
 
+    @property
+    def special_names(self) -> dict[str, int]:
+        """Special tokens by name."""
+        return {name: i for i in self.special_ids if (name := self.token(i)) is not None}
+
     def token_text(self, token_id: int) -> str:
         """`token_bytes` as text; bytes that are no character by themselves show as U+FFFD."""
         return self.token_bytes(token_id).decode(errors="replace")

@@ -6,19 +6,11 @@ from dataclasses import dataclass
 from rayline.protos.conversation import Conversation, Tool
 from rayline.protos.errors import InvalidRequest
 from rayline.protos.types import StructuredOutput
+from rayline.router.grammar import TaggedSchema
 from rayline.router.tools.formats import ToolFormat
 
 ANY_OBJECT = '{"type": "object"}'
 NO_PARAMETERS = '{"type": "object", "properties": {}}'
-
-
-@dataclass(frozen=True, slots=True)
-class TaggedSchema:
-    """A part of the output in a fixed frame: `begin`, JSON that fits `schema` (a JSON schema as text), then `end`."""
-
-    begin: str
-    schema: str
-    end: str = ""
 
 
 @dataclass(frozen=True, slots=True)
