@@ -3,12 +3,15 @@
 import json
 from itertools import product
 
+import grammars
 import pytest
+from jsonschema import validate
 from tool_texts import TOOLS, calls_of, parse, text_of
 
 from rayline.protos.conversation import ChatMessage, Conversation, Tool, ToolChoice
 from rayline.protos.errors import InvalidRequest
 from rayline.protos.types import StructuredOutput
+from rayline.router.grammar import tool_grammar
 from rayline.router.tools.call_grammar import ANY_OBJECT, NO_PARAMETERS, CallGrammar, call_grammar
 from rayline.router.tools.formats import FORMATS
 
@@ -29,6 +32,56 @@ def written(grammar: CallGrammar, order: tuple[int, ...]) -> str:
     arguments = ['{"a": 1.5}', "{}"]
     calls = [grammar.tags[i].begin + arguments[i] + grammar.tags[i].end for i in order]
     return grammar.prefix + grammar.separator.join(calls) + grammar.suffix
+
+
+def compiled(grammar: CallGrammar | None) -> str:
+    """The text that workers compile. The embedded model knows no format's markers, so they are plain text in it."""
+    assert grammar is not None
+    return tool_grammar(
+        grammar.tags,
+        {},
+        triggers=grammar.triggers,
+        separator=grammar.separator,
+        prefix=grammar.prefix,
+        suffix=grammar.suffix,
+        most=grammar.most,
+    )
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_whatever_a_model_writes_under_the_grammar_is_calls_that_fit_the_tools(format: str) -> None:
+    """Random tokens among those the grammar allows."""
+    text = compiled(grammar(format, mode="required"))
+    outputs = [output for seed in range(4) if (output := grammars.written(text, seed)) is not None]
+    assert outputs
+    for output in outputs:
+        parsed = parse(format, list(output))
+        assert text_of(parsed) == "" and calls_of(parsed)
+        for name, arguments in calls_of(parsed):
+            validate(json.loads(arguments), TOOLS[name])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_grammar_takes_calls_of_the_tools_and_nothing_else(format: str) -> None:
+    forced = grammar(format, mode="required")
+    assert forced is not None
+    text, output = compiled(forced), written(forced, (0, 1, 0))
+    assert grammars.accepts(text, output)
+    assert not grammars.accepts(text, "")
+    assert not grammars.accepts(text, "Well. " + output)
+    assert not grammars.accepts(text, output.replace("add", "sub"))
+    assert not grammars.accepts(text, output.replace("1.5", '"one"'))
+    assert not grammars.accepts(compiled(grammar(format, mode="required", parallel=False)), output)
+
+
+@pytest.mark.parametrize("format", [name for name, format in FORMATS.items() if format.trigger])
+def test_under_a_trigger_text_is_free_and_strict_tools_are_not(format: str) -> None:
+    free = grammar(format)
+    assert free is not None
+    add, text = free.tags[0], compiled(free)
+    for output in ("", "Hello.", f'Hm. {add.begin}{{"a": 2}}{add.end}'):
+        assert grammars.accepts(text, output)
+    assert not grammars.accepts(text, f'Hm. {add.begin}{{"a": "two"}}{add.end}')
 
 
 @pytest.mark.parametrize("format", FORMATS)
