@@ -93,6 +93,19 @@ def test_one_call_is_told_where_one_is_wanted(conversation: Conversation) -> Non
     assert form(conversation).max_calls == 1  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("name", ["", "a b", "f(", 'x"', "{", "größe", "a" * 129])
+def test_a_function_has_a_name_that_every_notation_can_hold(name: str) -> None:
+    talk(Tool("a.b-c_9" + "x" * 121)).check()
+    with pytest.raises(InvalidRequest, match="1 to 128 letters") as caught:
+        talk(Tool(name)).check()
+    assert caught.value.field == "tools"
+
+
+def test_a_functions_name_stands_in_its_call_as_it_is() -> None:
+    assert FORMATS["hermes"].begin_of("xBAREy").endswith('{"name": "xBAREy", "arguments": ')
+    assert FORMATS["mistral_v11"].begin_of("xNAMEy") == "[TOOL_CALLS]xNAMEy[ARGS]"
+
+
 def test_tools_are_refused_where_it_is_not_known_how_they_are_called() -> None:
     for choice in (ToolChoice(), ToolChoice("required"), ToolChoice("named", "now")):
         with pytest.raises(InvalidRequest, match="tool_parser") as caught:
