@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rayline.protos.events import Beam, FinishReason, TokenLogprob
-from rayline.protos.types import EarlyStopping, SamplingParams
+from rayline.protos.types import EarlyStopping, EngineRequest, SamplingParams
 
 _MOST_EXPONENT = 80.0  # e ** 80 is near the ends of fp32; a length penalty beyond ranks as this one does
 
@@ -68,6 +68,12 @@ def rules_of(params: SamplingParams, eos_ids: Iterable[int], most_tokens: int) -
 
 def end_ids(params: SamplingParams, eos_ids: Iterable[int]) -> frozenset[int]:
     return frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else eos_ids)
+
+
+def ending(request: EngineRequest) -> SamplingParams:
+    """What decides on its end. A grammar allows EOS under ignore_eos only when it is complete: then nothing follows."""
+    is_late = request.params.ignore_eos and request.rules.grammar
+    return replace(request.params, ignore_eos=False) if is_late else request.params
 
 
 def candidates_needed(params: SamplingParams, eos_ids: Iterable[int]) -> int:
