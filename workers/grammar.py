@@ -7,6 +7,7 @@ one holds up no other sequence before its own first token.
 
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,35 +20,44 @@ import llguidance
 from rayline.cluster.grammar_limits import FOLLOW_STACK_BYTES
 from rayline.protos.plan import Plan, Refused, Sampled
 from rayline.protos.types import SamplingParams, TokenRules
-from rayline.workers.matcher import ANYTHING, Ends, GrammarFailed, Mask, Matcher, Thought, Vocabulary
+from rayline.workers.matcher import ANYTHING, Ends, GrammarFailed, Mask, Matcher, Prelude, Vocabulary
 
 MAX_COMPILED = 32  # grammars kept compiled for further requests
+# Computing time of a sequence's masks: so much for each token, and so much in reserve. An ambiguous grammar makes them
+# slow and the whole batch waits; usual ones take 0.01 to 0.3 ms. Ranks need not agree: the one that reports decides.
+SPARE_S = 1.0
+TOKEN_S = 0.005
 NOTHING_LEFT = "no token is left that both the grammar and the request's other rules allow"
 
 
 class Follower:
     """One sequence: its thinking, then its grammar, and the mask for its next token."""
 
-    def __init__(self, matcher: Matcher, thought: Thought):
+    def __init__(self, matcher: Matcher, prelude: Prelude):
         self._matcher = matcher
-        self._thought = thought
+        self._prelude = prelude
+        self._left_s = SPARE_S
         self.mask = self._next()
 
-    def consume(self, token_ids: Iterable[int]) -> None:
+    def consume(self, token_ids: Sequence[int]) -> None:
         """Go on by these tokens. Raises GrammarFailed."""
+        began_s = time.thread_time()
         for token_id in token_ids:
-            if not self._thought.takes(token_id):
+            if not self._prelude.takes(token_id):
                 self._matcher.consume(token_id)
         self.mask = self._next()
+        self._left_s = min(SPARE_S, self._left_s + TOKEN_S * len(token_ids) - (time.thread_time() - began_s))
+        if self._left_s < 0:
+            raise GrammarFailed(f"its tokens take more than {TOKEN_S} s each: it is too ambiguous")
 
     def copy(self, ends: Ends) -> "Follower":
-        return Follower(self._matcher.copy(ends), self._thought.copy())
+        return Follower(self._matcher.copy(ends), self._prelude.copy())
 
     def _next(self) -> Mask:
-        if self._thought.is_open:
+        if self._prelude.is_open:
             return ANYTHING
         mask = self._matcher.mask()
-        return mask.only(self._thought.forced) if self._thought.forced is not None else mask.also(self._thought.first)
+        return mask.only(self._prelude.forced) if self._prelude.forced is not None else mask.also(self._prelude.first)
 
 
 class Grammars:
@@ -76,7 +86,7 @@ class Grammars:
         ends = self._ends(params)
 
         def begin() -> Follower:
-            follower = Follower(Matcher(self._vocabulary, self._start_of(rules.grammar), ends), Thought(rules.thinking))
+            follower = Follower(Matcher(self._vocabulary, self._start_of(rules.grammar), ends), Prelude(rules.thinking))
             if output_ids:
                 follower.consume(output_ids)
             return follower

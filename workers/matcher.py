@@ -170,14 +170,14 @@ def _clear(words: Words, token_ids: Sequence[int], size: int) -> None:
             words.view(np.uint32)[token_id >> 5] &= np.uint32(~(1 << (token_id & 31)) & 0xFFFFFFFF)
 
 
-class Thought:
-    """Where a sequence is in its thinking, which comes before the part that follows the grammar."""
+class Prelude:
+    """The thinking before the part of the output that follows the grammar."""
 
     def __init__(self, thinking: Thinking | None):
         self._thinking = thinking
         self._matched = 0  # tokens of start_ids that have come, while thinking has not begun
         self._recent: tuple[int, ...] = ()
-        self.is_open = thinking is not None and thinking.is_open
+        self.is_open = thinking is not None and thinking.is_open and bool(thinking.end_ids)
         self.may_begin = thinking is not None and bool(thinking.start_ids) and not thinking.is_open
 
     @property
@@ -212,8 +212,8 @@ class Thought:
             self.may_begin, self.is_open = False, True
         return True
 
-    def copy(self) -> "Thought":
-        twin = Thought(self._thinking)
+    def copy(self) -> "Prelude":
+        twin = Prelude(self._thinking)
         twin._matched, twin._recent = self._matched, self._recent
         twin.is_open, twin.may_begin = self.is_open, self.may_begin
         return twin

@@ -10,7 +10,7 @@ from rayline.deploy.bench.timeline import Arrival, Timeline
 from rayline.deploy.bench.workload import Job
 from rayline.protos.errors import RaylineError
 from rayline.protos.events import EngineEvent, Failed, TokenEvent
-from rayline.protos.types import EngineRequest, SamplingParams
+from rayline.protos.types import EngineRequest, SamplingParams, TokenRules
 
 
 class SteppedEngine(Protocol):
@@ -24,20 +24,24 @@ class SteppedEngine(Protocol):
     def has_work(self) -> bool: ...
 
 
-def request_of(job: Job, temperature: float) -> EngineRequest:
-    """The engine's form of a job: as many tokens as asked for, whatever they are."""
+def request_of(job: Job, temperature: float, grammar: str = "") -> EngineRequest:
+    """The engine's form of a job: as many tokens as asked for, whatever they are, or what `grammar` makes of them."""
     params = SamplingParams(temperature=temperature, seed=job.number, max_tokens=job.output_tokens, ignore_eos=True)
-    return EngineRequest(f"bench-{job.number}", job.prompt_ids, params)
+    return EngineRequest(f"bench-{job.number}", job.prompt_ids, params, rules=TokenRules(grammar=grammar))
 
 
 def measure_batch(
-    engine: SteppedEngine, jobs: Sequence[Job], temperature: float, clock: Callable[[], float] = time.perf_counter
+    engine: SteppedEngine,
+    jobs: Sequence[Job],
+    temperature: float,
+    clock: Callable[[], float] = time.perf_counter,
+    grammar: str = "",
 ) -> BatchRun:
     """Run all jobs at once and time prefill and decode apart. Raises the error of a job that fails."""
     without_token = {f"bench-{job.number}" for job in jobs}
     start_s = clock()
     for job in jobs:
-        engine.add(request_of(job, temperature))
+        engine.add(request_of(job, temperature, grammar))
     while without_token:
         without_token -= _tokens_of(engine.step()).keys()
     prefilled_s = clock()
