@@ -17,6 +17,7 @@ from rayline.protos.events import Failed, Finished, FinishReason, TokenEvent
 from rayline.protos.types import (
     EngineRequest,
     SamplingParams,
+    Spec,
     StructuredOutput,
     StructureKind,
     Thinking,
@@ -185,7 +186,8 @@ def test_greedy_and_truncated_samplers_follow_too(llm: LLM) -> None:
 @pytest.mark.parametrize("place", [0, 1, 3])
 def test_a_stream_resumed_at_any_token_goes_on_exactly(llm: LLM, place: int) -> None:
     params = wild("json_schema", json.dumps(SCHEMAS[place]), 5)
-    grammar = llm._rules(params).grammar
+    (asked,) = llm._admit(Spec("r", "", params, prompt="x")).requests
+    grammar = asked.rules.grammar
     whole, ends = run(llm.engine, [request(llm, grammar, params)])
     tokens = whole["r"]
     assert isinstance(ends["r"], Finished)
@@ -247,7 +249,8 @@ def test_a_grammar_that_no_router_checked_fails_its_request_alone(llm: LLM) -> N
 def test_the_grammar_begins_where_thinking_ends(llm: LLM) -> None:
     start, end = byte_ids()[ord("<")], (byte_ids()[ord(">")],)
     params = wild("regex", "[0-9]{5}", 4)
-    grammar = llm._rules(params).grammar
+    (asked,) = llm._admit(Spec("r", "", params, prompt="x")).requests
+    grammar = asked.rules.grammar
     opened = Thinking((start,), end, budget_tokens=20, is_open=True)
     tokens, _ = run(llm.engine, [request(llm, grammar, params, thinking=opened)])
     cut = tokens["r"].index(end[0]) + 1
