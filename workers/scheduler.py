@@ -13,7 +13,7 @@ from rayline.protos.events import EngineEvent, FinishReason
 from rayline.protos.group import GroupLoad
 from rayline.protos.plan import Admission, Plan, Slice, StepResult
 from rayline.protos.types import EngineRequest
-from rayline.workers.beams import ending, rules_of
+from rayline.workers.beams import rules_of
 from rayline.workers.blocks import BlockPool
 from rayline.workers.draft import Draft
 from rayline.workers.results import Results
@@ -69,7 +69,7 @@ class Scheduler:
         limit = min(len(request.prompt_ids) + asked, self.limits.max_model_len)
         sequence = self._roster.add(request, limit, now_s)
         if sequence.is_beam:
-            rules = rules_of(ending(request), self._eos, limit - len(request.prompt_ids))
+            rules = rules_of(request.params, request.rules, self._eos, limit - len(request.prompt_ids))
             self._roster.searches[request.request_id] = BeamSearch(rules, [sequence])
 
     def abort(self, request_id: str) -> list[EngineEvent]:
