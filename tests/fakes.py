@@ -20,6 +20,7 @@ from rayline.protos.events import (
 )
 from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.types import EngineRequest
+from rayline.router.output_form import NO_FORMATS, ChatFormats
 from rayline.router.service import ServedModel, Service
 from rayline.router.tokenizer import Tokenizer
 
@@ -135,8 +136,13 @@ def saying(text: str, tokenizer: Tokenizer | None = None) -> Script:
     return lambda request: token_ids
 
 
-def service_of(*groups: FakeGroup, template: str | None = CHAT, clock: Callable[[], float] = lambda: 0.0) -> Service:
+def service_of(
+    *groups: FakeGroup,
+    template: str | None = CHAT,
+    clock: Callable[[], float] = lambda: 0.0,
+    chat: ChatFormats = NO_FORMATS,
+) -> Service:
     """A service of one model, "tiny", over these groups."""
     tokenizer = served("byte_level", template, bos_token="<s>", eos_token="</s>")
-    model = ServedModel("tiny", tokenizer, {group.info.group_id: group for group in groups}, 1_700_000_000)
+    model = ServedModel("tiny", tokenizer, {group.info.group_id: group for group in groups}, 1_700_000_000, chat)
     return Service({"tiny": model}, clock, lambda: 42)
