@@ -40,7 +40,7 @@ class BlockPool:
         return len(self._cached)
 
     def allocate(self, count: int) -> list[int]:
-        """Take `count` blocks, evicting the least recently used cached ones. The caller checked that there are as many."""
+        """Take `count` blocks, evicting the least recently used cached ones. The caller checked `unheld`."""
         taken = []
         for _ in range(count):
             block = self._free.popleft() if self._free else self._evict()

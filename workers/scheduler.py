@@ -26,6 +26,7 @@ from rayline.workers.sequence import Place, Sequence
 from rayline.workers.tables import BlockTables
 from rayline.workers.tenants import CACHED_COST, INPUT_COST, TenantCounters
 
+
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
     """What one group takes on. `depth` is the number of pipeline stages: plans that run at once.
@@ -276,7 +277,9 @@ class Scheduler:
     def _can_move(self, sequence: Sequence) -> bool:
         if sequence.place is Place.QUEUED:
             return self._roster.has_place(sequence, self.limits.max_running) and self._fits(sequence)
-        return self._tables.missing(sequence, sequence.planned + self._count(sequence)[0]) <= self._tables.room(sequence)
+        return self._tables.missing(sequence, sequence.planned + self._count(sequence)[0]) <= self._tables.room(
+            sequence
+        )
 
 
 def _admission(sequence: Sequence) -> Admission:

@@ -61,6 +61,15 @@ def test_a_request_that_may_not_be_preempted_waits_until_all_its_blocks_are_ther
     assert bench.pool.available == bench.pool.total
 
 
+def test_who_lost_its_blocks_often_enough_keeps_them_though_an_earlier_request_wants_them() -> None:
+    bench = bench_with(request("early", tokens=24), request("sheltered", tokens=12), blocks=8, max_preemptions=1)
+    bench.scheduler._roster.firsts["sheltered"].preemptions = 1
+    bench.run()
+    assert bench.scheduler.stats.preemptions == 0
+    ends = [event.request_id for event in bench.events if isinstance(event, Finished)]
+    assert ends == ["sheltered", "early"]
+
+
 def test_reserved_blocks_are_given_to_nobody_else() -> None:
     bench = bench_with(request("kept", tokens=20), request("free", prompt=8, tokens=12), blocks=10, max_preemptions=0)
     bench.run()

@@ -27,9 +27,7 @@ def queue_of(*sequences: Sequence, aging_s: float = 0.0, tenants: TenantCounters
     return queue
 
 
-@given(
-    st.integers(-100, 100), st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0.1, 100)
-)
+@given(st.integers(-100, 100), st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0.1, 100))
 def test_a_priority_improves_by_one_for_each_period_of_waiting(
     priority: int, arrived_s: float, waited_s: float, aging_s: float
 ) -> None:
