@@ -89,7 +89,7 @@ class Results:
         begun = None if sequence.told else Begun(sequence.cached_tokens, sequence.queue_s)
         sequence.told = True
         yield TokenEvent(request.request_id, index, sampled.token_id, sampled.logprob, sampled.top_logprobs, begun)
-        if sampled.token_id in end_ids(request.params, self._eos):
+        if sampled.token_id in end_ids(request.params, request.rules, self._eos):
             named = sampled.token_id if sampled.token_id in request.params.stop_token_ids else None
             yield self.finish(request.request_id, FinishReason.STOP, named)
         elif sequence.known >= sequence.limit:

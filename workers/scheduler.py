@@ -80,7 +80,7 @@ class Scheduler:
         limit = min(len(request.prompt_ids) + asked, self.limits.max_model_len)
         sequence = self._roster.add(request, limit, now_s)
         if sequence.is_beam:
-            rules = rules_of(request.params, self._eos, limit - len(request.prompt_ids))
+            rules = rules_of(request.params, request.rules, self._eos, limit - len(request.prompt_ids))
             self._roster.searches[request.request_id] = BeamSearch(rules, [sequence])
 
     def abort(self, request_id: str) -> list[EngineEvent]:

@@ -24,6 +24,7 @@ from rayline.workers.batch import ScoredRun, Wanted, first_tokens, forward_conte
 from rayline.workers.beams import candidates_needed
 from rayline.workers.cache import KvCache
 from rayline.workers.collectives import Collective
+from rayline.workers.grammar import Grammars
 from rayline.workers.models.config import (
     ModelConfig,
     embedding_bytes,
@@ -58,6 +59,7 @@ class Worker:
         self._device = torch.device(spec.device)
         self._dtype = torch_dtype(spec.dtype)
         self._residents = Residents()
+        self._grammars = Grammars(spec.path, self.config.vocab_size, self.config.eos_token_ids)
         self._layers = stage_layers(self.config, spec.parallel, self._dtype.itemsize)
         self._read_bytes = 0
         self._busy_s = 0.0
@@ -143,6 +145,8 @@ class Worker:
         """Compute one plan. Only the reporting rank of the last stage returns a result."""
         began, waited = time.perf_counter(), self._waited_s
         self._residents.follow(plan)
+        if self.spec.parallel.is_last_stage:
+            self._grammars.follow(plan)
         if plan.copies:
             self._cache.copy(plan.copies)
         asked = wanted(plan.slices, self._residents)
@@ -203,9 +207,9 @@ class Worker:
         samples, beams = len(asked.sampling), len(asked.sampling) + len(asked.beams)
         scored = self._score(asked.scored, logits[beams:])
         candidates = self._search(asked.beams, logits[samples:beams])
-        return StepResult(
-            plan.epoch, plan.step, self._sample(asked.sampling, logits[:samples]), candidates=candidates, scored=scored
-        )
+        gained, refused = self._grammars.accept(self._sample(asked.sampling, logits[:samples]))
+        refused += self._grammars.refused(asked.beams)
+        return StepResult(plan.epoch, plan.step, gained, candidates=candidates, scored=scored, refused=refused)
 
     def _sample(self, numbers: Sequence[int], logits: Tensor) -> tuple[Sampled, ...]:
         if not numbers:
@@ -225,7 +229,7 @@ class Worker:
             return ()
         requests = [self._sample_request(number) for number in numbers]
         eos_ids, vocab_size = self.config.eos_token_ids, self.config.vocab_size
-        most = [min(candidates_needed(request.params, eos_ids), vocab_size) for request in requests]
+        most = [min(candidates_needed(request.params, request.rules, eos_ids), vocab_size) for request in requests]
         rows = self._sampler.candidates(logits, sampling_rows(requests, eos_ids, vocab_size), most)
         return tuple(
             Candidates(number, tuple(TokenLogprob(*pair) for pair in row))
@@ -251,7 +255,7 @@ class Worker:
         )
 
     def _sample_request(self, number: int) -> SampleRequest:
-        resident = self._residents[number]
+        resident, mask = self._residents[number], self._grammars.mask(number)
         return SampleRequest(
             number,
             resident.params,
@@ -259,6 +263,8 @@ class Worker:
             resident.output_tokens,
             resident.rules,
             resident.kept_history(),
+            None if mask.words is None else torch.from_numpy(mask.words),
+            mask.must_end,
         )
 
     @property

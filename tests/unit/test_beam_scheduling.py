@@ -10,7 +10,7 @@ from scheduler_bench import EOS, VOCAB, Bench, alone, limits
 from simulated_ranks import candidates
 
 from rayline.protos.events import Beam, Finished, FinishReason, TokenEvent
-from rayline.protos.types import EngineRequest, SamplingParams
+from rayline.protos.types import PLAIN_RULES, EngineRequest, SamplingParams
 from rayline.workers.beams import Search, advance, best, candidates_needed, rules_of
 from rayline.workers.request_check import blocks_of_search
 
@@ -25,8 +25,8 @@ def request(request_id: str, prompt: tuple[int, ...] = PROMPT, width: int = 3, *
 def searched(asked: EngineRequest, max_model_len: int = 64) -> tuple[Beam, ...]:
     """What the simulated model gives to a search that nobody disturbs."""
     most = min(asked.params.max_tokens or max_model_len, max_model_len - len(asked.prompt_ids))
-    rules = rules_of(asked.params, {EOS}, most)
-    search, count = Search(), candidates_needed(asked.params, {EOS})
+    rules = rules_of(asked.params, PLAIN_RULES, {EOS}, most)
+    search, count = Search(), candidates_needed(asked.params, PLAIN_RULES, {EOS})
     while not search.is_over:
         found = [candidates((*asked.prompt_ids, *hope.token_ids), VOCAB, count) for hope in search.hopes]
         search, _ = advance(search, rules, found)

@@ -19,10 +19,9 @@ def assert_scored(bench: Bench, request_id: str, prompt: tuple[int, ...]) -> Non
     told = [(event.start + i, own) for event in bench.scores(request_id) for i, (own, _) in enumerate(event.tokens)]
     wanted = [(at, prompt[at], prompt_score(prompt[: at + 1])) for at in range(1, len(prompt))]
     assert [(at, own.token_id, own.logprob) for at, own in told] == wanted
-    kinds = [
-        type(e) for e in bench.events if not isinstance(e, PromptScores | TokenEvent) or e.request_id == request_id
-    ]
-    assert PromptScores not in kinds[kinds.index(TokenEvent) :] if TokenEvent in kinds else True
+    kinds = [type(event) for event in bench.events if event.request_id == request_id]
+    first_token = kinds.index(TokenEvent) if TokenEvent in kinds else len(kinds)
+    assert PromptScores not in kinds[first_token:]
 
 
 def test_chunks_tell_all_positions_but_the_first_in_order() -> None:
