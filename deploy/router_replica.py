@@ -128,6 +128,7 @@ class RouterReplica:
         await self._http_task
         for directory in self._directories.values():
             await directory.close()
+        self._service.close()
 
     async def _open_doors(self) -> None:
         router = self._config.router

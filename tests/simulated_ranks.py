@@ -155,7 +155,7 @@ class SimulatedRanks:
 
     def _search(self, number: int) -> Candidates:
         known = self.known[number]
-        count = candidates_needed(known.params, self.eos_ids)
+        count = candidates_needed(known.params, known.rules, self.eos_ids)
         return Candidates(number, candidates(tuple(known.tokens), self.vocab_size, count))
 
     def _score(self, item: Slice) -> Scored:

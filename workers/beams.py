@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rayline.protos.events import Beam, FinishReason, TokenLogprob
-from rayline.protos.types import EarlyStopping, SamplingParams
+from rayline.protos.types import EarlyStopping, SamplingParams, TokenRules
 
 _MOST_EXPONENT = 80.0  # e ** 80 is near the ends of fp32; a length penalty beyond ranks as this one does
 
@@ -60,23 +60,30 @@ class Heir:
     token_id: int
 
 
-def rules_of(params: SamplingParams, eos_ids: Iterable[int], most_tokens: int) -> BeamRules:
+def rules_of(params: SamplingParams, rules: TokenRules, eos_ids: Iterable[int], most_tokens: int) -> BeamRules:
     return BeamRules(
-        params.beam_width, params.n, end_ids(params, eos_ids), most_tokens, params.length_penalty, params.early_stopping
+        params.beam_width,
+        params.n,
+        end_ids(params, rules, eos_ids),
+        most_tokens,
+        params.length_penalty,
+        params.early_stopping,
     )
 
 
-def end_ids(params: SamplingParams, eos_ids: Iterable[int]) -> frozenset[int]:
-    return frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else eos_ids)
+def end_ids(params: SamplingParams, rules: TokenRules, eos_ids: Iterable[int]) -> frozenset[int]:
+    """Tokens that end a text. Under `ignore_eos` a grammar allows EOS when it is complete: nothing follows."""
+    is_ignored = params.ignore_eos and not rules.grammar
+    return frozenset(params.stop_token_ids) | frozenset(() if is_ignored else eos_ids)
 
 
-def candidates_needed(params: SamplingParams, eos_ids: Iterable[int]) -> int:
+def candidates_needed(params: SamplingParams, rules: TokenRules, eos_ids: Iterable[int]) -> int:
     """How many next tokens of each beam a step must see.
 
     With so many, `width` tokens of the beam alone do not end it; no token behind them can be among the `width` best
     that do not end, nor among the `width` best of all.
     """
-    return params.beam_width + len(end_ids(params, eos_ids))
+    return params.beam_width + len(end_ids(params, rules, eos_ids))
 
 
 def advance(

@@ -155,6 +155,8 @@ def _sample(rows: int, vocab: int, draw: Draw, kernels: NativeKernels, copies: i
         top_k=(0,) * rows,
         top_p=(draw.top_p,) * rows,
         min_p=(0.0,) * rows,
+        typical_p=(1.0,) * rows,
+        top_n_sigma=(0.0,) * rows,
         seed=several,
         position=several,
         edits=(None,) * rows,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rayline.kernels.edits import Edit, mask_of
+from rayline.kernels.edits import Edit
 from rayline.kernels.sampling import SampledRows, SamplingRows
 from rayline.protos.events import TokenLogprob
 from rayline.protos.plan import Sampled
@@ -42,6 +42,8 @@ def sampling_rows(requests: Sequence[SampleRequest], eos_ids: Sequence[int], voc
         top_k=tuple(p.top_k for p in params),
         top_p=tuple(p.top_p for p in params),
         min_p=tuple(p.min_p for p in params),
+        typical_p=tuple(p.typical_p for p in params),
+        top_n_sigma=tuple(p.top_n_sigma for p in params),
         seed=tuple(p.seed or 0 for p in params),
         position=tuple(request.position for request in requests),
         edits=tuple(edit_of(request, eos_ids, vocab_size) for request in requests),
@@ -51,32 +53,23 @@ def sampling_rows(requests: Sequence[SampleRequest], eos_ids: Sequence[int], voc
 
 def edit_of(request: SampleRequest, eos_ids: Sequence[int], vocab_size: int) -> Edit | None:
     """What the request wants done to its logits; None, and that soon, where it wants nothing."""
-    params, history = request.params, request.history
-    is_early = request.outputs < params.min_tokens
-    if history is None and not is_early and not params.logit_bias and not params.allowed_token_ids:
-        return None if request.mask is None else Edit(mask=request.mask)
-    ends = suppressed_ids(request, eos_ids, vocab_size)
-    banned = ends if history is None else (*ends, *(token for token in history.banned if token < vocab_size))
-    seen, counts = (history and history.counts) or (None, None)
+    params, history, mask = request.params, request.history, request.mask
+    ends = suppressed_ids(request, eos_ids, vocab_size) if request.outputs < params.min_tokens else ()
+    if history is None:
+        return Edit(banned=ends, mask=mask) if ends or mask is not None else None
+    seen, counts = history.counts or (None, None)
+    bias, allowed = history.fixed.of(vocab_size)
     return Edit(
         seen=seen,
         counts=counts,
         repetition_penalty=params.repetition_penalty,
         frequency_penalty=params.frequency_penalty,
         presence_penalty=params.presence_penalty,
-        bias=tuple((token, bias) for token, bias in params.logit_bias if token < vocab_size),
-        banned=banned,
-        mask=joined_mask(params.allowed_token_ids, request.mask, vocab_size),
-        forced=None if history is None else history.forced,
+        bias=bias,
+        banned=(*ends, *(token for token in history.banned if token < vocab_size)),
+        mask=allowed if mask is None else mask if allowed is None else mask & allowed,
+        forced=history.forced,
     )
-
-
-def joined_mask(allowed: tuple[int, ...], mask: Tensor | None, vocab_size: int) -> Tensor | None:
-    """What both the list of ids and the grammar allow."""
-    if not allowed:
-        return mask
-    listed = mask_of([token for token in allowed if token < vocab_size], vocab_size)
-    return listed if mask is None else listed & mask
 
 
 def suppressed_ids(request: SampleRequest, eos_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:

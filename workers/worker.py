@@ -229,7 +229,7 @@ class Worker:
             return ()
         requests = [self._sample_request(number) for number in numbers]
         eos_ids, vocab_size = self.config.eos_token_ids, self.config.vocab_size
-        most = [min(candidates_needed(request.params, eos_ids), vocab_size) for request in requests]
+        most = [min(candidates_needed(request.params, request.rules, eos_ids), vocab_size) for request in requests]
         rows = self._sampler.candidates(logits, sampling_rows(requests, eos_ids, vocab_size), most)
         return tuple(
             Candidates(number, tuple(TokenLogprob(*pair) for pair in row))
