@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from rayline.protos.events import TokenLogprob
 from rayline.protos.plan import Candidates, Copy, Plan, Refused, Sampled, Scored, Slice, StepResult
-from rayline.protos.types import SamplingParams
+from rayline.protos.types import PLAIN_RULES, SamplingParams
 from rayline.workers.beams import candidates_needed
 from rayline.workers.pipeline import RankStats
 
@@ -155,7 +155,7 @@ class SimulatedRanks:
 
     def _search(self, number: int) -> Candidates:
         known = self.known[number]
-        count = candidates_needed(known.params, known.rules, self.eos_ids)
+        count = candidates_needed(known.params, PLAIN_RULES, self.eos_ids)
         return Candidates(number, candidates(tuple(known.tokens), self.vocab_size, count))
 
     def _score(self, item: Slice) -> Scored:
