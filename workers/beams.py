@@ -11,7 +11,7 @@ A hypothesis ends with an end token, or at the length limit. The `width` best hy
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -60,7 +60,7 @@ class Heir:
     token_id: int
 
 
-def rules_of(params: SamplingParams, rules: TokenRules, eos_ids: Iterable[int], most_tokens: int) -> BeamRules:
+def rules_of(params: SamplingParams, rules: TokenRules, eos_ids: Collection[int], most_tokens: int) -> BeamRules:
     return BeamRules(
         params.beam_width,
         params.n,
@@ -71,13 +71,19 @@ def rules_of(params: SamplingParams, rules: TokenRules, eos_ids: Iterable[int], 
     )
 
 
-def end_ids(params: SamplingParams, rules: TokenRules, eos_ids: Iterable[int]) -> frozenset[int]:
-    """Tokens that end a text. Under `ignore_eos` a grammar allows EOS when it is complete: nothing follows."""
-    is_ignored = params.ignore_eos and not rules.grammar
-    return frozenset(params.stop_token_ids) | frozenset(() if is_ignored else eos_ids)
+def is_end(token_id: int, params: SamplingParams, rules: TokenRules, eos_ids: Collection[int]) -> bool:
+    """Whether a token ends a text. Under `ignore_eos` a grammar allows EOS when it is complete: nothing follows."""
+    if token_id in params.stop_token_ids:
+        return True
+    return token_id in eos_ids and (not params.ignore_eos or bool(rules.grammar))
 
 
-def candidates_needed(params: SamplingParams, rules: TokenRules, eos_ids: Iterable[int]) -> int:
+def end_ids(params: SamplingParams, rules: TokenRules, eos_ids: Collection[int]) -> frozenset[int]:
+    """All tokens of which `is_end` holds."""
+    return frozenset(token for token in (*params.stop_token_ids, *eos_ids) if is_end(token, params, rules, eos_ids))
+
+
+def candidates_needed(params: SamplingParams, rules: TokenRules, eos_ids: Collection[int]) -> int:
     """How many next tokens of each beam a step must see.
 
     With so many, `width` tokens of the beam alone do not end it; no token behind them can be among the `width` best

@@ -20,7 +20,8 @@ import llguidance
 from rayline.cluster.grammar_limits import FOLLOW_STACK_BYTES
 from rayline.protos.plan import Plan, Refused, Sampled
 from rayline.protos.types import SamplingParams, TokenRules
-from rayline.workers.matcher import ANYTHING, Ends, GrammarFailed, Mask, Matcher, Prelude, Vocabulary
+from rayline.workers.matcher import ANYTHING, Ends, GrammarFailed, Mask, Matcher, Vocabulary
+from rayline.workers.thought import Thought
 
 MAX_COMPILED = 32  # grammars kept compiled for further requests
 # Computing time of a sequence's masks: so much for each token, and so much in reserve. An ambiguous grammar makes them
@@ -33,9 +34,9 @@ NOTHING_LEFT = "no token is left that both the grammar and the request's other r
 class Follower:
     """One sequence: its thinking, then its grammar, and the mask for its next token."""
 
-    def __init__(self, matcher: Matcher, prelude: Prelude):
+    def __init__(self, matcher: Matcher, thought: Thought | None):
         self._matcher = matcher
-        self._prelude = prelude
+        self._thought = thought
         self._left_s = SPARE_S
         self.mask = self._next()
 
@@ -43,7 +44,7 @@ class Follower:
         """Itself, gone on by these tokens. Raises GrammarFailed."""
         began_s = time.thread_time()
         for token_id in token_ids:
-            if not self._prelude.takes(token_id):
+            if self._thought is None or not self._thought.append(token_id):
                 self._matcher.consume(token_id)
         self.mask = self._next()
         self._left_s = min(SPARE_S, self._left_s + TOKEN_S * len(token_ids) - (time.thread_time() - began_s))
@@ -52,13 +53,16 @@ class Follower:
         return self
 
     def copy(self, ends: Ends) -> "Follower":
-        return Follower(self._matcher.copy(ends), self._prelude.copy())
+        return Follower(self._matcher.copy(ends), None if self._thought is None else self._thought.copy())
 
     def _next(self) -> Mask:
-        if self._prelude.is_open:
+        thought = self._thought
+        if thought is None:
+            return self._matcher.mask()
+        if thought.is_open:
             return ANYTHING
         mask = self._matcher.mask()
-        return mask.only(self._prelude.forced) if self._prelude.forced is not None else mask.also(self._prelude.first)
+        return mask.also(thought.first) if thought.begun is None else mask.only(thought.begun)
 
 
 class _Place:
@@ -128,7 +132,8 @@ class Grammars:
         ends = self._ends(params)
 
         def begin() -> Follower:
-            follower = Follower(Matcher(self._vocabulary, self._start_of(rules.grammar), ends), Prelude(rules.thinking))
+            thought = None if rules.thinking is None else Thought(rules.thinking, comes_first=True)
+            follower = Follower(Matcher(self._vocabulary, self._start_of(rules.grammar), ends), thought)
             return follower.consume(output_ids) if output_ids else follower
 
         place = self._places[number] = _Place()

@@ -9,6 +9,7 @@ from rayline.deploy.bench.engine_load import SteppedEngine, measure_batch
 from rayline.deploy.bench.report import BatchRun
 from rayline.deploy.bench.workload import Shape
 from rayline.protos.errors import InvalidRequest
+from rayline.protos.types import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ def grammar_speed(
     batch: int,
     repeats: int,
     shape: Shape,
-    temperature: float,
+    params: SamplingParams,
     grammar: str,
     clock: Callable[[], float] = perf_counter,
 ) -> GrammarSpeed:
@@ -37,7 +38,7 @@ def grammar_speed(
     pairs = []
     for repeat in range(repeats + 1):
         jobs = shape.jobs(batch, repeat)
-        pairs.append([measure_batch(engine, jobs, temperature, clock, text) for text in ("", grammar)])
+        pairs.append([measure_batch(engine, jobs, params, clock, text) for text in ("", grammar)])
         wanted, got = (run.decode_tokens for run in pairs[-1])
         if got < wanted:
             raise InvalidRequest(

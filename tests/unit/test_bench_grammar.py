@@ -10,7 +10,7 @@ from rayline.deploy.bench.workload import Shape
 from rayline.deploy.cli import run
 from rayline.protos.errors import InvalidRequest
 from rayline.protos.events import EngineEvent, Finished, FinishReason, TokenEvent, Usage
-from rayline.protos.types import EngineRequest
+from rayline.protos.types import EngineRequest, SamplingParams
 
 SMALL = ("--input-tokens", "8", "--output-tokens", "24", "--repeats", "1", "--threads", "1", "--batch", "2")
 ENDLESS = {"type": "array", "minItems": 500, "items": {"enum": ["red", "green", "blue"]}}
@@ -50,7 +50,7 @@ class Stepped:
 
 def test_pairs_are_run_in_turns_and_compared_with_each_other() -> None:
     engine = Stepped()
-    speed = grammar_speed(engine, 1, 2, Shape(4, 11, 50, 0), 0.0, "g", lambda: engine.now_s)
+    speed = grammar_speed(engine, 1, 2, Shape(4, 11, 50, 0), SamplingParams(temperature=0.0), "g", lambda: engine.now_s)
     assert engine.order == [False, True] * 3
     assert (speed.free_tokens_per_s, speed.grammar_tokens_per_s, speed.share) == (1.0, 0.5, 0.5)
 
@@ -58,7 +58,7 @@ def test_pairs_are_run_in_turns_and_compared_with_each_other() -> None:
 def test_outputs_that_end_early_are_no_comparison() -> None:
     engine = Stepped(most=5)
     with pytest.raises(InvalidRequest, match="4 of 10 tokens"):
-        grammar_speed(engine, 1, 1, Shape(4, 11, 50, 0), 0.0, "g", lambda: engine.now_s)
+        grammar_speed(engine, 1, 1, Shape(4, 11, 50, 0), SamplingParams(temperature=0.0), "g", lambda: engine.now_s)
 
 
 def test_the_command_reports_the_share(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Chat prompts against transformers' apply_chat_template, for templates in the style of the common families."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ WEATHER = Tool(
             "type": "object",
             "properties": {
                 "city": {"type": "string", "description": "Köln"},
-                "days": {"type": "integer", "minimum": 1},
+                "days": {"type": "integer"},
             },
             "required": ["city"],
         }
@@ -252,14 +253,16 @@ BOMBS = [
     "{% for i in range(30) %}{{ 'x' * 1000000 }}{% endfor %}",
     "{{ 'x' * 10 ** 12 }}",
     "{{ [1] * 10 ** 12 }}",
-    "{{ 10 ** 10 ** 10 }}",
+    "{{ 10 ** 100000 }}",
 ]
 
 
 @pytest.mark.parametrize("source", [*ESCAPES, *BOMBS])
 def test_what_a_template_may_not_do_is_refused(source: str) -> None:
+    began_s = time.process_time()
     with pytest.raises(InvalidRequest, match="do not fit the chat template"):
         render(source)
+    assert time.process_time() - began_s < 30
 
 
 def test_a_prompt_cannot_be_longer_than_a_message_to_the_server() -> None:

@@ -7,8 +7,7 @@ import pytest
 from grammars import allowed, byte_ids, matcher, tokenizer, vocabulary
 from small_tokenizers import write
 
-from rayline.protos.types import Thinking
-from rayline.workers.matcher import Ends, GrammarFailed, Mask, Matcher, Prelude, Vocabulary
+from rayline.workers.matcher import Ends, GrammarFailed, Mask, Matcher, Vocabulary
 
 EOS = 2
 
@@ -136,38 +135,3 @@ def test_a_model_without_tokenizer_json_fails_the_request(tmp_path: Path) -> Non
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(GrammarFailed, match=r"tokenizer\.json"):
         Vocabulary(tmp_path, 1000, (2,))
-
-
-def took(prelude: Prelude, tokens: list[int]) -> list[bool]:
-    return [prelude.takes(token) for token in tokens]
-
-
-def test_thinking_that_the_prompt_opened_goes_on_to_its_end() -> None:
-    prelude = Prelude(Thinking((10,), (11, 12), is_open=True))
-    assert took(prelude, [5, 11, 11, 12, 5]) == [True, True, True, True, False]
-    assert not prelude.is_open and prelude.first is None
-
-
-def test_thinking_may_begin_with_the_first_token_alone() -> None:
-    prelude = Prelude(Thinking((10,), (11,)))
-    assert prelude.first == 10
-    assert took(prelude, [10, 3, 11, 10]) == [True, True, True, False]
-    other = Prelude(Thinking((10,), (11,)))
-    assert took(other, [3, 10]) == [False, False] and other.first is None
-
-
-def test_a_marker_of_several_tokens_is_written_to_its_end() -> None:
-    prelude = Prelude(Thinking((10, 11, 12), (13,)))
-    assert prelude.forced is None and prelude.takes(10) and prelude.forced == 11
-    assert prelude.takes(11) and prelude.forced == 12 and prelude.takes(12)
-    assert prelude.is_open and prelude.forced is None
-
-
-def test_without_thinking_every_token_is_the_grammars() -> None:
-    prelude = Prelude(None)
-    assert (
-        not prelude.is_open
-        and prelude.first is None
-        and prelude.forced is None
-        and took(prelude, [1, 2]) == [False] * 2
-    )
