@@ -111,8 +111,8 @@ def advance(
 
 
 def best(search: Search, rules: BeamRules) -> tuple[Beam, ...]:
-    """What the client gets: the n best hypotheses, fewer where masks left fewer texts, an empty one for none."""
-    return search.kept[: rules.best] or (Beam((), 0.0, (), FinishReason.STOP),)
+    """What the client gets: the n best hypotheses, fewer where masks left fewer texts."""
+    return search.kept[: rules.best]
 
 
 Entry = tuple[int, TokenLogprob, np.float32]
