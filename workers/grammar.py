@@ -19,7 +19,8 @@ import llguidance
 from rayline.cluster.grammar_limits import FOLLOW_STACK_BYTES
 from rayline.protos.plan import Plan, Refused, Sampled
 from rayline.protos.types import SamplingParams, TokenRules
-from rayline.workers.matcher import ANYTHING, Ends, GrammarFailed, Mask, Matcher, Thought, Vocabulary
+from rayline.workers.matcher import ANYTHING, Ends, GrammarFailed, Mask, Matcher, Vocabulary
+from rayline.workers.thought import Thought
 
 MAX_COMPILED = 32  # grammars kept compiled for further requests
 NOTHING_LEFT = "no token is left that both the grammar and the request's other rules allow"
@@ -28,7 +29,7 @@ NOTHING_LEFT = "no token is left that both the grammar and the request's other r
 class Follower:
     """One sequence: its thinking, then its grammar, and the mask for its next token."""
 
-    def __init__(self, matcher: Matcher, thought: Thought):
+    def __init__(self, matcher: Matcher, thought: Thought | None):
         self._matcher = matcher
         self._thought = thought
         self.mask = self._next()
@@ -36,18 +37,21 @@ class Follower:
     def consume(self, token_ids: Iterable[int]) -> None:
         """Go on by these tokens. Raises GrammarFailed."""
         for token_id in token_ids:
-            if not self._thought.takes(token_id):
+            if self._thought is None or not self._thought.append(token_id):
                 self._matcher.consume(token_id)
         self.mask = self._next()
 
     def copy(self, ends: Ends) -> "Follower":
-        return Follower(self._matcher.copy(ends), self._thought.copy())
+        return Follower(self._matcher.copy(ends), None if self._thought is None else self._thought.copy())
 
     def _next(self) -> Mask:
-        if self._thought.is_open:
+        thought = self._thought
+        if thought is None:
+            return self._matcher.mask()
+        if thought.is_open:
             return ANYTHING
         mask = self._matcher.mask()
-        return mask.only(self._thought.forced) if self._thought.forced is not None else mask.also(self._thought.first)
+        return mask.also(thought.first) if thought.begun is None else mask.only(thought.begun)
 
 
 class Grammars:
@@ -76,7 +80,8 @@ class Grammars:
         ends = self._ends(params)
 
         def begin() -> Follower:
-            follower = Follower(Matcher(self._vocabulary, self._start_of(rules.grammar), ends), Thought(rules.thinking))
+            thought = None if rules.thinking is None else Thought(rules.thinking, comes_first=True)
+            follower = Follower(Matcher(self._vocabulary, self._start_of(rules.grammar), ends), thought)
             if output_ids:
                 follower.consume(output_ids)
             return follower

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from rayline.cluster.grammar_limits import failure, parser_limits
-from rayline.protos.types import Thinking
 
 Words = npt.NDArray[np.int32]
 """A bit for each token id, 32 to a word, lowest first."""
@@ -168,52 +167,3 @@ def _clear(words: Words, token_ids: Sequence[int], size: int) -> None:
     for token_id in token_ids:
         if token_id < size:
             words.view(np.uint32)[token_id >> 5] &= np.uint32(~(1 << (token_id & 31)) & 0xFFFFFFFF)
-
-
-class Thought:
-    """Where a sequence is in its thinking, which comes before the part that follows the grammar."""
-
-    def __init__(self, thinking: Thinking | None):
-        self._thinking = thinking
-        self._matched = 0  # tokens of start_ids that have come, while thinking has not begun
-        self._recent: tuple[int, ...] = ()
-        self.is_open = thinking is not None and thinking.is_open
-        self.may_begin = thinking is not None and bool(thinking.start_ids) and not thinking.is_open
-
-    @property
-    def forced(self) -> int | None:
-        """The only token that may come: a marker of several tokens is written to its end."""
-        if self._thinking is None or not self.may_begin or not self._matched:
-            return None
-        return self._thinking.start_ids[self._matched]
-
-    @property
-    def first(self) -> int | None:
-        """The token that begins thinking, while it may begin."""
-        return self._thinking.start_ids[0] if self._thinking is not None and self.may_begin else None
-
-    def takes(self, token_id: int) -> bool:
-        """Whether a token belongs to the thinking, and is not the grammar's."""
-        if self._thinking is None:
-            return False
-        if self.is_open:
-            ends = self._thinking.end_ids
-            self._recent = (*self._recent, token_id)[-len(ends) :]
-            self.is_open = self._recent != ends
-            return True
-        if not self.may_begin:
-            return False
-        starts = self._thinking.start_ids
-        if token_id != starts[self._matched]:
-            self.may_begin = False
-            return False
-        self._matched += 1
-        if self._matched == len(starts):
-            self.may_begin, self.is_open = False, True
-        return True
-
-    def copy(self) -> "Thought":
-        twin = Thought(self._thinking)
-        twin._matched, twin._recent = self._matched, self._recent
-        twin.is_open, twin.may_begin = self.is_open, self.may_begin
-        return twin

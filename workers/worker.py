@@ -19,7 +19,7 @@ from rayline.kernels.native_kernels import native_misfit
 from rayline.kernels.sampling import RowLogprobs
 from rayline.protos.errors import ConfigError, NotEnoughMemory
 from rayline.protos.events import TokenLogprob
-from rayline.protos.plan import Candidates, Plan, Sampled, Scored, Slice, StepResult
+from rayline.protos.plan import Candidates, Plan, Refused, Sampled, Scored, Slice, StepResult
 from rayline.workers.batch import ScoredRun, Wanted, first_tokens, forward_context, input_ids, wanted
 from rayline.workers.beams import candidates_needed
 from rayline.workers.cache import KvCache
@@ -62,7 +62,8 @@ class Worker:
         self._grammars = Grammars(spec.path, self.config.vocab_size, self.config.eos_token_ids)
         self._layers = stage_layers(self.config, spec.parallel, self._dtype.itemsize)
         self._read_bytes = 0
-        self._busy_s = 0.0
+        self._busy_s = self._sample_s = 0.0
+        self._sample_steps = 0
         self._since = time.perf_counter()
 
     # ---- start-up
@@ -155,12 +156,16 @@ class Worker:
         output = self._decoder.forward(inputs, self._cache, context)
         if not self.spec.parallel.is_last_stage:
             self._hand_on(asked, output)
+        sampling = time.perf_counter()
         result = self._answer(plan, asked, output) if self.spec.parallel.is_last_stage else None
+        sample_s = time.perf_counter() - sampling
+        self._sample_s += sample_s
+        self._sample_steps += bool(asked.sampling or asked.beams)
         busy_s = time.perf_counter() - began - (self._waited_s - waited)
         self._busy_s += busy_s
         if result is None or not self.spec.parallel.reports:
             return None
-        return replace(result, busy_s=busy_s)
+        return replace(result, busy_s=busy_s, sample_s=sample_s)
 
     def stats(self) -> RankStats:
         """Work since the last call."""
@@ -175,8 +180,10 @@ class Worker:
             resident_bytes=psutil.Process().memory_info().rss,
             read_bytes=self._read_bytes,
             step_bytes=self._decoder.step_bytes,
+            sample_s=self._sample_s,
+            sample_steps=self._sample_steps,
         )
-        self._busy_s, self._since = 0.0, now
+        self._busy_s, self._sample_s, self._sample_steps, self._since = 0.0, 0.0, 0, now
         return stats
 
     def _inputs(self, plan: Plan) -> Tensor:
@@ -207,21 +214,23 @@ class Worker:
         samples, beams = len(asked.sampling), len(asked.sampling) + len(asked.beams)
         scored = self._score(asked.scored, logits[beams:])
         candidates = self._search(asked.beams, logits[samples:beams])
-        gained, refused = self._grammars.accept(self._sample(asked.sampling, logits[:samples]))
-        refused += self._grammars.refused(asked.beams)
+        chosen, stuck = self._sample(asked.sampling, logits[:samples])
+        gained, refused = self._grammars.accept(chosen)
+        refused += stuck + self._grammars.refused(asked.beams)
         return StepResult(plan.epoch, plan.step, gained, candidates=candidates, scored=scored, refused=refused)
 
-    def _sample(self, numbers: Sequence[int], logits: Tensor) -> tuple[Sampled, ...]:
+    def _sample(self, numbers: Sequence[int], logits: Tensor) -> tuple[tuple[Sampled, ...], tuple[Refused, ...]]:
+        """A token for each sequence, or why it gets none."""
         if not numbers:
-            return ()
+            return (), ()
         requests = [self._sample_request(number) for number in numbers]
         rows = self._sampler.sample(logits, sampling_rows(requests, self.config.eos_token_ids, self.config.vocab_size))
-        gained = sampled(requests, rows)
+        gained, refused = sampled(requests, rows)
         for item in gained:
             self._residents.gain(item.sequence, item.token_id)
         if self._stages is not None:
             self._stages.send_tokens(rows.token_ids)
-        return gained
+        return gained, refused
 
     def _search(self, numbers: Sequence[int], logits: Tensor) -> tuple[Candidates, ...]:
         """The best next tokens of beams, from which the leader chooses."""

@@ -1,125 +1,165 @@
-"""Everything a request may ask for at once, on the embedded model: no combination changes a bit, and grammars hold."""
+"""Everything a request can ask for, in combination: the bits of a request alone, in any company and on any group.
 
-import re
-from collections.abc import Iterator, Sequence
+The rows are generated: each option of a request meets each option of every other factor, and all of them run at once on
+groups in which each way to run meets each other one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pytest
-from exact_engine import Answer, alone, differences, longest_tokens, play, start
-from exact_requests import Arrival, Asked, Limits, choices
-from grammars import EMBEDDED, tokenizer
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from exact_engine import alone, differences, longest_tokens, start
+from exact_requests import Arrival, Asked, Limits
 from native import library_or_skip
+from pairs import Row, covering_rows, meetings
 
 from rayline.cluster.config import ParallelSection
-from rayline.protos.events import FinishReason
-from rayline.protos.types import PLAIN_RULES, SamplingParams, StructuredOutput, Thinking, TokenRules
+from rayline.deploy.model_path import resolve_model
+from rayline.protos.types import SamplingParams, StructuredOutput, Thinking, TokenRules, choice_seed
 from rayline.router.grammar import grammar_text
 from rayline.workers.group import StartedGroup
 from rayline.workers.local_launch import LocalLauncher
 
-DIGITS = r"[0-9]{2,5}(-[0-9]{2,5}){1,3}"
-GRAMMAR = grammar_text(StructuredOutput("regex", DIGITS), {})
-RULES = (
-    PLAIN_RULES,
-    TokenRules(grammar=GRAMMAR),
-    TokenRules(bad_words=((40,), (50, 60))),
-    TokenRules(thinking=Thinking((70,), (80, 81), budget_tokens=5, is_open=True)),
-    TokenRules(bad_words=((40,),), grammar=GRAMMAR, thinking=Thinking((70,), (80,), budget_tokens=3, is_open=True)),
-)
-PENALTIES: tuple[dict[str, Any], ...] = (
-    {},
-    {"repetition_penalty": 1.3, "no_repeat_ngram_size": 4},
-    {"logit_bias": ((30, 4.0), (31, -9.0)), "min_tokens": 4},
-)
-SAMPLED: tuple[dict[str, Any], ...] = (
-    {"temperature": 0.0},
-    {"presence_penalty": 0.7, "frequency_penalty": -0.4, "typical_p": 0.8},
-    {"top_p": 0.9, "top_n_sigma": 2.0, "logprobs": 3},
-    {"temperature": 1.7, "top_k": 40},
-)
+SCHEMA = '{"type": "object", "properties": {"a": {"type": "integer"}, "b": {"enum": ["x", "yy"]}}, "required": ["b"]}'
+GRAMMARS = {
+    "free": None,
+    "schema": StructuredOutput("json_schema", SCHEMA),
+    "regex": StructuredOutput("regex", "(ab|c[0-9]+ ){2,9}"),
+    "choice": StructuredOutput("choice", '["import os", "import sys", "return None"]'),
+}
+REQUEST: dict[str, tuple[str, ...]] = {
+    "way": ("draw", "greedy", "choices", "beams"),
+    "grammar": tuple(GRAMMARS),
+    "penalties": ("none", "all"),
+    "bans": ("none", "all"),
+    "cut": ("none", "nucleus", "all"),
+    "logprobs": ("none", "three"),
+    "prompt": ("short", "scored", "long"),
+    "ends": ("eos", "late", "ignored"),
+    "thinking": ("none", "budget"),
+}
+GROUP: dict[str, tuple[str, ...]] = {
+    "ranks": ("one", "tp 2", "pp 2"),
+    "prefix cache": ("on", "off"),
+    "blocks": ("many", "few"),
+    "chunks": ("whole", "small"),
+    "places": ("many", "few"),
+}
+PENALTIES: dict[str, Any] = {"presence_penalty": 0.7, "frequency_penalty": 0.4, "repetition_penalty": 1.2}
+BANS: dict[str, Any] = {"logit_bias": ((40, 3.0), (41, -4.0), (300, 2.5)), "no_repeat_ngram_size": 3}
+CUTS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "nucleus": {"top_p": 0.8},
+    "all": {"top_k": 60, "top_p": 0.95, "min_p": 0.001, "typical_p": 0.9, "top_n_sigma": 3.0},
+}
+ENDS: dict[str, dict[str, Any]] = {
+    "eos": {},
+    "late": {"min_tokens": 6, "stop_token_ids": (11, 300)},
+    "ignored": {"ignore_eos": True},
+}
 
 
-@st.composite
-def requests(draw: st.DrawFn) -> list[Arrival]:
-    """One request: a search, or one or several choices."""
-    params: dict[str, Any] = {"seed": draw(st.integers(0, 9)), "max_tokens": draw(st.sampled_from([6, 14, 24]))}
-    params |= draw(st.sampled_from(PENALTIES))
-    is_search = draw(st.integers(0, 2)) == 0
-    params |= {"beam_width": draw(st.integers(2, 4)), "n": 2} if is_search else draw(st.sampled_from(SAMPLED))
-    params["prompt_logprobs"] = draw(st.sampled_from([None, None, 2]))
-    prompt = ((draw(st.integers(0, 1)), draw(st.sampled_from([1, 16, 30, 60]))),)
-    asked = Asked(prompt, SamplingParams(**params), draw(st.sampled_from(RULES)))
-    arrival = Arrival(
-        asked,
-        after_steps=draw(st.sampled_from([0, 0, 2])),
-        abort_after_steps=draw(st.sampled_from([None, None, None, 5])),
-        resumed_tokens=draw(st.sampled_from([0, 0, 2])),
-        priority=draw(st.sampled_from([0, 0, -1])),
-    )
-    return choices(arrival, draw(st.sampled_from([1, 3])), f"family {draw(st.integers(0, 10**9))}")
+def is_served(row: Row) -> bool:
+    """A search takes no cuts and no best tokens."""
+    return row["way"] != "beams" or (row["cut"] == "none" and row["logprobs"] == "none")
 
 
-mixtures = st.lists(requests(), min_size=2, max_size=5).map(
-    lambda found: [arrival for each in found for arrival in each]
-)
-engines = st.builds(
-    Limits,
-    max_step_tokens=st.sampled_from([23, 64]),
-    max_running=st.sampled_from([4, 8, 16]),
-    prefix_caching=st.booleans(),
-    spare_blocks=st.sampled_from([0, 3, 40]),
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def native() -> None:
-    library_or_skip()
-
-
-@given(mixture=mixtures, engine=engines)
-@settings(max_examples=8)
-def test_no_combination_changes_a_bit(mixture: Sequence[Arrival], engine: Limits) -> None:
-    group = start(EMBEDDED, engine, longest_tokens(mixture))
-    assert not differences(group, mixture, partial(alone, EMBEDDED))
-
-
-@pytest.fixture(scope="module", params=[(2, 1), (1, 2)], ids=["tp 2", "pp 2"])
-def ranks(request: pytest.FixtureRequest) -> Iterator[StartedGroup]:
-    tp, pp = request.param
-    engine = Limits(max_step_tokens=29, max_running=8, spare_blocks=2)
-    group = start(EMBEDDED, engine, 300, parallel=ParallelSection(tp, pp, 1), launcher=LocalLauncher())
-    yield group
-    group.engine.close()
-
-
-@given(mixture=mixtures)
-@settings(max_examples=6)
-def test_no_combination_over_ranks_and_stages_changes_a_bit(ranks: StartedGroup, mixture: Sequence[Arrival]) -> None:
-    assert not differences(ranks, mixture, partial(alone, EMBEDDED))
+ROWS = covering_rows(REQUEST, is_served)
+GROUPS = covering_rows(GROUP)
 
 
 @cache
-def structured() -> list[tuple[Arrival, Answer]]:
-    """Choices and a search under one grammar, preempted by each other."""
-    rules = TokenRules(grammar=GRAMMAR)
-    sampled = Asked(((0, 20),), SamplingParams(max_tokens=30, seed=1, frequency_penalty=0.5), rules)
-    searched = Asked(((0, 20),), SamplingParams(max_tokens=30, seed=1, beam_width=3, n=3), rules)
-    mixture = [*choices(Arrival(sampled), 4, "r"), Arrival(searched), *choices(Arrival(sampled, 1), 3, "s")]
-    group = start(EMBEDDED, Limits(max_step_tokens=23, max_running=12, spare_blocks=1), 150)
-    answers = play(group, [(arrival, ()) for arrival in mixture])
-    assert group.engine.scheduler.stats.preemptions > 0
-    return list(zip(mixture, answers, strict=True))
+def grammar(name: str) -> str:
+    wanted = GRAMMARS[name]
+    return "" if wanted is None else grammar_text(wanted, {})
 
 
-def test_choices_beams_and_preemption_leave_a_grammar_whole() -> None:
-    texts = []
-    for _, answer in structured():
-        sampled = [([token[0] for token in answer.tokens], answer.reason)] if answer.tokens else []
-        searched = [(list(ids), reason) for ids, _, _, reason in answer.beams]
-        texts += [tokenizer().decode(ids[:-1]) for ids, reason in sampled + searched if reason is FinishReason.STOP]
-    assert len(texts) >= 5
-    assert all(re.fullmatch(DIGITS, text) for text in texts)
-    assert len(set(texts)) > 3, "choices differ"
+def asked(number: int, row: Row) -> Asked:
+    """The request of a row."""
+    params = SamplingParams(
+        temperature=0.0 if row["way"] == "greedy" else 1.0,
+        seed=number,
+        max_tokens=14,
+        beam_width=3 if row["way"] == "beams" else 0,
+        n=2 if row["way"] == "beams" else 1,
+        logprobs=3 if row["logprobs"] == "three" else None,
+        prompt_logprobs=2 if row["prompt"] == "scored" else None,
+        **(PENALTIES if row["penalties"] == "all" else {}),
+        **(BANS if row["bans"] == "all" else {}),
+        **CUTS[row["cut"]],
+        **ENDS[row["ends"]],
+    )
+    rules = TokenRules(
+        bad_words=((50,), (60, 61)) if row["bans"] == "all" else (),
+        grammar=grammar(row["grammar"]),
+        thinking=Thinking((7,), (8, 9), budget_tokens=3, is_open=True) if row["thinking"] == "budget" else None,
+    )
+    prompt = {"short": ((number, 5),), "scored": ((0, 20), (number, 3)), "long": ((0, 48), (number, 9))}[row["prompt"]]
+    return Asked(prompt, params, rules)
+
+
+def arrivals_of(number: int, row: Row) -> list[Arrival]:
+    """The requests of a row: one, or three choices of one."""
+    one = Arrival(asked(number, row), after_steps=number % 3)
+    if row["way"] != "choices":
+        return [one]
+    seeds = [choice_seed(number, choice) for choice in range(3)]
+    params = [replace(one.asked.params, seed=seed) for seed in seeds]
+    unscored = [params[0], *(replace(p, prompt_logprobs=None) for p in params[1:])]
+    return [replace(one, asked=replace(one.asked, params=p), family=f"family {number}") for p in unscored]
+
+
+MIXTURE = [arrival for number, row in enumerate(ROWS) for arrival in arrivals_of(number, row)]
+
+
+@pytest.fixture(
+    scope="module", params=GROUPS, ids=lambda row: ", ".join(f"{key} {value}" for key, value in row.items())
+)
+def group(request: pytest.FixtureRequest) -> Iterator[StartedGroup]:
+    """A group of the embedded model that runs as its row says."""
+    library_or_skip()
+    row = request.param
+    limits = Limits(
+        max_step_tokens=19 if row["chunks"] == "small" else 512,
+        max_running=6 if row["places"] == "few" else 19,
+        prefix_caching=row["prefix cache"] == "on",
+        spare_blocks=0 if row["blocks"] == "few" else 400,
+    )
+    tp, pp = {"one": (1, 1), "tp 2": (2, 1), "pp 2": (1, 2)}[row["ranks"]]
+    launcher = LocalLauncher() if tp * pp > 1 else None
+    path, longest = resolve_model("embedded"), longest_tokens(MIXTURE)
+    started = start(path, limits, longest, parallel=ParallelSection(tp, pp, 1), launcher=launcher)
+    yield started
+    started.engine.close()
+
+
+def test_a_request_says_the_same_in_any_combination_company_and_group(group: StartedGroup) -> None:
+    path: Path = resolve_model("embedded")
+    assert not differences(group, MIXTURE, partial(alone, path))
+
+
+def test_the_rows_hold_every_pair_of_options_that_can_meet() -> None:
+    met = set().union(*(meetings(row) for row in ROWS))
+    assert all(is_served(row) for row in ROWS)
+    for one, other in ((a, b) for a in REQUEST for b in REQUEST if a < b):
+        for first in REQUEST[one]:
+            for second in REQUEST[other]:
+                impossible = {("way", "beams")} & {(one, first), (other, second)} and (
+                    {("cut", "nucleus"), ("cut", "all"), ("logprobs", "three")} & {(one, first), (other, second)}
+                )
+                assert bool(impossible) != (((one, first), (other, second)) in met)
+
+
+def test_the_requests_of_these_rows_do_what_they_are_there_for() -> None:
+    """So that equal answers are no accident of options that change nothing."""
+    path = resolve_model("embedded")
+    answers = [alone(path, asked(number, row)) for number, row in enumerate(ROWS)]
+    for row, answer in zip(ROWS, answers, strict=True):
+        assert bool(answer.beams) == (row["way"] == "beams")
+        assert bool(answer.scores) == (row["prompt"] == "scored")
+    ungoverned = [alone(path, replace(asked(n, row), rules=TokenRules())) for n, row in enumerate(ROWS)]
+    changed = [row["grammar"] != "free" and a != b for row, a, b in zip(ROWS, answers, ungoverned, strict=True)]
+    assert sum(changed) >= sum(row["grammar"] != "free" for row in ROWS) - 2
