@@ -17,13 +17,12 @@ from rayline.protos.events import Failed, Finished, FinishReason, TokenEvent
 from rayline.protos.types import (
     EngineRequest,
     SamplingParams,
-    Spec,
     StructuredOutput,
     StructureKind,
     Thinking,
     TokenRules,
 )
-from rayline.router.grammar import TaggedSchema, tool_grammar
+from rayline.router.grammar import TaggedSchema, grammar_text, tool_grammar
 from rayline.workers.engine import Engine
 
 EOS = 2
@@ -74,6 +73,11 @@ def wild(kind: StructureKind, text: str, seed: int, **changes: Any) -> SamplingP
     return SamplingParams(
         **({"temperature": 1.5, "seed": seed, "max_tokens": 400, "structured_output": wanted} | changes)
     )
+
+
+def grammar_of(params: SamplingParams) -> str:
+    assert params.structured_output is not None
+    return grammar_text(params.structured_output, {})
 
 
 def answers(llm: LLM, params: Sequence[SamplingParams]) -> list[tuple[str, FinishReason]]:
@@ -186,8 +190,7 @@ def test_greedy_and_truncated_samplers_follow_too(llm: LLM) -> None:
 @pytest.mark.parametrize("place", [0, 1, 3])
 def test_a_stream_resumed_at_any_token_goes_on_exactly(llm: LLM, place: int) -> None:
     params = wild("json_schema", json.dumps(SCHEMAS[place]), 5)
-    (asked,) = llm._admit(Spec("r", "", params, prompt="x")).requests
-    grammar = asked.rules.grammar
+    grammar = grammar_of(params)
     whole, ends = run(llm.engine, [request(llm, grammar, params)])
     tokens = whole["r"]
     assert isinstance(ends["r"], Finished)
@@ -218,10 +221,10 @@ def test_ranks_agree(llm: LLM, tp: int, pp: int) -> None:
 
 def test_a_grammar_that_fails_on_the_way_fails_its_request_alone(llm: LLM) -> None:
     """Ambiguous beyond the limits, which shows only after some tokens."""
-    hostile = llm._rules(wild("grammar", 'start: s\ns: s s s | s s | "a" | "aa" | ""', 0)).grammar
+    hostile = grammar_of(wild("grammar", 'start: s\ns: s s s | s s | "a" | "aa" | ""', 0))
     params = SamplingParams(temperature=1.5, seed=3, max_tokens=700, ignore_eos=True)
     good = wild("json_schema", json.dumps(PERSON), 2)
-    others = [replace(request(llm, llm._rules(good).grammar, good), request_id="good")]
+    others = [replace(request(llm, grammar_of(good), good), request_id="good")]
     alone, _ = run(llm.engine, others)
     both, ends = run(llm.engine, [request(llm, hostile, params), *others])
     assert both["good"] == alone["good"] and isinstance(ends["good"], Finished)
@@ -234,7 +237,7 @@ def test_rules_that_leave_no_token_fail_the_request(llm: LLM) -> None:
     letter = byte_ids()[ord("x")]
     for changes in ({"allowed_token_ids": (letter,)},):
         params = wild("regex", "[0-9]+", 0, **changes)
-        _, ends = run(llm.engine, [request(llm, llm._rules(params).grammar, params)])
+        _, ends = run(llm.engine, [request(llm, grammar_of(params), params)])
         ending = ends["r"]
         assert isinstance(ending, Failed) and "no token is left" in ending.error.message
 
@@ -249,8 +252,7 @@ def test_a_grammar_that_no_router_checked_fails_its_request_alone(llm: LLM) -> N
 def test_the_grammar_begins_where_thinking_ends(llm: LLM) -> None:
     start, end = byte_ids()[ord("<")], (byte_ids()[ord(">")],)
     params = wild("regex", "[0-9]{5}", 4)
-    (asked,) = llm._admit(Spec("r", "", params, prompt="x")).requests
-    grammar = asked.rules.grammar
+    grammar = grammar_of(params)
     opened = Thinking((start,), end, budget_tokens=20, is_open=True)
     tokens, _ = run(llm.engine, [request(llm, grammar, params, thinking=opened)])
     cut = tokens["r"].index(end[0]) + 1
@@ -263,7 +265,7 @@ def test_without_opened_thinking_the_model_may_think_or_answer(llm: LLM) -> None
     closed = Thinking((start,), end, budget_tokens=5)
     for seed, bias in itertools.product(range(3), (-100.0, 100.0)):
         params = wild("regex", "[0-9]{5}", seed, logit_bias=((start, bias),))
-        tokens, _ = run(llm.engine, [request(llm, llm._rules(params).grammar, params, thinking=closed)])
+        tokens, _ = run(llm.engine, [request(llm, grammar_of(params), params, thinking=closed)])
         ids = tokens["r"]
         answer = ids[ids.index(end[0]) + 1 :] if bias > 0 else ids
         assert (ids[0] == start) is (bias > 0)
@@ -272,7 +274,7 @@ def test_without_opened_thinking_the_model_may_think_or_answer(llm: LLM) -> None
 
 def test_choices_of_one_family_follow_the_grammar_each_by_itself(llm: LLM) -> None:
     params = wild("json_schema", json.dumps(PERSON), 11)
-    base = request(llm, llm._rules(params).grammar, params)
+    base = request(llm, grammar_of(params), params)
     family = [replace(base, request_id=f"f/{i}", family="f", params=replace(params, seed=100 + i)) for i in range(4)]
     together, ends = run(llm.engine, family)
     for one in family:
@@ -286,7 +288,7 @@ def test_choices_of_one_family_follow_the_grammar_each_by_itself(llm: LLM) -> No
 @pytest.mark.parametrize("ignore_eos", [False, True])
 def test_every_beam_fits(llm: LLM, ignore_eos: bool) -> None:
     params = SamplingParams(beam_width=3, n=3, max_tokens=60, ignore_eos=ignore_eos, seed=0)
-    text = llm._rules(wild("regex", "(cat|dog|bird|horse) [0-9]{1,3}", 0)).grammar
+    text = grammar_of(wild("regex", "(cat|dog|bird|horse) [0-9]{1,3}", 0))
     _, ends = run(llm.engine, [request(llm, text, params)])
     ending = ends["r"]
     assert isinstance(ending, Finished) and len(ending.beams) == 3
