@@ -24,6 +24,8 @@ from rayline.workers.sequence import Place, Sequence
 from rayline.workers.tables import BlockTables
 from rayline.workers.tenants import OUTPUT_COST, TenantCounters
 
+NOTHING_LEFT = "no text is left that the grammar and the request's other rules allow"
+
 
 class Results:
     """Turns results into events, in the order: prompt scores, refusals, tokens, ends of searches."""
@@ -111,8 +113,10 @@ class Results:
         else:
             self._succeed(search, heirs)
 
-    def _end_search(self, request_id: str, search: BeamSearch) -> Finished:
+    def _end_search(self, request_id: str, search: BeamSearch) -> Finished | Failed:
         first, beams = self._roster.end(request_id), search.best
+        if not beams:
+            return Failed(request_id, InvalidRequest(NOTHING_LEFT, field="structured_output"))
         outputs = sum(len(beam.token_ids) for beam in beams)
         self._stats.output_tokens += outputs
         usage = Usage(len(first.request.prompt_ids), outputs, first.cached_tokens)
