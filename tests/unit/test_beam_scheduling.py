@@ -1,5 +1,6 @@
 """Beams as sequences of the scheduler, over simulated ranks: what they share, whom they wait for, that they end."""
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from scheduler_bench import EOS, VOCAB, Bench, alone, limits
 from simulated_ranks import candidates
 
 from rayline.protos.events import Beam, Finished, FinishReason, TokenEvent
-from rayline.protos.types import EngineRequest, SamplingParams
+from rayline.protos.types import PLAIN_RULES, EngineRequest, SamplingParams
 from rayline.workers.beams import Search, advance, best, candidates_needed, rules_of
 from rayline.workers.request_check import blocks_of_search
 
@@ -25,8 +26,8 @@ def request(request_id: str, prompt: tuple[int, ...] = PROMPT, width: int = 3, *
 def searched(asked: EngineRequest, max_model_len: int = 64) -> tuple[Beam, ...]:
     """What the simulated model gives to a search that nobody disturbs."""
     most = min(asked.params.max_tokens or max_model_len, max_model_len - len(asked.prompt_ids))
-    rules = rules_of(asked.params, {EOS}, most)
-    search, count = Search(), candidates_needed(asked.params, {EOS})
+    rules = rules_of(asked.params, PLAIN_RULES, {EOS}, most)
+    search, count = Search(), candidates_needed(asked.params, PLAIN_RULES, {EOS})
     while not search.is_over:
         found = [candidates((*asked.prompt_ids, *hope.token_ids), VOCAB, count) for hope in search.hopes]
         search, _ = advance(search, rules, found)
@@ -232,3 +233,33 @@ def test_the_blocks_that_are_asked_for_are_enough_for_all_beams(
     bench.run()
     assert bench.scheduler.stats.preemptions == 0
     assert bench.finished("r").beams == searched(asked)
+
+
+def test_nothing_leaks_over_thousands_of_requests_that_come_fork_and_go() -> None:
+    rng = random.Random(0)
+    bench = bench_with(blocks=14, max_running=8, max_waiting=10_000, max_model_len=32)
+    asked = 0
+    for number in range(1500):
+        prompt = tuple(rng.randrange(3) for _ in range(rng.randint(1, 12)))
+        kind = rng.choice(["search", "family", "sample"])
+        if kind == "search":
+            each = [request(f"{number}/0", prompt, rng.randint(2, 4), max_tokens=rng.randint(1, 8))]
+        else:
+            params = SamplingParams(max_tokens=rng.randint(1, 8), ignore_eos=True)
+            each = [
+                EngineRequest(f"{number}/{i}", prompt, replace(params, seed=i), family=str(number))
+                for i in range(3 if kind == "family" else 1)
+            ]
+        for one in each:
+            bench.scheduler.add(one, bench.now_s)
+        asked += len(each)
+        for _ in range(rng.randint(0, 4)):
+            bench.step()
+        if rng.random() < 0.3:
+            bench.events += bench.scheduler.abort(rng.choice(each).request_id)
+        bench.check()
+    bench.run()
+    assert bench.pool.available == bench.blocks and not bench.scheduler.live
+    assert sum(isinstance(event, Finished) for event in bench.events) == asked
+    assert len(bench.ranks.known) <= 8, "ranks are told of the last ends with the next plan"
+    assert min(bench.scheduler.stats.forks, bench.scheduler.stats.preemptions) > 100
