@@ -95,7 +95,9 @@ class EngineSection:
     )
     quantize: Quantize = field(
         default="none",
-        metadata=says("none, int8 or int4: round the weights in groups while they are read (native kernels)"),
+        metadata=says(
+            "none, int8 or int4: round the weights in groups while they are read (native and triton kernels)"
+        ),
     )
     activations: Activations = field(
         default="exact",

@@ -90,7 +90,7 @@ def _choose_without_triton(device: torch.device, dtype: torch.dtype, options: Ke
     if wish == "native":
         raise Unfit("kernels", why)
     if options.quantize != "none":
-        raise Unfit("quantize", f"it needs the native kernels, and {why}")
+        raise Unfit("quantize", f"it needs kernels of Rayline's own, and {why}")
     if options.compile:
         if wish == "onednn":
             raise Unfit("compile", "weights in oneDNN's layout cannot be compiled")

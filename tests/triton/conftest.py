@@ -29,6 +29,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> None:
         assert arguments.keys() == expected.keys()
         for name, value in arguments.items():
             if isinstance(value, Tensor):
+                assert value.is_contiguous() or name == "tables", (self.name, name)
                 numbers = NUMBERS.get(expected[name])
                 assert value.dtype == numbers if numbers else value.dtype in MODEL_DTYPES, (self.name, name)
             else:
