@@ -11,12 +11,14 @@ from ray.util import get_node_ip_address
 from ray.util.placement_group import get_current_placement_group
 
 from rayline.cluster.kv_memory import KvPlan
+from rayline.deploy.actors import own_name
 from rayline.deploy.progress_link import ProgressSender
 from rayline.protos.errors import RaylineError
 from rayline.protos.group import GroupInfo
 from rayline.router.directory import GroupAddress
 from rayline.workers.group import GroupSpec, StartedGroup, start_group
 from rayline.workers.leader import Leader
+from rayline.workers.loop_watch import LoopWatch
 from rayline.workers.pipeline import RankStats
 from rayline.workers.ray_launch import RayLauncher
 
@@ -51,10 +53,12 @@ class GroupReplica:
         self._leader = Leader(self._started.engine, self._started.info, secret)
         await self._leader.start(get_node_ip_address())
         self._watch = asyncio.create_task(self._end_when_lost())
+        self._loop_watch = LoopWatch(self._end)
+        self._loop_watch.start()
 
     def describe(self) -> GroupAddress:
         """Where routers reach this group."""
-        return GroupAddress(self._started.info.group_id, self._leader.address)
+        return GroupAddress(self._started.info.group_id, self._leader.address, own_name())
 
     def summary(self) -> GroupSummary:
         started = self._started
@@ -74,16 +78,22 @@ class GroupReplica:
     def check_health(self) -> None:
         """Raises when no step can be made any more; Serve then replaces the replica."""
         if not self._leader.healthy:
-            raise RuntimeError("the engine of this group has stopped")
+            raise RuntimeError("the engine of this group has stopped, or makes no progress")
 
     async def __del__(self) -> None:
         self._watch.cancel()
+        self._loop_watch.close()
         await self._leader.stop(STOP_GRACE_S)
 
     async def _end_when_lost(self) -> None:
         """A group that lost a rank ends as a whole, its actors with it: Serve starts a new one."""
         await self._leader.lost.wait()
         await asyncio.sleep(FAREWELL_S)
+        self._end()
+
+    def _end(self) -> None:
+        """End ranks and leader by force: nothing of them is waited for. Also called from the loop's watch."""
+        self._started.engine.fence()
         os._exit(1)
 
 

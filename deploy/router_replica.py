@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
 from rayline.cluster.config import SystemConfig
+from rayline.deploy.actors import kill_actor
 from rayline.protos.events import EngineEvent
 from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.types import EngineRequest
@@ -29,7 +30,8 @@ from rayline.router.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-DESCRIBE_TIMEOUT_S = 5.0
+DESCRIBE_TIMEOUT_S = 2.0
+PING_TIMEOUT_S = 1.5
 READY_POLL_S = 0.05
 STOP_GRACE_S = 1.0
 
@@ -156,4 +158,16 @@ def _directory(model: RoutedModel, secret: str) -> Directory:
     def counted(link: GroupLink) -> Group:
         return CountedGroup(link, handle)
 
-    return Directory(describe, secret, counted)
+    async def fence(address: GroupAddress) -> None:
+        """Two ways lead to a leader, our link and Ray's calls: only one that answers on neither is ended."""
+        try:
+            await asyncio.wait_for(_answer(handle, address.group_id), PING_TIMEOUT_S)
+        except Exception:
+            log.warning("group %s answers on no way: ending its leader", address.group_id)
+            await asyncio.to_thread(kill_actor, address.process)
+
+    return Directory(describe, secret, counted, fence)
+
+
+async def _answer(handle: DeploymentHandle[Any], group_id: str) -> None:
+    await handle.follow.remote("", group_id=group_id)
