@@ -9,6 +9,11 @@ BlockHash = NewType("BlockHash", bytes)
 ROOT = BlockHash(b"")
 
 
+def root_hash(salt: str) -> BlockHash:
+    """Where a chain begins: chains of different salts have no hash in common. "" is `ROOT`."""
+    return BlockHash(hashlib.sha256(b"salt:" + salt.encode()).digest()[:16]) if salt else ROOT
+
+
 def block_hash(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:
     """Hash of one block given its predecessor's, so that equal hashes mean equal prefixes.
 
@@ -18,9 +23,9 @@ def block_hash(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:
     return BlockHash(hashlib.sha256(parent + body).digest()[:16])
 
 
-def block_hashes(token_ids: Sequence[int], block_tokens: int) -> Iterator[BlockHash]:
+def block_hashes(token_ids: Sequence[int], block_tokens: int, salt: str = "") -> Iterator[BlockHash]:
     """Hashes of the full blocks of `token_ids`, first to last; a part block at the end has none."""
-    parent = ROOT
+    parent = root_hash(salt)
     for end in range(block_tokens, len(token_ids) + 1, block_tokens):
         parent = block_hash(parent, token_ids[end - block_tokens : end])
         yield parent

@@ -1,6 +1,7 @@
 """A plan as tensors: what each sequence's tokens, blocks and positions are on one rank."""
 
 from collections.abc import Sequence as Run
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,13 +19,65 @@ def input_ids(slices: Run[Slice], residents: Residents, device: torch.device) ->
     return torch.tensor(ids, dtype=torch.int64, device=device)
 
 
+@dataclass(frozen=True, slots=True)
+class ScoredRun:
+    """Prompt tokens [start, end) of a sequence, whose logprobs are wanted: the rows are those of the tokens before."""
+
+    sequence: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Whose logits a step wants, in the order of their rows: first those of sequences that sample, then those of
+    beams, then those of prompt tokens. Choices that fork have the packed token of their trunk again.
+
+    tokens: the packed token of each row.
+    """
+
+    tokens: tuple[int, ...]
+    sampling: tuple[int, ...]
+    beams: tuple[int, ...]
+    scored: tuple[ScoredRun, ...]
+
+
+def wanted(slices: Run[Slice], residents: Residents) -> Wanted:
+    """What the slices of a plan ask of the last stage."""
+    sampling: list[tuple[int, int]] = []
+    beams: list[tuple[int, int]] = []
+    scored: list[ScoredRun] = []
+    before: list[int] = []
+    end = 0
+    for item in slices:
+        resident = residents[item.sequence]
+        if item.scores and (run := _scored(item, resident.prompt_tokens)):
+            before += range(end, end + run.end - run.start)
+            scored.append(run)
+        end += item.count
+        if item.samples:
+            rows = beams if resident.params.beam_width else sampling
+            rows += [(number, end - 1) for number in (item.sequence, *item.forks)]
+    return Wanted(
+        tokens=(*(row for _, row in sampling), *(row for _, row in beams), *before),
+        sampling=tuple(number for number, _ in sampling),
+        beams=tuple(number for number, _ in beams),
+        scored=tuple(scored),
+    )
+
+
+def _scored(item: Slice, prompt_tokens: int) -> ScoredRun | None:
+    first, end = item.start + 1, min(item.start + item.count + 1, prompt_tokens)
+    return ScoredRun(item.sequence, first, end) if first < end else None
+
+
 def forward_context(
-    slices: Run[Slice], residents: Residents, block_tokens: int, device: torch.device
+    slices: Run[Slice], residents: Residents, wanted_tokens: Run[int], block_tokens: int, device: torch.device
 ) -> ForwardContext:
     """Positions, slots and tables of a plan's slices, packed in plan order."""
     positions: list[int] = []
     slots: list[int] = []
-    starts, lens, wanted = [0], [], []
+    starts, lens = [0], []
     tables = [residents[item.sequence].table for item in slices]
     for item, table in zip(slices, tables, strict=True):
         end = item.start + item.count
@@ -32,8 +85,6 @@ def forward_context(
         slots.extend(table[p // block_tokens] * block_tokens + p % block_tokens for p in range(item.start, end))
         starts.append(starts[-1] + item.count)
         lens.append(end)
-        if item.samples:
-            wanted.append(starts[-1] - 1)
     width = max(-(-n // block_tokens) for n in lens)
     rows = [table[:width] + [0] * (width - len(table)) for table in tables]
     return ForwardContext(
@@ -42,7 +93,7 @@ def forward_context(
         starts=tuple(starts),
         lens=tuple(lens),
         tables=torch.tensor(rows, dtype=torch.int32, device=device),
-        wanted=torch.tensor(wanted, dtype=torch.int64, device=device),
+        wanted=torch.tensor(wanted_tokens, dtype=torch.int64, device=device),
     )
 
 

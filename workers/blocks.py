@@ -4,7 +4,7 @@ Every block is in exactly one of three places, and free + cached + held = total:
 
     free     nothing worth keeping                     taken first
     cached   no sequence holds it, its hash is known   taken next, least recently used first
-    held     one or more sequences hold it             never taken
+    held     one or more sequences hold it             never taken, written while only one does
 """
 
 from collections import OrderedDict, deque
@@ -57,6 +57,10 @@ class BlockPool:
         for block in blocks:
             self._cached.pop(block, None)
             self._holders[block] += 1
+
+    def is_shared(self, block: int) -> bool:
+        """Whether more than one sequence holds it, so that none of them may write to it."""
+        return self._holders[block] > 1
 
     def idle(self, blocks: Sequence[int]) -> int:
         """How many of `blocks` are held by nobody, so that sharing them lowers `available`."""

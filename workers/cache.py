@@ -1,12 +1,14 @@
 """The paged keys and values one rank holds for the layers of its stage."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rayline.kernels.backend import KvLayer
+from rayline.protos.plan import Copy
 
 
 class KvCache:
@@ -34,7 +36,16 @@ class KvCache:
             keys, values = (_zeros(shape, dtype, device, up_front) for _ in range(2))
             return KvLayer(keys, values, block_tokens, kv_heads, head_dim)
 
+        self._device = device
         self.layers = [layer() for _ in range(layers)]
+
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """Copy whole blocks in all layers. All sources are read before a target is written."""
+        source = torch.tensor([copy.source for copy in copies], device=self._device)
+        target = torch.tensor([copy.target for copy in copies], device=self._device)
+        for layer in self.layers:
+            for blocks in (layer.keys, layer.values):
+                blocks[target] = blocks[source]
 
     @property
     def bytes(self) -> int:

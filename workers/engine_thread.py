@@ -166,7 +166,7 @@ class EngineThread:
         lost = Unavailable(f"the group was lost: {error}", retry_after_s=1.0)
         with self._posting:
             self._lost = lost
-        self._tell([Failed(sequence.request.request_id, lost) for sequence in self._engine.scheduler.live])
+        self._tell([Failed(request_id, lost) for request_id in self._engine.scheduler.request_ids])
         while not self._mailbox.empty():
             self._return_to_sender(self._mailbox.get(), lost)
         self._on_lost(lost)

@@ -9,7 +9,7 @@ class WaitingQueue:
     """First the smallest rank: priority, then arrival."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[tuple[int, float, int], Sequence]] = []
+        self._heap: list[tuple[tuple[int, float, int, int], Sequence]] = []
 
     def __len__(self) -> int:
         return len(self._heap)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from rayline.protos.plan import Admission, Plan
+from rayline.protos.plan import Admission, Fork, Plan
 from rayline.protos.types import SamplingParams, TokenRules
 from rayline.workers.history import History, needs_history
 
@@ -39,7 +39,7 @@ class Resident:
 
 
 class Residents:
-    """All sequences a rank knows, by number. Follows plans: admit, extend tables, release."""
+    """All sequences a rank knows, by number. Follows plans: admit, fork, gain, release, extend tables."""
 
     def __init__(self) -> None:
         self._by_number: dict[int, Resident] = {}
@@ -57,12 +57,22 @@ class Residents:
 
     def follow(self, plan: Plan) -> None:
         """Bring the records up to what `plan` says before it is computed."""
-        for number in plan.released:
-            self._by_number.pop(number, None)
         for new in plan.admitted:
             self._by_number[new.sequence] = _resident(new)
+        for fork in plan.forked:
+            self._by_number[fork.sequence] = _forked(fork, self._by_number[fork.parent])
+        for given in plan.gained:
+            self.gain(given.sequence, given.token_id)
+        for number in plan.released:
+            self._by_number.pop(number, None)
         for item in plan.slices:
             self._by_number[item.sequence].table[item.first_block :] = item.block_ids
+
+
+def _forked(fork: Fork, parent: Resident) -> Resident:
+    """Its parameters differ from the parent's in the seed alone, so it remembers the same."""
+    history = None if parent.history is None else parent.history.copy()
+    return Resident(parent.prompt_tokens, list(parent.token_ids), fork.params, parent.rules, history=history)
 
 
 def _resident(new: Admission) -> Resident:

@@ -1,16 +1,29 @@
-"""One request inside the engine: the only mutable record of it. Knows tokens and blocks, no tensors."""
+"""One sequence inside the engine: the only mutable record of it. Knows tokens and blocks, no tensors."""
 
 from collections.abc import Sequence as Run
 from dataclasses import dataclass, field
+from enum import Enum, auto
 
-from rayline.protos.blocks import ROOT, BlockHash, block_hash
+from rayline.protos.blocks import BlockHash, block_hash, root_hash
 from rayline.protos.events import Usage
 from rayline.protos.types import EngineRequest
 
 
+class Place(Enum):
+    """Where a sequence is kept.
+
+    ASIDE: neither waits for blocks nor holds any. A choice that will fork from another one, or a beam that lost its
+    blocks and waits for the other beams of its request.
+    """
+
+    QUEUED = auto()
+    RUNNING = auto()
+    ASIDE = auto()
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """Where a request stands on its token axis.
+    """Where a request, or one beam of it, stands on its token axis.
 
         0            prompt            prompt+output          length             limit
         |------------------------------|-----------------------|- - - - - - - - - |
@@ -20,13 +33,18 @@ class Sequence:
 
     The scheduler alone writes it. `planned` counts plans made, not plans finished: workers run plans in
     order, so a block may be shared or given away as soon as the plan that writes it has been made.
+
+    A beam gains no token from the workers: they answer with candidates (`awaited` until then), and it stays idle
+    until the search gives it one of them.
     """
 
     number: int
     request: EngineRequest
     limit: int
     arrived_s: float
+    order: int  # the number of the request's first sequence
     output_ids: list[int] = field(default_factory=list)
+    place: Place = Place.ASIDE
     pending: int = 0
     planned: int = 0
     blocks: list[int] = field(default_factory=list)
@@ -39,11 +57,18 @@ class Sequence:
     cached_tokens: int = 0
     preemptions: int = 0
     told: bool = False  # its first token has been reported
+    scored: int = 0  # prompt tokens behind which the next one's logprob was planned
+    is_idle: bool = False
+    awaited: bool = False
 
     @property
-    def rank(self) -> tuple[int, float, int]:
-        """Smaller runs first, and may preempt larger."""
-        return (self.request.priority, self.arrived_s, self.number)
+    def rank(self) -> tuple[int, float, int, int]:
+        """Smaller runs first, and may preempt larger. No request stands between the beams of another one."""
+        return (self.request.priority, self.arrived_s, self.order, self.number)
+
+    @property
+    def is_beam(self) -> bool:
+        return self.request.params.beam_width > 0
 
     @property
     def known(self) -> int:
@@ -56,11 +81,40 @@ class Sequence:
     @property
     def remaining(self) -> int:
         """Tokens to compute before the next one can be sampled; 0 when all that may come was planned."""
-        return self.length - self.planned if self.length < self.limit else 0
+        return self.length - self.planned if self.length < self.limit and not self.is_idle else 0
+
+    @property
+    def unscored(self) -> int:
+        """Prompt tokens behind which the next one's logprob is still wanted. A resumed stream had them before."""
+        params, outputs = self.request.params, self.request.output_ids
+        if params.prompt_logprobs is None or outputs:
+            return 0
+        return max(0, len(self.request.prompt_ids) - 1 - self.scored)
 
     @property
     def outstanding_tokens(self) -> int:
         return max(0, self.limit - 1 - self.planned)
+
+    @property
+    def is_fresh(self) -> bool:
+        """It has no output yet, and none is on its way."""
+        return not self.output_ids and not self.pending
+
+    def inherit(self, parent: "Sequence") -> None:
+        """Stand where `parent` stands, in its blocks, which the caller shares in the pool.
+
+        The workers know its tokens by then; they get its table with its first slice.
+        """
+        self.output_ids = list(parent.output_ids)
+        self.planned, self.published, self.scored = parent.planned, parent.published, parent.scored
+        self.blocks, self.sent_blocks = list(parent.blocks), 0
+        self.hashes = list(parent.hashes)
+        self.last_step, self.started_s = parent.last_step, parent.started_s
+        self.introduced = True
+
+    def forget(self) -> None:
+        """Without blocks everything is computed again; the caller releases them."""
+        self.blocks, self.planned, self.sent_blocks, self.published = [], 0, 0, 0
 
     def token_ids(self, start: int, end: int) -> Run[int]:
         """Known tokens [start, end)."""
@@ -73,7 +127,7 @@ class Sequence:
     def extend_hashes(self, block_tokens: int) -> None:
         """Name the full blocks of the tokens known by now."""
         for end in range((len(self.hashes) + 1) * block_tokens, self.known + 1, block_tokens):
-            parent = self.hashes[-1] if self.hashes else ROOT
+            parent = self.hashes[-1] if self.hashes else root_hash(self.request.cache_salt)
             self.hashes.append(block_hash(parent, self.token_ids(end - block_tokens, end)))
 
     @property
@@ -83,4 +137,6 @@ class Sequence:
 
     @property
     def usage(self) -> Usage:
-        return Usage(len(self.request.prompt_ids), len(self.output_ids), self.cached_tokens)
+        """Of what the client has got: nothing of a search that goes on."""
+        outputs = 0 if self.is_beam else len(self.output_ids)
+        return Usage(len(self.request.prompt_ids), outputs, self.cached_tokens)

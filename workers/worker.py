@@ -2,8 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 
 import psutil
 import torch
@@ -16,9 +16,12 @@ from rayline.kernels.choice import Choice, Unfit, build, choose
 from rayline.kernels.compiled_kernels import bucket_of
 from rayline.kernels.cores import claim
 from rayline.kernels.native_kernels import native_misfit
+from rayline.kernels.sampling import RowLogprobs
 from rayline.protos.errors import ConfigError, NotEnoughMemory
-from rayline.protos.plan import Plan, Sampled, Slice, StepResult
-from rayline.workers.batch import first_tokens, forward_context, input_ids
+from rayline.protos.events import TokenLogprob
+from rayline.protos.plan import Candidates, Plan, Sampled, Scored, Slice, StepResult
+from rayline.workers.batch import ScoredRun, Wanted, first_tokens, forward_context, input_ids, wanted
+from rayline.workers.beams import candidates_needed
 from rayline.workers.cache import KvCache
 from rayline.workers.collectives import Collective
 from rayline.workers.models.config import (
@@ -140,15 +143,20 @@ class Worker:
         """Compute one plan. Only the reporting rank of the last stage returns a result."""
         began, waited = time.perf_counter(), self._waited_s
         self._residents.follow(plan)
-        context = forward_context(plan.slices, self._residents, self.spec.block_tokens, self._device)
+        if plan.copies:
+            self._cache.copy(plan.copies)
+        asked = wanted(plan.slices, self._residents)
+        context = forward_context(plan.slices, self._residents, asked.tokens, self.spec.block_tokens, self._device)
         inputs = self._inputs(plan)
         output = self._decoder.forward(inputs, self._cache, context)
-        result = self._deliver(plan, output)
+        if not self.spec.parallel.is_last_stage:
+            self._hand_on(asked, output)
+        result = self._answer(plan, asked, output) if self.spec.parallel.is_last_stage else None
         busy_s = time.perf_counter() - began - (self._waited_s - waited)
         self._busy_s += busy_s
         if result is None or not self.spec.parallel.reports:
             return None
-        return StepResult(plan.epoch, plan.step, result, busy_s)
+        return replace(result, busy_s=busy_s)
 
     def stats(self) -> RankStats:
         """Work since the last call."""
@@ -182,25 +190,65 @@ class Worker:
             for sequence, token in stages.next_tokens():
                 self._residents.gain(sequence, token)
 
-    def _deliver(self, plan: Plan, output: Tensor) -> tuple[Sampled, ...] | None:
-        """Pass hidden states on, or sample from the last stage's logits [N, this rank's share of the vocabulary]."""
-        sampling = tuple(s.sequence for s in plan.slices if s.samples)
-        if not self.spec.parallel.is_last_stage:
-            assert self._stages is not None
-            self._stages.send_hidden(output.clone())  # the next step writes over it
-            if self.spec.parallel.is_first_stage and sampling:
-                self._stages.expect_tokens(sampling)
-            return None
-        if not sampling:
+    def _hand_on(self, asked: Wanted, output: Tensor) -> None:
+        """Pass hidden states on; the first stage also waits for what the last one samples. Tokens of beams come with
+        later plans."""
+        assert self._stages is not None
+        self._stages.send_hidden(output.clone())  # the next step writes over it
+        if self.spec.parallel.is_first_stage and asked.sampling:
+            self._stages.expect_tokens(asked.sampling)
+
+    def _answer(self, plan: Plan, asked: Wanted, logits: Tensor) -> StepResult:
+        """What the last stage makes of its logits [N, this rank's share of the vocabulary]."""
+        samples, beams = len(asked.sampling), len(asked.sampling) + len(asked.beams)
+        scored = self._score(asked.scored, logits[beams:])
+        candidates = self._search(asked.beams, logits[samples:beams])
+        return StepResult(
+            plan.epoch, plan.step, self._sample(asked.sampling, logits[:samples]), candidates=candidates, scored=scored
+        )
+
+    def _sample(self, numbers: Sequence[int], logits: Tensor) -> tuple[Sampled, ...]:
+        if not numbers:
             return ()
-        requests = [self._sample_request(number) for number in sampling]
-        rows = self._sampler.sample(output, sampling_rows(requests, self.config.eos_token_ids, self.config.vocab_size))
+        requests = [self._sample_request(number) for number in numbers]
+        rows = self._sampler.sample(logits, sampling_rows(requests, self.config.eos_token_ids, self.config.vocab_size))
         gained = sampled(requests, rows)
         for item in gained:
             self._residents.gain(item.sequence, item.token_id)
         if self._stages is not None:
             self._stages.send_tokens(rows.token_ids)
         return gained
+
+    def _search(self, numbers: Sequence[int], logits: Tensor) -> tuple[Candidates, ...]:
+        """The best next tokens of beams, from which the leader chooses."""
+        if not numbers:
+            return ()
+        requests = [self._sample_request(number) for number in numbers]
+        eos_ids, vocab_size = self.config.eos_token_ids, self.config.vocab_size
+        most = [min(candidates_needed(request.params, eos_ids), vocab_size) for request in requests]
+        rows = self._sampler.candidates(logits, sampling_rows(requests, eos_ids, vocab_size), most)
+        return tuple(
+            Candidates(number, tuple(TokenLogprob(*pair) for pair in row))
+            for number, row in zip(numbers, rows, strict=True)
+        )
+
+    def _score(self, runs: Sequence[ScoredRun], logits: Tensor) -> tuple[Scored, ...]:
+        """Logprobs of prompt tokens, of the raw logits of the tokens before them."""
+        if not runs:
+            return ()
+        residents = [self._residents[run.sequence] for run in runs]
+        tokens = [t for run, known in zip(runs, residents, strict=True) for t in known.token_ids[run.start : run.end]]
+        tops = [
+            known.params.prompt_logprobs or 0
+            for run, known in zip(runs, residents, strict=True)
+            for _ in range(run.start, run.end)
+        ]
+        found = iter(self._sampler.score(logits, tokens, tops))
+        own = iter(tokens)
+        return tuple(
+            Scored(run.sequence, run.start, tuple(_scores(next(own), next(found)) for _ in range(run.start, run.end)))
+            for run in runs
+        )
 
     def _sample_request(self, number: int) -> SampleRequest:
         resident = self._residents[number]
@@ -241,6 +289,10 @@ def kernel_choice(spec: RankSpec, config: ModelConfig) -> Choice:
     except Unfit as error:
         value = asdict(spec.kernels)[error.field]
         raise ConfigError(f"{error.field} = {value} cannot run here: {error}", field=error.field) from None
+
+
+def _scores(token_id: int, row: RowLogprobs) -> tuple[TokenLogprob, tuple[TokenLogprob, ...]]:
+    return TokenLogprob(token_id, row.logprob), tuple(TokenLogprob(*pair) for pair in row.top)
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -6,7 +6,7 @@ import torch
 from rayline.kernels.context import ForwardContext
 from rayline.protos.plan import Admission, Plan, Slice
 from rayline.protos.types import SamplingParams
-from rayline.workers.batch import forward_context, input_ids
+from rayline.workers.batch import forward_context, input_ids, wanted
 from rayline.workers.resident import Residents
 
 CPU = torch.device("cpu")
@@ -19,7 +19,7 @@ def admission(sequence: int, prompt: range, outputs: tuple[int, ...] = ()) -> Ad
 
 def follow(residents: Residents, *slices: Slice, admitted: tuple[Admission, ...] = ()) -> ForwardContext:
     residents.follow(Plan(0, 0, admitted, slices))
-    return forward_context(slices, residents, BLOCK_TOKENS, CPU)
+    return forward_context(slices, residents, wanted(slices, residents).tokens, BLOCK_TOKENS, CPU)
 
 
 def test_a_whole_prompt_is_laid_along_its_blocks() -> None:

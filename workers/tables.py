@@ -1,0 +1,104 @@
+"""Block tables: which blocks a sequence reads and writes, shared with others as far as their tokens are equal.
+
+A block that several sequences hold is written by none of them. Who is to write into it gets a copy first, the last
+holder writes in place:
+
+    one   [ 4 ][ 9 ]          one   [ 4 ][ 9 ]        one   [ 4 ][ 9 ]
+                        ->                       ->               copy 9 -> 2 before the step, then `two` writes to 2
+    fork of one               two   [ 4 ][ 9 ]        two   [ 4 ][ 2 ]
+"""
+
+from collections.abc import Iterable
+
+from rayline.protos.plan import Copy
+from rayline.workers.blocks import BlockPool
+from rayline.workers.sequence import Sequence
+
+
+class BlockTables:
+    """The blocks of sequences over one pool. Takes no block that is not available: the caller makes room."""
+
+    def __init__(self, pool: BlockPool, block_tokens: int, prefix_caching: bool):
+        self.pool = pool
+        self._block_tokens = block_tokens
+        self._prefix_caching = prefix_caching
+
+    def missing(self, sequence: Sequence, tokens: int) -> int:
+        """Blocks that must be free before `sequence` can write its tokens up to `tokens`."""
+        return max(0, self._blocks(tokens) - len(sequence.blocks)) + len(self._written_by_others(sequence))
+
+    def extend(self, sequence: Sequence, tokens: int) -> list[Copy]:
+        """Give it blocks of its own for everything from `planned` to `tokens`."""
+        copies = []
+        for index in self._written_by_others(sequence):
+            shared = sequence.blocks[index]
+            (own,) = self.pool.allocate(1)
+            copies.append(Copy(shared, own))
+            self.pool.release([shared])
+            sequence.blocks[index] = own
+            sequence.sent_blocks = min(sequence.sent_blocks, index)
+        more = self._blocks(tokens) - len(sequence.blocks)
+        if more > 0:
+            sequence.blocks += self.pool.allocate(more)
+        return copies
+
+    def reusable(self, sequence: Sequence, relatives: Iterable[Sequence] = ()) -> list[int]:
+        """Full blocks of its first tokens that are computed, in the prefix cache or by the other beams of its request.
+
+        One token at least is computed, since its logits are wanted, and so is every token that must be scored.
+        """
+        most = (sequence.length - 1) // self._block_tokens
+        if sequence.unscored:
+            most = min(most, sequence.scored // self._block_tokens)
+        runs = [_common(sequence, other, self._block_tokens)[:most] for other in relatives]
+        if self._prefix_caching:
+            sequence.extend_hashes(self._block_tokens)
+            runs.append(self.pool.match(sequence.hashes[:most]))
+        return max(runs, key=len, default=[])
+
+    def to_start(self, sequence: Sequence, reused: list[int]) -> int:
+        """Blocks that must be available for all its present tokens and one more, of which `reused` are computed."""
+        return self._blocks(sequence.length + 1) - len(reused) + self.pool.idle(reused)
+
+    def start(self, sequence: Sequence, reused: list[int]) -> None:
+        self.pool.share(reused)
+        sequence.blocks = reused
+        sequence.published = len(reused)
+        sequence.planned = len(reused) * self._block_tokens
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """All tokens and blocks of `parent` are the child's too."""
+        child.inherit(parent)
+        self.pool.share(child.blocks)
+
+    def release(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.blocks)
+        sequence.forget()
+
+    def publish(self, sequence: Sequence) -> None:
+        """Offer the blocks that are full of known tokens to later requests."""
+        if not self._prefix_caching:
+            return
+        sequence.extend_hashes(self._block_tokens)
+        full = min(sequence.planned, sequence.known) // self._block_tokens
+        for index in range(sequence.published, full):
+            self.pool.publish(sequence.blocks[index], sequence.hashes[index])
+        sequence.published = max(sequence.published, full)
+
+    def _blocks(self, tokens: int) -> int:
+        return -(-tokens // self._block_tokens)
+
+    def _written_by_others(self, sequence: Sequence) -> list[int]:
+        """Places in its table that it is to write to next, of blocks that it shares: one at most, part-filled."""
+        first = sequence.planned // self._block_tokens
+        return [i for i in range(first, len(sequence.blocks)) if self.pool.is_shared(sequence.blocks[i])]
+
+
+def _common(sequence: Sequence, other: Sequence, block_tokens: int) -> list[int]:
+    """The full blocks of `other` in which both hold the same tokens; both are of one request."""
+    same = len(sequence.request.prompt_ids)
+    for mine, theirs in zip(sequence.output_ids, other.output_ids, strict=False):
+        if mine != theirs:
+            break
+        same += 1
+    return other.blocks[: min(same, other.planned) // block_tokens]
