@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import threading
 import time
 from dataclasses import dataclass, replace
 
@@ -25,6 +26,7 @@ from rayline.workers.ray_launch import RayLauncher
 log = logging.getLogger(__name__)
 
 STOP_GRACE_S = 1.0
+END_LIMIT_S = 1.0  # for Ray to take the order to end ranks on other nodes
 FAREWELL_S = 0.2  # the last messages leave before a lost group's process ends
 
 
@@ -93,6 +95,7 @@ class GroupReplica:
 
     def _end(self) -> None:
         """End ranks and leader by force: nothing of them is waited for. Also called from the loop's watch."""
+        threading.Timer(END_LIMIT_S, os._exit, [1]).start()
         self._started.engine.fence()
         os._exit(1)
 

@@ -162,10 +162,10 @@ class Leader(GroupChannelServicer):
     def _fence(self, error: RaylineError) -> None:
         """End the group although its engine's thread cannot: every stream with one Failed, then the ranks."""
         log.error("%s", error.message)
-        failed = [Failed(request_id, error) for request_id in self._owners]
-        self._thread.fence(error)
+        failed: list[EngineEvent] = [Failed(request_id, error) for request_id in self._owners]
         self._deliver(failed, self.load)
         self._hang_up()
+        self._thread.fence(error)
 
     def _report(self, told_before_s: float) -> None:
         """Tell the load to routers that have not heard anything since, unless they do not even take what is there."""

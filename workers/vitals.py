@@ -9,7 +9,7 @@ WORKING_SHARE = 0.2  # of a core; a rank that waits for another one of its stage
 
 
 class Vitals:
-    """The ranks' processes, those that can be seen from here; None stands for one that cannot. `stages`: of each rank."""
+    """The ranks' processes; None stands for one that cannot be seen from here. `stages`: of each rank."""
 
     def __init__(self, processes: Mapping[int, PeerProcess | None], stages: Mapping[int, int]):
         self._processes = dict(processes)
