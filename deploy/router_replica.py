@@ -12,6 +12,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from rayline.cluster.config import SystemConfig
@@ -152,7 +153,12 @@ def _directory(model: RoutedModel, secret: str) -> Directory:
     handle: DeploymentHandle[Any] = model.groups
 
     async def describe() -> list[GroupAddress]:
-        found = await handle.broadcast("describe").results_async(timeout_s=DESCRIBE_TIMEOUT_S, return_exceptions=True)
+        try:
+            call = handle.broadcast("describe")
+            found = await call.results_async(timeout_s=DESCRIBE_TIMEOUT_S, return_exceptions=True)
+        except (DeploymentUnavailableError, TimeoutError) as error:  # none yet, or one that hangs
+            log.debug("looking for groups of %s: %s", model.name, error)
+            return []
         return [address for address in found if isinstance(address, GroupAddress)]
 
     def counted(link: GroupLink) -> Group:

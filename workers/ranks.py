@@ -8,6 +8,7 @@ import selectors
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Protocol
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
@@ -120,7 +121,11 @@ class Ranks:
     def submit(self, plan: Plan) -> None:
         frame = pb.LeaderFrame(plan=plan_to_pb(plan))
         for channel in self._channels.values():
-            channel.send(frame)
+            try:
+                channel.send(frame)
+            except Unavailable:
+                self._raise_reason()
+                raise
         self._in_flight.submitted(plan, self._clock())
 
     def next_result(self) -> StepResult:
@@ -189,6 +194,13 @@ class Ranks:
             ):
                 raise Unavailable(f"no rank made progress for {waited.look():.1f} s: {self._vitals.summary()}")
         return ready
+
+    def _raise_reason(self) -> None:
+        """A rank that fails says why before it hangs up: raise that, if it is there."""
+        for rank, channel in self._channels.items():
+            with suppress(Unavailable):
+                while channel.has_frame():
+                    self._receive(rank)
 
     def _receive(self, rank: int) -> pb.WorkerFrame:
         frame = self._channels[rank].receive_worker_frame()
