@@ -9,60 +9,33 @@ import itertools
 import secrets
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import fields, replace
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from rayline.cluster.config import EngineSection, ModelSection, SystemConfig, override
+from rayline.deploy.completion import Choice, Completion, completion_of
 from rayline.deploy.model_path import resolve_model, served_name
-from rayline.protos.errors import ConfigError, InternalError, InvalidRequest, RaylineError
-from rayline.protos.events import (
-    Begun,
-    Delta,
-    DeltaLogprob,
-    EngineEvent,
-    Failed,
-    Finished,
-    FinishReason,
-    PromptScores,
-    Started,
-    StreamEvent,
-    TokenEvent,
-    Usage,
-)
+from rayline.protos.conversation import ChatMessage, Conversation, Tool, ToolChoice
+from rayline.protos.errors import ConfigError, InvalidRequest, RaylineError
+from rayline.protos.events import EngineEvent, Failed, Finished, StreamEvent
 from rayline.protos.group import GroupInfo
 from rayline.protos.types import EngineRequest, SamplingParams, Spec
-from rayline.router.admission import engine_request
-from rayline.router.text_stream import TextStream
+from rayline.router import choice as choices
+from rayline.router.admission import Admitted, admit
+from rayline.router.answer import Answer
+from rayline.router.collected import Collected
+from rayline.router.grammar_desk import GrammarDesk
+from rayline.router.grammar_wish import grammar_wish
+from rayline.router.output_form import chat_formats
 from rayline.router.tokenizer import Tokenizer
 from rayline.workers.engine import Engine
 from rayline.workers.group import GroupSpec, Launcher, start_group
 from rayline.workers.local_launch import LocalLauncher
 from rayline.workers.ranks import OnRankProgress
 
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One answer. logprobs: one entry a token where asked for, else empty."""
-
-    index: int
-    text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[DeltaLogprob, ...]
-    finish_reason: FinishReason
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """All answers to one prompt, and how exact their bits are (see GroupInfo)."""
-
-    prompt_ids: tuple[int, ...]
-    choices: tuple[Choice, ...]
-    usage: Usage
-    numerics: str
-    exact: bool
-
-
+T = TypeVar("T")
+__all__ = ["LLM", "Choice", "Completion", "offline_group"]
 Prompts = Sequence[str | Sequence[int]] | Sequence[str] | Sequence[Sequence[int]]
 
 
@@ -86,6 +59,8 @@ class LLM:
         """
         spec = offline_group(path, tp=tp, pp=pp, dtype=dtype, **options)
         self._tokenizer = Tokenizer.load(spec.path)
+        self._chat = chat_formats(self._tokenizer)
+        self._grammars = GrammarDesk.of(self._tokenizer)
         self._launcher = _launcher(launcher, tp, pp)
         group = start_group(spec, self._launcher, on_progress or _silent)
         self._engine: Engine = group.engine
@@ -111,55 +86,118 @@ class LLM:
         return self._tokenizer
 
     def generate(
-        self, prompts: Prompts, params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: Prompts,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        suffixes: Sequence[str | None] | None = None,
+        echo: bool = False,
+        truncate_prompt_tokens: int | None = None,
+        cache_salt: str = "",
     ) -> list[Completion]:
         """Complete all prompts in one continuous batch; results in the prompts' order.
 
-        `params`: one for all or one for each. Raises InvalidRequest or PromptTooLong before anything runs.
+        `params`: one for all or one for each; suffixes: one for each, the text after the gap that is filled.
+        Raises InvalidRequest or PromptTooLong before anything runs.
         """
         if isinstance(prompts, str):
             raise InvalidRequest("prompts is a single string: allowed is a list of prompts", field="prompts")
-        each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Sequence) else list(params)
-        if len(each) != len(prompts):
-            raise InvalidRequest(f"params has {len(each)} entries for {len(prompts)} prompts", field="params")
-        requests = [self._request(self._spec(p, q)) for p, q in zip(prompts, each, strict=True)]
-        answers = {r.request_id: _Answer(r, self._tokenizer) for r in requests}
-        self._check_idle()
-        try:
-            for event in self._run(requests):
-                answer = answers[event.request_id]
-                if isinstance(event, Failed):
-                    raise event.error
-                answer.take(event)
-                if answer.stopped_early:
-                    self._engine.abort(event.request_id)
-        finally:
-            for request in requests:  # nothing is left running when a caller interrupts
-                self._engine.abort(request.request_id)
-        return [answers[r.request_id].completion(self._info) for r in requests]
+        each = _one_each("params", params or SamplingParams(), len(prompts))
+        gaps: Sequence[str | None] = _one_each("suffixes", suffixes or [None] * len(prompts), len(prompts))
+        specs = [
+            replace(
+                self._spec(prompt, own),
+                suffix=gap,
+                echo=echo,
+                truncate_prompt_tokens=truncate_prompt_tokens,
+                cache_salt=cache_salt,
+            )
+            for prompt, own, gap in zip(prompts, each, gaps, strict=True)
+        ]
+        return self._complete(specs)
+
+    def chat(
+        self,
+        conversations: Sequence[Conversation] | Sequence[Sequence[ChatMessage]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tools: Sequence[Tool] = (),
+        tool_choice: ToolChoice | None = None,
+    ) -> list[Completion]:
+        """Answer all conversations in one continuous batch; results in their order.
+
+        tools and tool_choice are those of conversations given as messages alone. Errors as `generate`.
+        """
+        each = _one_each("params", params or SamplingParams(), len(conversations))
+        chats = [
+            chat
+            if isinstance(chat, Conversation)
+            else Conversation(tuple(chat), tuple(tools), tool_choice or ToolChoice())
+            for chat in conversations
+        ]
+        named = zip(chats, each, strict=True)
+        return self._complete([Spec(self._new_id(), self._info.model, own, conversation=chat) for chat, own in named])
 
     def stream(self, spec: Spec) -> Iterator[StreamEvent]:
-        """Started, deltas, then Finished: what the servers send for one request. Leaving it early aborts."""
-        request = self._request(spec)
-        answer = _Answer(request, self._tokenizer)
+        """Started, what the choices bring, then Finished or Failed: what the servers send for one request.
+
+        Leaving it early aborts.
+        """
+        answer = Answer(self._admit(spec), self._tokenizer)
         self._check_idle()
-        yield Started(spec.request_id, self._info.numerics, self._info.exact, len(request.prompt_ids))
+        yield answer.started(self._info)
+        yield from answer.opening()
+        lanes = {choice.request.request_id: choice for choice in answer.choices}
         try:
-            for event in self._run([request]):
-                if isinstance(event, Failed):
-                    yield event
-                    return
-                if (delta := answer.take(event)) is not None:
-                    yield delta
-                if answer.finished is not None:
-                    yield answer.finished
-                    return
+            for event in self._run([choice.request for choice in answer.choices]):
+                for brought in self._take(lanes[event.request_id], event):
+                    yield from answer.take(brought)
+                    if isinstance(brought, Failed):
+                        return
+            yield answer.finished()
         finally:
-            self._engine.abort(spec.request_id)
+            self._abort(lanes)
+
+    def _complete(self, specs: Sequence[Spec]) -> list[Completion]:
+        answers = [Answer(self._admit(spec), self._tokenizer) for spec in specs]
+        found = [Collected() for _ in answers]
+        owners = {
+            choice.request.request_id: (own, answer, choice)
+            for own, answer in zip(found, answers, strict=True)
+            for choice in answer.choices
+        }
+        self._check_idle()
+        for own, answer in zip(found, answers, strict=True):
+            for shown in answer.opening():
+                own.add(shown)
+        try:
+            for event in self._run([choice.request for _, _, choice in owners.values()]):
+                own, answer, choice = owners[event.request_id]
+                for brought in self._take(choice, event):
+                    for shown in answer.take(brought):
+                        own.add(shown)
+        finally:
+            self._abort(owners)  # nothing is left running when a caller interrupts
+        return [self._completion(own, answer) for own, answer in zip(found, answers, strict=True)]
+
+    def _completion(self, found: Collected, answer: Answer) -> Completion:
+        found.add(answer.finished())
+        return completion_of(answer.prompt_ids, found, self._info)
+
+    def _take(self, choice: choices.Choice, event: EngineEvent) -> Sequence[choices.ChoiceEvent]:
+        shown = choice.take(event)
+        if choice.is_over:
+            self._engine.abort(choice.request.request_id)
+        return shown
+
+    def _abort(self, request_ids: Iterable[str]) -> None:
+        for request_id in request_ids:
+            self._engine.abort(request_id)
 
     def close(self) -> None:
         """End the ranks and give the memory back."""
         self._engine.close()
+        self._grammars.close()
 
     def __enter__(self) -> Self:
         return self
@@ -169,26 +207,23 @@ class LLM:
     ) -> None:
         self.close()
 
+    def _new_id(self) -> str:
+        return f"offline-{next(self._numbers)}"
+
     def _spec(self, prompt: str | Sequence[int], params: SamplingParams) -> Spec:
-        request_id = f"offline-{next(self._numbers)}"
         if isinstance(prompt, str):
-            return Spec(request_id, self._info.model, params, prompt=prompt)
+            return Spec(self._new_id(), self._info.model, params, prompt=prompt)
         if not isinstance(prompt, Iterable):
             raise InvalidRequest(
                 f"prompts holds {prompt!r}: allowed are strings and lists of token ids", field="prompts"
             )
-        return Spec(request_id, self._info.model, params, prompt_ids=tuple(prompt))
+        return Spec(self._new_id(), self._info.model, params, prompt_ids=tuple(prompt))
 
-    def _request(self, spec: Spec) -> EngineRequest:
+    def _admit(self, spec: Spec) -> Admitted:
         spec.check()
-        if spec.conversation is not None:
-            text = self._tokenizer.render_chat([asdict(message) for message in spec.conversation.messages])
-            prompt_ids = self._tokenizer.encode(text, add_special_tokens=False)
-        elif spec.prompt is not None:
-            prompt_ids = self._tokenizer.encode(spec.prompt, add_special_tokens=True)
-        else:
-            prompt_ids = spec.prompt_ids or ()
-        return engine_request(spec, prompt_ids, self._info, self._tokenizer.bos_id, secrets.randbits(63))
+        wish = grammar_wish(spec, self._chat, self._grammars.special_ids)
+        grammar = "" if wish is None else wish.granted_now(self._grammars)
+        return admit(spec, self._tokenizer, self._chat, grammar, self._info, secrets.randbits(63))
 
     def _check_idle(self) -> None:
         """One caller at a time: two would take each other's events."""
@@ -206,50 +241,18 @@ class LLM:
                 except RaylineError as error:
                     yield Failed(request.request_id, error)
             for event in self._engine.step():
-                if not isinstance(event, TokenEvent):
+                if isinstance(event, Finished | Failed):
                     running.discard(event.request_id)
                 yield event
 
 
-class _Answer:
-    """What one request has brought so far."""
-
-    def __init__(self, request: EngineRequest, tokenizer: Tokenizer) -> None:
-        self._request = request
-        self._text = TextStream(tokenizer, request.params, request.prompt_ids)
-        self._pieces: list[str] = []
-        self._token_ids: list[int] = []
-        self._logprobs: list[DeltaLogprob] = []
-        self._begun = Begun(0, 0.0)
-        self.finished: Finished | None = None
-        self.stopped_early = False
-
-    def take(self, event: PromptScores | TokenEvent | Finished) -> Delta | None:
-        """The delta this event adds, if any; sets `finished` when it was the last."""
-        if self.finished is not None or isinstance(event, PromptScores):
-            return None
-        if isinstance(event, Finished):
-            delta = self._text.finish()
-            self.finished = event
-        else:
-            self._begun = event.begun or self._begun
-            delta = self._text.push(event)
-            if self._text.stopped is not None:
-                usage = Usage(len(self._request.prompt_ids), self._text.output_tokens, self._begun.cached_tokens)
-                reason = FinishReason.STOP
-                self.finished = Finished(event.request_id, reason, usage, stop_reason=self._text.stopped)
-                self.stopped_early = True
-        if delta is not None:
-            self._pieces.append(delta.text)
-            self._token_ids += delta.token_ids
-            self._logprobs += delta.logprobs
-        return delta
-
-    def completion(self, info: GroupInfo) -> Completion:
-        if self.finished is None:
-            raise InternalError(f"request {self._request.request_id} has no terminal event")
-        choice = Choice(0, "".join(self._pieces), tuple(self._token_ids), tuple(self._logprobs), self.finished.reason)
-        return Completion(self._request.prompt_ids, (choice,), self.finished.usage, info.numerics, info.exact)
+def _one_each(field: str, values: T | Sequence[T], count: int) -> Sequence[T]:
+    """One value for all, or a list of one for each. Raises InvalidRequest for a list of another length."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        return [values] * count
+    if len(values) != count:
+        raise InvalidRequest(f"{field} has {len(values)} entries for {count} prompts", field=field)
+    return list(values)
 
 
 def offline_group(path: str, **options: Any) -> GroupSpec:

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from rayline.cluster.config import SystemConfig
+from rayline.cluster.config import ModelSection, SystemConfig
 from rayline.deploy.actors import kill_actor
 from rayline.protos.events import EngineEvent
 from rayline.protos.group import GroupInfo, GroupLoad
@@ -25,6 +25,7 @@ from rayline.router.group import Group
 from rayline.router.grpc_api import build_grpc_server
 from rayline.router.http_api import build_http_app
 from rayline.router.link import GroupLink
+from rayline.router.output_form import chat_formats
 from rayline.router.ports import probe_port
 from rayline.router.service import ServedModel, Service
 from rayline.router.tokenizer import Tokenizer
@@ -39,9 +40,10 @@ STOP_GRACE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class RoutedModel:
-    """One model a router serves: its name, the directory of its tokenizer, the deployment of its groups."""
+    """One model a router serves: its name, its section, its tokenizer's directory, the deployment of its groups."""
 
     name: str
+    section: ModelSection
     path: Path
     groups: Any  # a DeploymentHandle; Serve replaces the bound deployment by it
 
@@ -102,7 +104,9 @@ class RouterReplica:
         for model in models:
             tokenizer = await asyncio.to_thread(Tokenizer.load, model.path)
             groups = self._directories[model.name].groups
-            served[model.name] = ServedModel(model.name, tokenizer, groups, int(time.time()))
+            chat = chat_formats(tokenizer, model.section.tool_parser, model.section.reasoning_parser)
+            log.info("%s writes tool calls as %s, thoughts as %s", model.name, *chat.names)
+            served[model.name] = ServedModel(model.name, tokenizer, groups, int(time.time()), chat)
         self._service = Service(served, time.monotonic, lambda: secrets.randbits(63))
         self._http_app = build_http_app(self._service, config)
         await self._open_doors()
@@ -131,6 +135,7 @@ class RouterReplica:
         await self._http_task
         for directory in self._directories.values():
             await directory.close()
+        self._service.close()
 
     async def _open_doors(self) -> None:
         router = self._config.router

@@ -27,7 +27,7 @@ class Edit:
 
     seen    int64 [S]   ids under penalties, each once
     counts  fp32 [S]    how often each was output; 0 for one that only the prompt holds
-    bias    (id, what is added), each id once
+    bias    ids, int64 [B], each once, and what is added to them, fp32 [B]
     mask    int32 [ceil(V / 32)]: bit i % 32 of word i // 32 is 1 where id i is allowed; None allows all
     """
 
@@ -36,7 +36,7 @@ class Edit:
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
-    bias: tuple[tuple[int, float], ...] = ()
+    bias: tuple[Tensor, Tensor] | None = None
     banned: tuple[int, ...] = ()
     mask: Tensor | None = None
     forced: int | None = None
@@ -71,9 +71,9 @@ def _apply(row: Tensor, edit: Edit) -> None:
     if edit.seen is not None and edit.counts is not None:
         seen, counts = edit.seen.to(row.device), edit.counts.to(row.device)
         row[seen] = _penalised(row[seen], counts, edit)
-    if edit.bias:
-        ids, bias = zip(*edit.bias, strict=True)
-        row[list(ids)] += torch.tensor(bias, dtype=row.dtype, device=row.device)
+    if edit.bias is not None:
+        ids, bias = (column.to(row.device) for column in edit.bias)
+        row[ids] += bias
     if edit.banned:
         row[list(edit.banned)] = -torch.inf
     if edit.mask is not None:

@@ -1,7 +1,7 @@
 """Reductions over logits in C++: see native/vocabulary.h. A rank may hold only a part of each row."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -29,11 +29,13 @@ class Draws:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """top-k, top-p and min-p of M rows: int64, fp64, fp64 [M]; 0, 1 and 0 are off."""
+    """The rules of M rows, as truncation.Rules has them: int64 [M], the others fp64 [M]."""
 
+    top_n_sigma: Tensor
     top_k: Tensor
     top_p: Tensor
-    min_p: Tensor
+    least_score: Tensor
+    typical_p: Tensor
 
 
 class NativeReductions:
@@ -65,18 +67,14 @@ class NativeReductions:
     def draw(self, part: Part, rows: Tensor, best: Tensor, draws: Draws) -> Tensor:
         """The largest (logit - best) / temperature + noise, (-inf, _) where this part cannot hold it: [M, 2]."""
         found = _pairs(len(rows))
-        self._call("DrawToken", part, rows, best=best, found=found, first=part.first, **_fields(draws))
+        self._call("DrawToken", part, rows, best=best, found=found, first=part.first, **_draw_fields(draws))
         return found
 
     def draw_kept(self, part: Part, rows: Tensor, best: Tensor, draws: Draws, limits: Limits) -> Tensor:
         """The same over what the limits keep of whole rows: [M, 2]."""
         found = _pairs(len(rows))
-        nucleus = ((limits.top_p < 1.0) & (limits.top_k == 0)).nonzero()[:, 0]
-        total = torch.zeros_like(best)
-        if len(nucleus):
-            total[nucleus] = self.exp_sum(part, rows[nucleus], best[nucleus], draws.temperature[nucleus])
-        fields = _fields(draws) | {"top_k": limits.top_k, "top_p": limits.top_p, "min_p": limits.min_p}
-        self._call("DrawKept", part, rows, best=best, total=total, found=found, **fields)
+        rules = {field.name: getattr(limits, field.name) for field in fields(limits)}
+        self._call("DrawKept", part, rows, best=best, found=found, **_draw_fields(draws), **rules)
         return found
 
     def logprobs(self, logits: Tensor, best: Tensor, total: Tensor) -> Tensor:
@@ -85,6 +83,12 @@ class NativeReductions:
         self._operations.call(
             "Logprobs", len(logits), logits=logits, best=best, total=total, out=out, columns=logits.shape[-1]
         )
+        return out
+
+    def log_softmax(self, part: Part, rows: Tensor, best: Tensor, total: Tensor) -> Tensor:
+        """logit - best - log(total) of all logits of this part: fp32 [M, size]."""
+        out = torch.empty((len(rows), part.size), dtype=torch.float32)
+        self._call("LogSoftmax", part, rows, best=best, total=total, out=out)
         return out
 
     def _call(self, name: str, part: Part, rows: Tensor, **values: Tensor | int) -> None:
@@ -96,7 +100,7 @@ def _pairs(*shape: int) -> Tensor:
     return torch.empty((*shape, 2), dtype=torch.float64)
 
 
-def _fields(draws: Draws) -> dict[str, Tensor]:
+def _draw_fields(draws: Draws) -> dict[str, Tensor]:
     return {"seeds": draws.seeds, "positions": draws.positions, "temperature": draws.temperature}
 
 

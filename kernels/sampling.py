@@ -1,7 +1,7 @@
 """Logits to tokens. A row's token is a pure function of its logits, edit, parameters, seed and position.
 
     score = (logit - best) / temperature        logits as the row's edit leaves them
-    token = argmax(score + noise)               over what top-k, top-p and min-p keep; ties to the lowest id
+    token = argmax(score + noise)               over what the truncation keeps; ties to the lowest id
 
 Temperature 0 is the argmax without noise. What else is in the batch changes no bit of a row: rows meet
 only in elementwise operations, in maxima, and in sums along one row in one order.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rayline.kernels.candidates import Candidates, Draw, chosen, contenders, winners
 from rayline.kernels.edits import Edit, edited
-from rayline.kernels.truncation import Rules, kept
+from rayline.kernels.truncation import Rules, kept, least_score
 
 _CHUNK_ELEMENTS = 2**18  # logits whose noise is drawn at once: the draw's temporaries stay in the cache
 
@@ -24,8 +24,8 @@ _CHUNK_ELEMENTS = 2**18  # logits whose noise is drawn at once: the draw's tempo
 class SamplingRows:
     """How each row of a batch is sampled; every tuple has one entry a row.
 
-    temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off. `position` is the absolute position of
-    the token being sampled, below 2^32; seeds fill 63 bits. edits: what is done to the logits first.
+    temperature 0 is greedy; top_n_sigma, top_k and min_p 0, top_p and typical_p 1 are off. `position` is the absolute
+    position of the token being sampled, below 2^32; seeds fill 63 bits. edits: what is done to the logits first.
     logprobs: None, or how many of the best tokens to report beside the sampled one.
     """
 
@@ -33,6 +33,8 @@ class SamplingRows:
     top_k: tuple[int, ...]
     top_p: tuple[float, ...]
     min_p: tuple[float, ...]
+    typical_p: tuple[float, ...]
+    top_n_sigma: tuple[float, ...]
     seed: tuple[int, ...]
     position: tuple[int, ...]
     edits: tuple[Edit | None, ...]
@@ -42,7 +44,10 @@ class SamplingRows:
         return len(self.temperature)
 
     def is_truncated(self, row: int) -> bool:
-        return self.top_k[row] > 0 or self.top_p[row] < 1.0 or self.min_p[row] > 0.0
+        return self.top_k[row] > 0 or min(self.top_p[row], self.typical_p[row]) < 1.0 or self._is_cut_below(row)
+
+    def _is_cut_below(self, row: int) -> bool:
+        return self.min_p[row] > 0.0 or self.top_n_sigma[row] > 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +63,14 @@ class RowLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class SampledRows:
-    """token_ids: int64 [N]. logprobs: one entry a row, None where not asked for."""
+    """token_ids: int64 [N]. logprobs: one entry a row, None where not asked for.
+
+    stuck: rows whose edits left no token; what was sampled for them means nothing.
+    """
 
     token_ids: Tensor
     logprobs: tuple[RowLogprobs | None, ...]
+    stuck: tuple[int, ...] = ()
 
 
 def sample(logits: Tensor, rows: SamplingRows) -> SampledRows:
@@ -77,7 +86,8 @@ def sample(logits: Tensor, rows: SamplingRows) -> SampledRows:
     logprobs = tuple(
         None if n is None else _logprobs(logits[i], int(token_ids[i]), n) for i, n in enumerate(rows.logprobs)
     )
-    return SampledRows(token_ids, logprobs)
+    stuck = [i for i, edit in enumerate(rows.edits) if edit is not None and allowed[i].max() == -torch.inf]
+    return SampledRows(token_ids, logprobs, tuple(stuck))
 
 
 def best_candidates(logits: Tensor, rows: SamplingRows, most: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:
@@ -109,9 +119,11 @@ def _draw(logits: Tensor, rows: SamplingRows, part: list[int]) -> Tensor:
 
     rules = Rules(
         temperature=column(rows.temperature, torch.float64),
+        top_n_sigma=column(rows.top_n_sigma, torch.float64),
         top_k=column(rows.top_k, torch.int64),
         top_p=column(rows.top_p, torch.float64),
-        min_p=column(rows.min_p, torch.float64),
+        least_score=column(tuple(least_score(p) for p in rows.min_p), torch.float64),
+        typical_p=column(rows.typical_p, torch.float64),
     )
     draw = Draw(seed=column(rows.seed, torch.int64), position=column(rows.position, torch.int64))
     truncated = [at for at, i in enumerate(part) if rows.is_truncated(i)]

@@ -22,11 +22,13 @@ from rayline.protos.types import EngineRequest
 SECRET_KEY = "rayline-secret"  # metadata with which a router shows a leader the deployment's secret
 
 
-def submit_to_pb(stream: int, request: EngineRequest) -> pb.Submit:
+def submit_to_pb(stream: int, request: EngineRequest, repeats_prompt: bool = False) -> pb.Submit:
+    """`repeats_prompt`: the submit before this one has the same prompt, which is left out."""
     return pb.Submit(
         stream=stream,
         request_id=request.request_id,
-        prompt_ids=request.prompt_ids,
+        prompt_ids=() if repeats_prompt else request.prompt_ids,
+        repeats_prompt=repeats_prompt,
         output_ids=request.output_ids,
         params=params_to_pb(request.params),
         priority=request.priority,
@@ -37,10 +39,11 @@ def submit_to_pb(stream: int, request: EngineRequest) -> pb.Submit:
     )
 
 
-def request_of(message: pb.Submit) -> EngineRequest:
+def request_of(message: pb.Submit, prompt_before: tuple[int, ...] = ()) -> EngineRequest:
+    """`prompt_before`: the prompt of the submit before this one on the channel."""
     return EngineRequest(
         request_id=message.request_id,
-        prompt_ids=tuple(message.prompt_ids),
+        prompt_ids=prompt_before if message.repeats_prompt else tuple(message.prompt_ids),
         params=params_of(message.params),
         output_ids=tuple(message.output_ids),
         priority=message.priority,

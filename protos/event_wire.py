@@ -53,7 +53,7 @@ def event_of(message: pb.StreamResponse) -> StreamEvent:
             return _delta_of(message.delta)
         case "started":
             m = message.started
-            return Started(m.request_id, m.numerics, m.exact, m.prompt_tokens)
+            return Started(m.request_id, m.numerics, m.exact, m.prompt_tokens, tuple(m.prompt_ids))
         case "prompt_scored":
             return PromptScored(tuple(_logprob_of(entry) for entry in message.prompt_scored.tokens))
         case "choice_ended":
@@ -81,7 +81,11 @@ def error_from_pb(message: pb.Error) -> RaylineError:
 
 def _started_to_pb(event: Started) -> pb.Started:
     return pb.Started(
-        request_id=event.request_id, numerics=event.numerics, exact=event.exact, prompt_tokens=event.prompt_tokens
+        request_id=event.request_id,
+        numerics=event.numerics,
+        exact=event.exact,
+        prompt_tokens=event.prompt_tokens,
+        prompt_ids=event.prompt_ids,
     )
 
 
@@ -96,6 +100,7 @@ def _delta_to_pb(event: Delta) -> pb.Delta:
             pb.ToolCallDelta(index=call.index, id=call.id, name=call.name, arguments=call.arguments)
             for call in event.tool_calls
         ],
+        is_echo=event.is_echo,
     )
 
 
@@ -107,6 +112,7 @@ def _delta_of(message: pb.Delta) -> Delta:
         tuple(_logprob_of(entry) for entry in message.logprobs),
         message.reasoning,
         tuple(ToolCallDelta(call.index, call.id, call.name, call.arguments) for call in message.tool_calls),
+        message.is_echo,
     )
 
 

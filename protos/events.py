@@ -138,12 +138,16 @@ EngineEvent = PromptScores | TokenEvent | Finished | Failed
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """First event of a client's stream: who serves it and how exact its bits are."""
+    """First event of a client's stream: who serves it and how exact its bits are.
+
+    prompt_ids: when the request asked for them.
+    """
 
     request_id: str
     numerics: str
     exact: bool
     prompt_tokens: int
+    prompt_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +182,7 @@ class Delta:
     """New output of a choice: token ids and the text they add. Text never ends inside a character.
 
     text: the answer; reasoning: what the model thinks before it; tool_calls: pieces of calls, which are in neither.
-    An echoed prompt comes as the first delta of each choice.
+    is_echo: this is the prompt, which comes as the first delta of each choice when it was asked for.
     """
 
     choice: int
@@ -187,6 +191,7 @@ class Delta:
     logprobs: tuple[DeltaLogprob, ...] = ()
     reasoning: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
+    is_echo: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ def spec_to_pb(spec: Spec) -> pb.GenerateRequest | pb.ChatRequest:
         truncate_prompt_tokens=spec.truncate_prompt_tokens,
         tenant=spec.tenant,
         cache_salt=spec.cache_salt,
+        return_prompt_ids=spec.return_prompt_ids,
     )
 
 
@@ -48,6 +49,7 @@ def spec_of(message: pb.GenerateRequest | pb.ChatRequest, new_id: Callable[[], s
         priority=message.priority,
         tenant=message.tenant,
         cache_salt=message.cache_salt,
+        return_prompt_ids=message.return_prompt_ids,
     )
     if isinstance(message, pb.ChatRequest):
         return replace(spec, conversation=conversation_of(message))
@@ -67,11 +69,8 @@ def _chat_to_pb(spec: Spec, chat: Conversation, params: pb.SamplingParams) -> pb
         params=params,
         priority=spec.priority,
         request_id=spec.request_id,
-        tools=[
-            pb.Tool(name=tool.name, description=tool.description, parameters=tool.parameters, strict=tool.strict)
-            for tool in chat.tools
-        ],
-        tool_choice=pb.ToolChoice(mode=MODE_TO_PB[chat.tool_choice.mode], name=chat.tool_choice.name),
+        tools=_tools_to_pb(chat),
+        tool_choice=_tool_choice_to_pb(chat),
         parallel_tool_calls=chat.parallel_tool_calls,
         add_generation_prompt=chat.add_generation_prompt,
         continue_final_message=chat.continue_final_message,
@@ -80,10 +79,11 @@ def _chat_to_pb(spec: Spec, chat: Conversation, params: pb.SamplingParams) -> pb
         truncate_prompt_tokens=spec.truncate_prompt_tokens,
         tenant=spec.tenant,
         cache_salt=spec.cache_salt,
+        return_prompt_ids=spec.return_prompt_ids,
     )
 
 
-def conversation_of(message: pb.ChatRequest) -> Conversation:
+def conversation_of(message: pb.ChatRequest | pb.Conversation) -> Conversation:
     choice = message.tool_choice
     return Conversation(
         messages_of(message.messages),
@@ -96,6 +96,29 @@ def conversation_of(message: pb.ChatRequest) -> Conversation:
         message.continue_final_message,
         message.template_args or "{}",
     )
+
+
+def conversation_to_pb(chat: Conversation) -> pb.Conversation:
+    return pb.Conversation(
+        messages=messages_to_pb(chat.messages),
+        tools=_tools_to_pb(chat),
+        tool_choice=_tool_choice_to_pb(chat),
+        parallel_tool_calls=chat.parallel_tool_calls,
+        add_generation_prompt=chat.add_generation_prompt,
+        continue_final_message=chat.continue_final_message,
+        template_args=chat.template_args,
+    )
+
+
+def _tools_to_pb(chat: Conversation) -> list[pb.Tool]:
+    return [
+        pb.Tool(name=tool.name, description=tool.description, parameters=tool.parameters, strict=tool.strict)
+        for tool in chat.tools
+    ]
+
+
+def _tool_choice_to_pb(chat: Conversation) -> pb.ToolChoice:
+    return pb.ToolChoice(mode=MODE_TO_PB[chat.tool_choice.mode], name=chat.tool_choice.name)
 
 
 def messages_to_pb(messages: tuple[ChatMessage, ...]) -> list[pb.ChatMessage]:

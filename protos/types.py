@@ -5,7 +5,7 @@ Everything here is a frozen value. Text lives on the router's side of the bounda
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rayline.protos.conversation import Conversation
@@ -105,7 +105,7 @@ class SamplingParams:
                 "0 (off) to 1000",
             ),
             ("seed", self.seed, self.seed is None or 0 <= self.seed <= MAX_SEED, "0 to 2^63 - 1"),
-            ("max_tokens", self.max_tokens, self.max_tokens is None or self.max_tokens >= 1, "1 or more"),
+            ("max_tokens", self.max_tokens, self.max_tokens is None or self.max_tokens >= 1, "1 or more, 0 with echo"),
             ("min_tokens", self.min_tokens, 0 <= self.min_tokens <= most_min_tokens, "0 to max_tokens"),
             ("logprobs", self.logprobs, 0 <= (self.logprobs or 0) <= MAX_LOGPROBS, f"0 to {MAX_LOGPROBS}"),
             (
@@ -189,6 +189,7 @@ class Spec:
     suffix: the text after the gap that the output fills. echo: send the prompt before the output.
     truncate_prompt_tokens: keep the last so many tokens of the prompt. tenant: who shares the machine with others.
     cache_salt: requests of different salts share no cached prefix, so that timing tells nothing of others' prompts.
+    return_prompt_ids: `Started` brings the prompt's ids. With echo params.max_tokens may be 0: the prompt alone.
     """
 
     request_id: str
@@ -203,6 +204,12 @@ class Spec:
     priority: int = 0
     tenant: str = ""
     cache_salt: str = ""
+    return_prompt_ids: bool = False
+
+    @property
+    def is_prompt_alone(self) -> bool:
+        """The client wants to see its prompt, scored or not, and no output."""
+        return self.echo and self.params.max_tokens == 0
 
     def check(self) -> None:
         """Raise InvalidRequest unless the parameters hold and there is exactly one prompt."""
@@ -220,7 +227,7 @@ class Spec:
                 raise out_of_range(field, name, f"up to {MAX_NAME_CHARACTERS} characters")
         if self.conversation is not None:
             self.conversation.check()
-        self.params.check()
+        (replace(self.params, max_tokens=None) if self.is_prompt_alone else self.params).check()
 
 
 @dataclass(frozen=True, slots=True)

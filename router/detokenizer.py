@@ -7,7 +7,7 @@ as context and the text they grow by is the new piece.
 
 import codecs
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from rayline.router.tokenizer import BYTE_TOKEN, Tokenizer, spelled_bytes
@@ -17,7 +17,7 @@ CONTEXT_TOKENS = 8  # prompt tokens decoded along, so that a blank between promp
 
 
 class Detokenizer(Protocol):
-    """One stream's text. Special tokens and ids outside the vocabulary add none."""
+    """One stream's text. Hidden tokens and ids outside the vocabulary add none."""
 
     def push(self, token_id: int) -> str:
         """The text that is certain now; "" while a character is incomplete."""
@@ -28,22 +28,26 @@ class Detokenizer(Protocol):
         ...
 
 
-def detokenizer_for(tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()) -> Detokenizer:
-    """The detokenizer for output that follows `prompt_ids`."""
+def detokenizer_for(
+    tokenizer: Tokenizer, prompt_ids: Sequence[int] = (), shown_ids: Collection[int] = ()
+) -> Detokenizer:
+    """The detokenizer for output that follows `prompt_ids`. Special tokens are hidden, save `shown_ids`."""
+    hidden = tokenizer.special_ids.difference(shown_ids) if shown_ids else tokenizer.special_ids
     if tokenizer.decoder.byte_level and tokenizer.decoder.single:
-        return ByteLevelDetokenizer(tokenizer)
-    return ContextDetokenizer(tokenizer, prompt_ids)
+        return ByteLevelDetokenizer(tokenizer, hidden)
+    return ContextDetokenizer(tokenizer, hidden, prompt_ids)
 
 
 class ByteLevelDetokenizer:
     """Each token is its bytes; broken UTF-8 becomes U+FFFD for each maximal bad part (Unicode 15, table 3-8)."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, hidden: frozenset[int]):
         self._tokenizer = tokenizer
+        self._hidden = hidden
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        token = None if token_id in self._tokenizer.special_ids else self._tokenizer.token(token_id)
+        token = None if token_id in self._hidden else self._tokenizer.token(token_id)
         return "" if token is None else self._utf8.decode(spelled_bytes(token))
 
     def finish(self) -> str:
@@ -60,15 +64,16 @@ class ContextDetokenizer:
     to some text: a decoder that strips a blank from the front then strips it from the context, not from the piece.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = ()):
+    def __init__(self, tokenizer: Tokenizer, hidden: frozenset[int], prompt_ids: Sequence[int] = ()):
         self._tokenizer = tokenizer
+        self._hidden = hidden
         self._pieces: deque[list[int]] = deque()
         self._context_text = ""
         self._held: list[int] = []
         tail = [i for i in prompt_ids[-4 * CONTEXT_TOKENS :] if self._counts(i)][-CONTEXT_TOKENS:]
         if tail and not self._is_byte(tail[-1]):
             self._pieces.append(tail)
-            self._context_text = tokenizer.decode(tail)
+            self._context_text = self._text()
 
     def push(self, token_id: int) -> str:
         if not self._counts(token_id):
@@ -85,7 +90,8 @@ class ContextDetokenizer:
         return self._send(self._text())
 
     def _text(self) -> str:
-        return self._tokenizer.decode([i for piece in self._pieces for i in piece] + self._held)
+        ids = [i for piece in self._pieces for i in piece] + self._held
+        return self._tokenizer.decode(ids, skip_special_tokens=False)  # the hidden ones are not among them
 
     def _send(self, text: str) -> str:
         piece = text[len(self._context_text) :]
@@ -107,7 +113,7 @@ class ContextDetokenizer:
         return text
 
     def _counts(self, token_id: int) -> bool:
-        return token_id not in self._tokenizer.special_ids and self._tokenizer.token(token_id) is not None
+        return token_id not in self._hidden and self._tokenizer.token(token_id) is not None
 
     def _is_byte(self, token_id: int) -> bool:
         token = self._tokenizer.token(token_id)

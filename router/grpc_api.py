@@ -3,6 +3,7 @@
 import logging
 import uuid
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -15,7 +16,8 @@ from rayline.protos import inference_pb2_grpc as pb_grpc
 from rayline.protos.errors import InternalError, InvalidRequest, PortInUse, RaylineError
 from rayline.protos.event_wire import event_to_pb
 from rayline.protos.events import Failed
-from rayline.protos.request_wire import messages_of, spec_of
+from rayline.protos.request_wire import conversation_of, spec_of
+from rayline.protos.types import Spec
 from rayline.router.auth import ApiKeys
 from rayline.router.grpc_gate import Gate
 from rayline.router.grpc_health import LiveHealth
@@ -24,6 +26,7 @@ from rayline.router.ports import probe_port
 from rayline.router.service import ServedModel, Service
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
+TENANT_KEY = "rayline-tenant"
 MAX_CONNECTION_AGE_MS = 3_600_000  # clients behind a balancer find new routers within the hour; streams may end first
 
 log = logging.getLogger("rayline.router")
@@ -68,7 +71,8 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         failure: RaylineError | None = None
         try:
             index = 0
-            async with aclosing(self._service.generate(spec_of(request, _new_id))) as events:
+            spec = _with_tenant(spec_of(request, _new_id), context)
+            async with aclosing(self._service.generate(spec)) as events:
                 async for event in events:
                     await context.write(event_to_pb(index, event))
                     index += 1
@@ -88,7 +92,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
                 special = request.add_special_tokens if request.HasField("add_special_tokens") else True
                 return await self._service.tokenize(request.model, request.text, special)
             case "messages":
-                return await self._service.tokenize_chat(request.model, messages_of(request.messages.messages))
+                return await self._service.tokenize_chat(request.model, conversation_of(request.messages))
             case _:
                 raise InvalidRequest("exactly one of text and messages must be given", field="text")
 
@@ -141,6 +145,12 @@ def _options(max_message_bytes: int, *, share_port: bool) -> list[tuple[str, int
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE_MS),
     ]
+
+
+def _with_tenant(spec: Spec, context: Context) -> Spec:
+    """A proxy names the tenant beside the request; the request's own word comes first."""
+    named = dict(context.invocation_metadata() or ()).get(TENANT_KEY, "")
+    return spec if spec.tenant or not named else replace(spec, tenant=str(named))
 
 
 def _new_id() -> str:

@@ -2,22 +2,25 @@
 
 import time
 import uuid
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from rayline.cluster.config import SystemConfig
-from rayline.protos.errors import InvalidRequest
 from rayline.protos.events import StreamEvent
-from rayline.protos.openai import ChatCompletionBody, CompletionBody, DetokenizeBody, SamplingBody, TokenizeBody
+from rayline.protos.openai import DetokenizeBody
+from rayline.protos.openai_chat import ChatCompletionBody, TokenizeBody
+from rayline.protos.openai_completion import CompletionBody
+from rayline.protos.openai_sampling import SamplingBody
 from rayline.protos.types import Spec
 from rayline.router import http_errors, metrics
 from rayline.router.auth import ApiKeys
 from rayline.router.fan_in import fan_in
 from rayline.router.http_gate import HttpGate
 from rayline.router.http_stream import EventStream, unless_gone
-from rayline.router.openai_answer import Head, Numbered, Style, after_first, chunks, fingerprint, whole
+from rayline.router.openai_answer import Head, Numbered, Shown, Style, after_first, chunks, fingerprint, whole
 from rayline.router.openai_styles import ChatStyle, CompletionStyle
 from rayline.router.service import ServedModel, Service
 
@@ -68,23 +71,26 @@ class HttpDoor:
     async def completions(self, body: CompletionBody, request: Request) -> Response:
         """Continues one prompt or several."""
         specs = body.specs(f"cmpl-{uuid.uuid4().hex}")
-        return await self._answer(request, body, specs, CompletionStyle())
+        return await self._answer(request, body, specs, CompletionStyle(_shown(body)))
 
     async def chat_completions(self, body: ChatCompletionBody, request: Request) -> Response:
         """Answers a conversation."""
         spec = body.spec(f"chatcmpl-{uuid.uuid4().hex}")
-        return await self._answer(request, body, [spec], ChatStyle(self._service.model(body.model).tokenizer))
+        return await self._answer(
+            request, body, [spec], ChatStyle(self._service.model(body.model).tokenizer, _shown(body))
+        )
 
     async def tokenize(self, body: TokenizeBody) -> dict[str, Any]:
         """Ids of a prompt or of a conversation."""
-        if (body.prompt is None) == (body.messages is None):
-            raise InvalidRequest("exactly one of prompt and messages must be given", field="prompt")
-        if body.messages is not None:
-            token_ids = await self._service.tokenize_chat(body.model, [m.message() for m in body.messages])
+        if (conversation := body.conversation()) is not None:
+            token_ids = await self._service.tokenize_chat(body.model, conversation)
         else:
             token_ids = await self._service.tokenize(body.model, body.prompt or "", body.add_special_tokens)
-        limit = self._service.model(body.model).info.max_model_len
-        return {"count": len(token_ids), "max_model_len": limit, "tokens": token_ids}
+        model = self._service.model(body.model)
+        answer = {"count": len(token_ids), "max_model_len": model.info.max_model_len, "tokens": token_ids}
+        if body.return_token_strs:
+            answer["token_strs"] = [model.tokenizer.token(token_id) for token_id in token_ids]
+        return answer
 
     async def detokenize(self, body: DetokenizeBody) -> dict[str, str]:
         """Text of ids."""
@@ -95,17 +101,28 @@ class HttpDoor:
         request_id = specs[0].request_id if len(specs) == 1 else specs[0].request_id.rpartition("-")[0]
         created_s, model = int(time.time()), self._service.model(body.model).name
         headers = {"x-request-id": request_id}
-        events = fan_in([self._service.generate(spec) for spec in specs])
+        tenant = request.headers.get("x-rayline-tenant", "")
+        events = fan_in([self._service.generate(replace(spec, tenant=tenant)) for spec in specs])
         first = await unless_gone(request, _first(events))
         head = Head(request_id, created_s, model, fingerprint(first[1]))
         events = after_first(events, first)
         if not body.stream:
-            return JSONResponse(await unless_gone(request, whole(events, style, head)), headers=headers)
-        return EventStream(chunks(events, style, head, body.include_usage), headers)
+            return JSONResponse(await unless_gone(request, whole(events, style, head, _shown(body))), headers=headers)
+        return EventStream(chunks(events, style, head, _shown(body)), headers)
 
 
 async def _first(events: Numbered) -> tuple[int, StreamEvent]:
     return await anext(events)
+
+
+def _shown(body: SamplingBody) -> Shown:
+    return Shown(
+        choices=body.shown_choices,
+        token_ids=bool(body.return_token_ids),
+        tokens_as_ids=bool(body.return_tokens_as_token_ids),
+        usage=body.include_usage,
+        continuous_usage=body.continuous_usage,
+    )
 
 
 def _model_json(model: ServedModel) -> dict[str, Any]:

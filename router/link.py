@@ -55,6 +55,7 @@ class GroupLink:
         self._outbox = outbox
         self._streams: dict[int, tuple[str, asyncio.Queue[EngineEvent]]] = {}
         self._numbers = itertools.count(1)
+        self._last_prompt: tuple[int, ...] = ()
         self._load = GroupLoad(total_blocks=info.total_blocks, free_blocks=info.total_blocks)
         self._lost: RaylineError | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -100,9 +101,8 @@ class GroupLink:
             return
         stream = next(self._numbers)
         events: asyncio.Queue[EngineEvent] = asyncio.Queue()
-        message = pb.RouterMessage(submit=submit_to_pb(stream, request))
         self._streams[stream] = (request.request_id, events)
-        self._outbox.put_nowait(message)
+        self._outbox.put_nowait(self._submit(stream, request))
         try:
             while isinstance(event := await events.get(), TokenEvent | PromptScores):
                 yield event
@@ -110,6 +110,12 @@ class GroupLink:
         finally:
             if self._streams.pop(stream, None) is not None:
                 self._outbox.put_nowait(pb.RouterMessage(abort=pb.Abort(stream=stream)))
+
+    def _submit(self, stream: int, request: EngineRequest) -> pb.RouterMessage:
+        """The choices of one request come one behind the other: their prompt crosses the wire once."""
+        repeats = request.prompt_ids is self._last_prompt and bool(request.prompt_ids)
+        self._last_prompt = request.prompt_ids
+        return pb.RouterMessage(submit=submit_to_pb(stream, request, repeats))
 
     async def close(self) -> None:
         """Hang up; streams still open end with Failed."""
@@ -157,12 +163,12 @@ class GroupLink:
     def _take(self, step: pb.Step) -> None:
         self._heard.set()
         self._load = load_of(step.load)
-        for token in step.tokens:
-            if (entry := self._streams.get(token.stream)) is not None:
-                entry[1].put_nowait(token_of(token, entry[0]))
         for scores in step.scores:
             if (entry := self._streams.get(scores.stream)) is not None:
                 entry[1].put_nowait(prompt_scores_of(scores, entry[0]))
+        for token in step.tokens:
+            if (entry := self._streams.get(token.stream)) is not None:
+                entry[1].put_nowait(token_of(token, entry[0]))
         for finished in step.finished:
             if (entry := self._streams.get(finished.stream)) is not None:
                 entry[1].put_nowait(finished_of(finished, entry[0]))

@@ -11,17 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rayline.protos.errors import InternalError, RaylineError
-from rayline.protos.events import (
-    ChoiceEnded,
-    Delta,
-    DeltaLogprob,
-    Failed,
-    Finished,
-    PromptScored,
-    Started,
-    StreamEvent,
-    Usage,
-)
+from rayline.protos.events import ChoiceEnded, Delta, Failed, Finished, PromptScored, Started, StreamEvent, Usage
+from rayline.router.collected import Collected, CollectedChoice
 from rayline.router.http_errors import error_body
 
 Numbered = AsyncGenerator[tuple[int, StreamEvent], None]
@@ -48,66 +39,72 @@ class Head:
         }
 
 
-@dataclass(slots=True)
-class Answer:
-    """One choice as far as it has come."""
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What an answer shows beside its text. choices: of each prompt."""
 
-    text: list[str] = field(default_factory=list)
-    logprobs: list[DeltaLogprob] = field(default_factory=list)
-    finished: Finished | None = None
+    choices: int = 1
+    token_ids: bool = False
+    tokens_as_ids: bool = False  # logprobs name tokens as "token_id:5", which tells those of equal text apart
+    usage: bool = False
+    continuous_usage: bool = False
 
 
 class Style(Protocol):
-    """How one of the two APIs writes choices. The methods named *_chunk give the JSON text of a choice."""
+    """How one of the two APIs writes choices. The methods named *_chunk give the JSON text of a choice.
+
+    number: of a choice, counted over all prompts of the request.
+    """
 
     kind: str
     chunk_kind: str
 
-    def opening_chunk(self, number: int) -> str | None: ...
+    def opening_chunks(self, numbers: range, started: Started) -> list[str]: ...
 
-    def delta_chunk(self, number: int, delta: Delta) -> str: ...
+    def scored_chunks(self, numbers: range, scored: PromptScored) -> list[str]: ...
 
-    def closing_chunk(self, number: int, finished: Finished) -> str: ...
+    def delta_chunk(self, number: int, delta: Delta) -> str | None: ...
 
-    def choice(self, number: int, answer: Answer) -> dict[str, Any]: ...
+    def closing_chunk(self, number: int, ended: ChoiceEnded) -> str: ...
+
+    def choice(self, number: int, choice: CollectedChoice, of: Collected) -> dict[str, Any]: ...
+
+    def extra(self, answers: list[Collected]) -> dict[str, Any]: ...
 
 
-async def whole(events: Numbered, style: Style, head: Head) -> dict[str, Any]:
+async def whole(events: Numbered, style: Style, head: Head, shown: Shown) -> dict[str, Any]:
     """The answer in one object. Raises the error of a stream that failed."""
-    answers: dict[int, Answer] = {}
+    answers: dict[int, Collected] = {}
     async with aclosing(events):
-        async for number, event in events:
-            answer = answers.setdefault(number, Answer())
-            if isinstance(event, Delta):
-                answer.text.append(event.text)
-                answer.logprobs.extend(event.logprobs)
-            elif isinstance(event, Finished):
-                answer.finished = event
-            elif isinstance(event, Failed):
-                raise event.error
-    ordered = sorted(answers.items())
-    usages = [answer.finished.usage for _, answer in ordered if answer.finished is not None]
-    choices = [style.choice(number, answer) for number, answer in ordered]
-    return head.fields(style.kind) | {"choices": choices, "usage": usage_json(usages)}
+        async for prompt, event in events:
+            answers.setdefault(prompt, Collected()).add(event)
+    choices = [
+        style.choice(prompt * shown.choices + number, choice, answer)
+        for prompt, answer in sorted(answers.items())
+        for number, choice in sorted(answer.choices.items())
+    ]
+    ordered = [answer for _, answer in sorted(answers.items())]
+    usages = [answer.finished.usage for answer in ordered if answer.finished is not None]
+    return head.fields(style.kind) | {"choices": choices, "usage": usage_json(usages)} | style.extra(ordered)
 
 
-async def chunks(events: Numbered, style: Style, head: Head, include_usage: bool) -> AsyncGenerator[str, None]:
+async def chunks(events: Numbered, style: Style, head: Head, shown: Shown) -> AsyncGenerator[str, None]:
     """Server-sent events, each with the stream's event index as its id; an error is sent as one, then [DONE]."""
-    usages: list[Usage] = []
+    counted = RunningUsage()
     before = json.dumps(head.fields(style.chunk_kind))[:-1] + ', "choices": ['
-    after = '], "usage": null}\n\n' if include_usage else "]}\n\n"
+    after = '], "usage": null}\n\n' if shown.usage else "]}\n\n"
     index = 0
     try:
         async with aclosing(events):
-            async for number, event in events:
-                choice = _choice_chunk(style, number, event)
-                if choice is not None:
+            async for prompt, event in events:
+                counted.add(prompt, event)
+                if shown.continuous_usage:
+                    after = f'], "usage": {json.dumps(usage_json(counted.usages()))}}}\n\n'
+                for choice in _choice_chunks(style, prompt * shown.choices, shown.choices, event):
                     yield f"id: {index}\ndata: {before}{choice}{after}"
-                if isinstance(event, Finished):
-                    usages.append(event.usage)
                 index += 1
-        if include_usage:
-            yield f'id: {index - 1}\ndata: {before}], "usage": {json.dumps(usage_json(usages))}}}\n\n'
+        if shown.usage:
+            yield f'id: {index - 1}\ndata: {before}], "usage": {json.dumps(usage_json(counted.usages()))}}}\n\n'
     except RaylineError as error:
         yield f"id: {index}\ndata: {json.dumps(error_body(error))}\n\n"
     except Exception as error:
@@ -117,19 +114,46 @@ async def chunks(events: Numbered, style: Style, head: Head, include_usage: bool
     yield DONE
 
 
-def _choice_chunk(style: Style, number: int, event: StreamEvent) -> str | None:
-    """The choice's JSON; None for an event that shows nothing. Raises the error of a stream that failed."""
+def _choice_chunks(style: Style, first: int, count: int, event: StreamEvent) -> list[str]:
+    """The JSON of the choices that an event shows. Raises the error of a stream that failed."""
     match event:
         case Delta():
-            return style.delta_chunk(number, event) if event.text or event.logprobs else None
+            chunk = style.delta_chunk(first + event.choice, event)
+            return [] if chunk is None else [chunk]
         case Started():
-            return style.opening_chunk(number)
+            return style.opening_chunks(range(first, first + count), event)
+        case PromptScored():
+            return style.scored_chunks(range(first, first + count), event)
+        case ChoiceEnded():
+            return [style.closing_chunk(first + event.choice, event)]
         case Finished():
-            return style.closing_chunk(number, event)
+            return []
         case Failed():
             raise event.error
-        case PromptScored() | ChoiceEnded():
-            return None
+
+
+@dataclass(slots=True)
+class RunningUsage:
+    """Usage as far as a stream has come, prompt by prompt; what a finished one took is known exactly."""
+
+    _prompt_tokens: dict[int, int] = field(default_factory=dict)
+    _output_tokens: dict[int, int] = field(default_factory=dict)
+    _finished: dict[int, Usage] = field(default_factory=dict)
+
+    def add(self, prompt: int, event: StreamEvent) -> None:
+        match event:
+            case Started():
+                self._prompt_tokens[prompt] = event.prompt_tokens
+            case Delta() if not event.is_echo:
+                self._output_tokens[prompt] = self._output_tokens.get(prompt, 0) + len(event.token_ids)
+            case Finished():
+                self._finished[prompt] = event.usage
+
+    def usages(self) -> list[Usage]:
+        return [
+            self._finished.get(prompt) or Usage(tokens, self._output_tokens.get(prompt, 0))
+            for prompt, tokens in self._prompt_tokens.items()
+        ]
 
 
 def fingerprint(first: StreamEvent) -> str:
@@ -156,4 +180,5 @@ def usage_json(usages: list[Usage]) -> dict[str, Any]:
         "completion_tokens": output,
         "total_tokens": prompt + output,
         "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in usages)},
+        "completion_tokens_details": {"reasoning_tokens": sum(usage.reasoning_tokens for usage in usages)},
     }

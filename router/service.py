@@ -7,33 +7,43 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
-from rayline.protos.conversation import ChatMessage
+from rayline.protos.conversation import Conversation
 from rayline.protos.errors import InvalidRequest, ModelNotFound, Unavailable, out_of_range
 from rayline.protos.events import StreamEvent
 from rayline.protos.group import GroupInfo
-from rayline.protos.types import EngineRequest, Spec
-from rayline.router.admission import check_ids, engine_request
+from rayline.protos.types import Spec
+from rayline.router.admission import Admitted, admit, check_ids
+from rayline.router.grammar_desk import GrammarDesk
+from rayline.router.grammar_wish import grammar_wish
 from rayline.router.group import Group
 from rayline.router.ledger import Ledger
+from rayline.router.output_form import NO_FORMATS, ChatFormats
+from rayline.router.prompt import LONG_CHARACTERS, conversation_characters, conversation_ids, is_long
 from rayline.router.session import Session, Timing
 from rayline.router.tokenizer import Tokenizer
 
-THREAD_CHARACTERS = 16_384  # from here on (a few ms) text is tokenised beside the event loop
 MAX_ID_CHARACTERS = 128
 
+T = TypeVar("T")
 log = logging.getLogger("rayline.router")
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model by the name clients use. `groups` is live: its owner adds and removes groups by id."""
+    """A model by the name clients use. `groups` is live: its owner adds and removes groups by id.
+
+    chat: how it writes tool calls and thoughts.
+    """
 
     name: str
     tokenizer: Tokenizer
     groups: Mapping[str, Group]
     created_s: int
+    chat: ChatFormats = NO_FORMATS
 
     @property
     def alive(self) -> bool:
@@ -55,6 +65,7 @@ class Service:
     def __init__(self, models: Mapping[str, ServedModel], clock: Callable[[], float], draw_seed: Callable[[], int]):
         """`clock` gives seconds from any start; `draw_seed` a seed in [0, 2^63) for requests without one."""
         self._models = models
+        self._desks = {model.name: GrammarDesk.of(model.tokenizer) for model in models.values()}
         self._clock = clock
         self._draw_seed = draw_seed
         self._ledger = Ledger()
@@ -89,7 +100,7 @@ class Service:
         return self._models[name]
 
     async def generate(self, spec: Spec) -> AsyncGenerator[StreamEvent, None]:
-        """Started, deltas, then exactly one Finished or Failed.
+        """Started, what its choices bring, then exactly one Finished or Failed (see `protos.events`).
 
         Started comes with the group's first answer, so everything that is wrong before is raised: a field
         out of range, PromptTooLong, ModelNotFound, Overloaded, Unavailable. Closing the generator or
@@ -102,9 +113,9 @@ class Service:
         self._enter(spec.request_id)
         try:
             model = self.model(spec.model)
-            request = await self._request(model, spec)
+            admitted = await self._admit(model, spec)
             timing = Timing(arrived_s, self._clock() - arrived_s)
-            session = Session(request, model.groups, model.tokenizer, self._ledger, self._clock, timing)
+            session = Session(admitted, model.groups, model.tokenizer, self._ledger, self._clock, timing)
             self._turn += 1
             async with aclosing(session.events(self._turn)) as events:
                 async for event in events:
@@ -114,17 +125,25 @@ class Service:
 
     async def tokenize(self, model: str, text: str, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Ids of `text` as a prompt of this model."""
-        return await _encode(self.model(model).tokenizer, text, add_special_tokens)
+        work = partial(self.model(model).tokenizer.encode, text, add_special_tokens)
+        return await _beside(len(text) >= LONG_CHARACTERS, work)
 
-    async def tokenize_chat(self, model: str, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
-        """Ids of the prompt that the chat template makes of `messages`."""
-        return await _chat_ids(self.model(model).tokenizer, messages)
+    async def tokenize_chat(self, model: str, conversation: Conversation) -> tuple[int, ...]:
+        """Ids of the prompt that the chat template makes of a conversation."""
+        conversation.check()
+        work = partial(conversation_ids, conversation, self.model(model).tokenizer)
+        return await _beside(conversation_characters(conversation) >= LONG_CHARACTERS, work)
 
     def detokenize(self, model: str, token_ids: Sequence[int]) -> str:
         """Text of `token_ids`, special tokens shown. Raises InvalidRequest for ids outside the vocabulary."""
         tokenizer = self.model(model).tokenizer
         check_ids("token_ids", token_ids, tokenizer.vocab_size)
         return tokenizer.decode(token_ids, skip_special_tokens=False)
+
+    def close(self) -> None:
+        """End the processes that check grammars. Nothing may be asked any more."""
+        for desk in self._desks.values():
+            desk.close()
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for the running ones. False when some still run after `timeout_s`."""
@@ -150,26 +169,17 @@ class Service:
         if not self._running:
             self._idle.set()
 
-    async def _request(self, model: ServedModel, spec: Spec) -> EngineRequest:
+    async def _admit(self, model: ServedModel, spec: Spec) -> Admitted:
+        """What takes long happens beside the event loop: other streams go on."""
         spec.check()
-        prompt_ids = await self._prompt_ids(model.tokenizer, spec)
-        return engine_request(spec, prompt_ids, model.info, model.tokenizer.bos_id, self._draw_seed())
-
-    async def _prompt_ids(self, tokenizer: Tokenizer, spec: Spec) -> tuple[int, ...]:
-        if spec.conversation is not None:
-            return await _chat_ids(tokenizer, spec.conversation.messages)
-        if spec.prompt is not None:
-            return await _encode(tokenizer, spec.prompt, add_special_tokens=True)
-        return spec.prompt_ids or ()
+        desk = self._desks[model.name]
+        wish = await _beside(is_long(spec), partial(grammar_wish, spec, model.chat, desk.special_ids))
+        grammar = "" if wish is None else await wish.granted(desk)
+        seed = self._draw_seed()
+        work = partial(admit, spec, model.tokenizer, model.chat, grammar, model.info, seed)
+        return await _beside(is_long(spec), work)
 
 
-async def _encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> tuple[int, ...]:
-    if len(text) < THREAD_CHARACTERS:
-        return tokenizer.encode(text, add_special_tokens)
-    return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens)
-
-
-async def _chat_ids(tokenizer: Tokenizer, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
-    """The template writes the special tokens itself, so none are added."""
-    text = tokenizer.render_chat([asdict(message) for message in messages])
-    return await _encode(tokenizer, text, add_special_tokens=False)
+async def _beside(is_long: bool, work: Callable[[], T]) -> T:
+    """The result of `work`, done in a thread when it takes long."""
+    return await asyncio.to_thread(work) if is_long else work()

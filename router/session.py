@@ -7,22 +7,22 @@ from dataclasses import dataclass, replace
 
 from rayline.protos.errors import InternalError, Overloaded, RaylineError, Unavailable
 from rayline.protos.events import (
-    Begun,
     EngineEvent,
     Failed,
     Finished,
-    FinishReason,
     Overhead,
-    Started,
+    PromptScores,
     StreamEvent,
     TokenEvent,
-    Usage,
 )
 from rayline.protos.types import EngineRequest
+from rayline.router.admission import Admitted
+from rayline.router.answer import Answer
+from rayline.router.choice import Choice, ChoiceEvent
+from rayline.router.fan_in import fan_in
 from rayline.router.group import Group
 from rayline.router.ledger import Lease, Ledger
 from rayline.router.policy import GroupView, choose
-from rayline.router.text_stream import TextStream
 from rayline.router.tokenizer import Tokenizer
 
 log = logging.getLogger("rayline.router")
@@ -37,7 +37,7 @@ class Timing:
 
 
 class Session:
-    """Runs one request.
+    """Runs one request: all its choices in one group, each an engine stream of its own.
 
     A group that refuses (full) or is lost before its first token is passed over for another one: nothing
     has been promised yet. After `Started` a loss ends the stream in Failed(Unavailable).
@@ -45,41 +45,41 @@ class Session:
 
     def __init__(
         self,
-        request: EngineRequest,
+        admitted: Admitted,
         groups: Mapping[str, Group],
         tokenizer: Tokenizer,
         ledger: Ledger,
         clock: Callable[[], float],
         timing: Timing,
     ):
-        self._request = request
+        self._admitted = admitted
+        self._request_id = admitted.spec.request_id
         self._groups = groups
-        self._text = TextStream(tokenizer, request.params, request.prompt_ids)
+        self._tokenizer = tokenizer
         self._ledger = ledger
         self._clock = clock
         self._timing = timing
         self._first_token_s = 0.0
-        self._begun = Begun(0, 0.0)
 
     async def events(self, turn: int) -> AsyncGenerator[StreamEvent, None]:
-        """Started, deltas, one terminal event. Raises RaylineError while nothing has been promised.
+        """Started, what the choices bring, one terminal event. Raises RaylineError while nothing has been promised.
 
         `turn` is the caller's count of requests, by which equal groups alternate.
         """
         refusals: dict[str, RaylineError] = {}
         while True:
             group = self._choose(turn, refusals)
-            tokens = len(self._request.prompt_ids) + (self._request.params.max_tokens or 0)
-            with self._ledger.lease(group.info.group_id, tokens) as lease:
-                async with aclosing(_guarded(group, self._request)) as events:
-                    first = await anext(events)
-                    if isinstance(first, Failed):
-                        refusals[group.info.group_id] = _passed_over(first.error)
+            answer = Answer(self._admitted, self._tokenizer)
+            with self._ledger.lease(group.info.group_id, self._admitted.tokens) as lease:
+                async with aclosing(fan_in([_lane(group, choice, lease) for choice in answer.choices])) as lanes:
+                    first = await anext(lanes)
+                    if isinstance(first[1], Failed):
+                        refusals[group.info.group_id] = _passed_over(first[1].error)
                         continue
-                    yield Started(
-                        self._request.request_id, group.info.numerics, group.info.exact, len(self._request.prompt_ids)
-                    )
-                    async with aclosing(self._follow(first, events, lease)) as followed:
+                    lease.done(len(self._admitted.prompt_ids))
+                    self._first_token_s = self._clock() - self._timing.arrived_s
+                    yield answer.started(group.info)
+                    async with aclosing(self._follow(answer, first, lanes)) as followed:
                         async for event in followed:
                             yield event
                     return
@@ -89,52 +89,53 @@ class Session:
         untried = {group_id: group for group_id, group in self._groups.items() if group_id not in refusals}
         views = [view_of(group, self._ledger) for group in untried.values()]
         try:
-            choice = choose(len(self._request.prompt_ids) + (self._request.params.max_tokens or 0), views, turn)
+            choice = choose(self._admitted.tokens, views, turn)
         except (Overloaded, Unavailable):
             if refusals:
                 raise list(refusals.values())[-1] from None
             raise
-        log.debug("%s goes to %s: %s", self._request.request_id, choice.group_id, "; ".join(choice.reasons))
+        log.debug("%s goes to %s: %s", self._request_id, choice.group_id, "; ".join(choice.reasons))
         return untried[choice.group_id]
 
     async def _follow(
-        self, first: EngineEvent, rest: AsyncIterator[EngineEvent], lease: Lease
+        self, answer: Answer, first: tuple[int, ChoiceEvent], lanes: AsyncIterator[tuple[int, ChoiceEvent]]
     ) -> AsyncGenerator[StreamEvent, None]:
-        """Deltas of an accepted stream and its terminal event. A stream that moves to another group moves here."""
-        self._first_token_s = self._clock() - self._timing.arrived_s
-        lease.done(len(self._request.prompt_ids))
-        event: EngineEvent | None = first
-        while isinstance(event, TokenEvent):
-            self._begun = event.begun or self._begun
-            lease.done(1)
-            yield self._text.push(event)
-            if self._text.stopped is not None:
-                yield self._stopped_early()
-                return
-            event = await anext(rest, None)
-        if isinstance(event, Finished):
-            if (last := self._text.finish()) is not None:
-                yield last
-            yield self._finished(event)
-        elif isinstance(event, Failed):
+        """All that comes behind Started."""
+        for event in (*answer.opening(), *answer.take(first[1])):
             yield event
+        async for _, brought in lanes:
+            for event in answer.take(brought):
+                yield event
+            if isinstance(brought, Failed):
+                return
+        yield self._timed(answer.finished())
 
-    def _stopped_early(self) -> Finished:
-        """A stop string is the router's matter: the group is told to stop by closing its stream."""
-        usage = Usage(len(self._request.prompt_ids), self._text.output_tokens, self._begun.cached_tokens)
-        finished = Finished(self._request.request_id, FinishReason.STOP, usage, queue_s=self._begun.queue_s)
-        return self._finished(finished)
-
-    def _finished(self, event: Finished) -> Finished:
+    def _timed(self, finished: Finished) -> Finished:
         overhead = Overhead(
             tokenize_s=self._timing.tokenize_s,
-            queue_s=event.queue_s,
+            queue_s=finished.queue_s,
             first_token_s=self._first_token_s,
             total_s=self._clock() - self._timing.arrived_s,
+            preempted=finished.preempted,
         )
-        if self._text.stopped is not None:
-            event = replace(event, reason=FinishReason.STOP, stop_reason=self._text.stopped)
-        return replace(event, overhead=overhead)
+        return replace(finished, overhead=overhead)
+
+
+async def _lane(group: Group, choice: Choice, lease: Lease) -> AsyncGenerator[ChoiceEvent, None]:
+    """What one choice brings. The engine's stream is closed, and so aborted, as soon as no more is wanted of it.
+
+    A choice whose group is lost would go on in another group here, by itself.
+    """
+    async with aclosing(_guarded(group, choice.request)) as events:
+        async for event in events:
+            lease.done(1)
+            shown = choice.take(event)
+            if choice.is_over:
+                break  # a reader that is slow to take the end does not keep the engine busy
+            for part in shown:
+                yield part
+    for part in shown:
+        yield part
 
 
 def view_of(group: Group, ledger: Ledger) -> GroupView:
@@ -157,7 +158,7 @@ async def _guarded(group: Group, request: EngineRequest) -> AsyncGenerator[Engin
         async with _closing(group.generate(request)) as events:
             async for event in events:
                 yield event
-                if not isinstance(event, TokenEvent):
+                if not isinstance(event, TokenEvent | PromptScores):
                     return
         lost = Unavailable(f"group {group.info.group_id} ended the stream without a result")
         yield Failed(request.request_id, lost)

@@ -8,11 +8,12 @@ class StopStrings:
 
     The match is the one that completes first, character by character, and of those that complete together
     the longest; so it does not depend on how the text was cut into pieces. Text that may yet turn out to be
-    the beginning of a stop string is held back.
+    the beginning of a stop string is held back. `included`: the match itself is let through as well.
     """
 
-    def __init__(self, stops: Sequence[str]):
+    def __init__(self, stops: Sequence[str], included: bool = False):
         self._stops = tuple(stops)
+        self._included = included
         self._held = ""
         self.matched: str | None = None
 
@@ -25,8 +26,8 @@ class StopStrings:
         if ends:
             end, _, self.matched = min(ends)
             self._held = ""
-            return text[: end - len(self.matched)]
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+            return text[: end if self._included else end - len(self.matched)]
+        keep = max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -36,7 +37,7 @@ class StopStrings:
         return rest
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest proper beginning of `stop` that ends `text`."""
     longest = min(len(stop) - 1, len(text))
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

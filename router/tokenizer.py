@@ -13,8 +13,9 @@ from typing import Any
 
 import tokenizers
 
+from rayline.protos.conversation import Conversation
 from rayline.protos.errors import InvalidRequest, ModelError
-from rayline.router.chat import ChatTemplate
+from rayline.router.chat import ChatTemplates
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SPACE_MARK = "\u2581"  # SentencePiece's visible blank
@@ -53,7 +54,7 @@ class Tokenizer:
         self.eos_id = self._id_of("eos_token")
         self.special_ids = frozenset(i for i, t in backend.get_added_tokens_decoder().items() if t.special)
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
-        self.chat_template = self._template(templates)
+        self.chat_templates = self._chat_templates(templates)
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
@@ -91,6 +92,10 @@ class Tokenizer:
         """The vocabulary's own spelling of a token, None outside the vocabulary."""
         return self._backend.id_to_token(token_id)
 
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by the vocabulary's own spelling."""
+        return self._backend.token_to_id(token)
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes one token adds in the middle of a text; a special token's are its name."""
         token = self.token(token_id)
@@ -104,6 +109,11 @@ class Tokenizer:
             return bytes([int(byte[1], 16)])
         return token.replace(SPACE_MARK, " ").encode()
 
+    @property
+    def special_names(self) -> dict[str, int]:
+        """Special tokens by name."""
+        return {name: i for i in self.special_ids if (name := self.token(i)) is not None}
+
     def token_text(self, token_id: int) -> str:
         """`token_bytes` as text; bytes that are no character by themselves show as U+FFFD."""
         return self.token_bytes(token_id).decode(errors="replace")
@@ -115,21 +125,26 @@ class Tokenizer:
         parts = [part["type"] for part in tree.get("decoders", [tree]) if "type" in part]
         return DecoderKind("ByteLevel" in parts, "ByteFallback" in parts, len(parts) == 1)
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The prompt for `messages`, up to where the assistant speaks. Raises InvalidRequest without a template."""
-        if self.chat_template is None:
+    def render_chat(self, conversation: Conversation) -> str:
+        """The prompt for a conversation. Raises InvalidRequest without a template, or in the template's words."""
+        if self.chat_templates is None:
             raise InvalidRequest("messages cannot be used: this model has no chat template", field="messages")
-        return self.chat_template.render(messages, add_generation_prompt=True)
+        return self.chat_templates.render(conversation)
+
+    @property
+    def template_text(self) -> str:
+        """The source of the template that lays out tools, "" where there is none."""
+        return "" if self.chat_templates is None else self.chat_templates.text
 
     def _id_of(self, key: str) -> int | None:
         name = _content(self._config.get(key))
         return None if name is None else self._backend.token_to_id(name)
 
-    def _template(self, templates: Mapping[str, str]) -> ChatTemplate | None:
-        if "default" not in templates:
+    def _chat_templates(self, templates: Mapping[str, str]) -> ChatTemplates | None:
+        if not templates:
             return None
         names = {key: _content(value) for key, value in self._config.items() if key.endswith("_token")}
-        return ChatTemplate(templates["default"], {key: name for key, name in names.items() if name is not None})
+        return ChatTemplates(templates, {key: name for key, name in names.items() if name is not None})
 
 
 def spelled_bytes(token: str) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 from exact_requests import ALONE, Arrival, Asked, Limits
 
 from rayline.cluster.config import EngineSection, KernelWish, ParallelSection
-from rayline.protos.events import Finished, FinishReason, TokenEvent
+from rayline.protos.events import Failed, Finished, FinishReason, PromptScores, TokenEvent, TokenLogprob
 from rayline.protos.types import EngineRequest
 from rayline.workers.group import GroupSpec, Launcher, StartedGroup, start_group
 from rayline.workers.models.config import ModelConfig, kv_bytes_per_token
@@ -17,12 +17,19 @@ Token = tuple[int, str | None, tuple[tuple[int, str], ...]]
 """An output token, its logprob and the best ones' beside it; floats as their bits (float.hex)."""
 
 
+BeamBits = tuple[tuple[int, ...], str, tuple[str, ...], FinishReason]
+"""Token ids, score, logprobs and end of a beam."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one request got. reason None: it was aborted before its end."""
+    """What one request got. reason None: it was aborted or failed. scores: of its prompt from token 1 on."""
 
     tokens: tuple[Token, ...]
     reason: FinishReason | None
+    scores: tuple[Token, ...] = ()
+    beams: tuple[BeamBits, ...] = ()
+    error: str = ""
 
 
 def start(
@@ -57,7 +64,8 @@ def play(group: StartedGroup, requests: Sequence[tuple[Arrival, Sequence[int]]])
     """Let requests arrive, each with the outputs it is resumed from, and run until all have ended."""
     engine = group.engine
     tokens: list[list[Token]] = [[] for _ in requests]
-    reasons: dict[int, FinishReason] = {}
+    scores: list[list[Token]] = [[] for _ in requests]
+    ends: dict[int, Finished | Failed] = {}
     aborts: dict[int, int] = {}
     coming = list(enumerate(requests))
     step, due = 0, requests[0][0].after_steps
@@ -65,7 +73,18 @@ def play(group: StartedGroup, requests: Sequence[tuple[Arrival, Sequence[int]]])
         while coming and (step >= due or not engine.has_work):
             index, (arrival, outputs) = coming.pop(0)
             asked = arrival.asked
-            engine.add(EngineRequest(str(index), asked.prompt_ids, asked.params, tuple(outputs), arrival.priority))
+            engine.add(
+                EngineRequest(
+                    str(index),
+                    asked.prompt_ids,
+                    asked.params,
+                    tuple(outputs),
+                    arrival.priority,
+                    cache_salt=arrival.cache_salt,
+                    family=arrival.family,
+                    rules=asked.rules,
+                )
+            )
             if arrival.abort_after_steps is not None:
                 aborts[index] = step + arrival.abort_after_steps
             due = step + coming[0][1][0].after_steps if coming else 0
@@ -73,12 +92,26 @@ def play(group: StartedGroup, requests: Sequence[tuple[Arrival, Sequence[int]]])
         for event in [*events, *engine.step()]:
             if isinstance(event, TokenEvent):
                 tokens[int(event.request_id)].append(_bits(event))
-            elif isinstance(event, Finished):
-                reasons[int(event.request_id)] = event.reason
+            elif isinstance(event, PromptScores):
+                assert event.start == 1 + len(scores[int(event.request_id)])
+                scores[int(event.request_id)] += [_score_bits(*score) for score in event.tokens]
+            else:
+                ends[int(event.request_id)] = event
         step += 1
     engine.scheduler.pool.check([])
-    ends = [None if reasons[i] is FinishReason.ABORT else reasons[i] for i in range(len(requests))]
-    return [Answer(tuple(gained), end) for gained, end in zip(tokens, ends, strict=True)]
+    return [_answer(tokens[i], scores[i], ends[i]) for i in range(len(requests))]
+
+
+def _answer(tokens: Sequence[Token], scores: Sequence[Token], end: Finished | Failed) -> Answer:
+    if isinstance(end, Failed):
+        return Answer(tuple(tokens), None, tuple(scores), error=end.error.message)
+    reason = None if end.reason is FinishReason.ABORT else end.reason
+    beams = ((b.token_ids, b.score.hex(), tuple(map(float.hex, b.logprobs)), b.reason) for b in end.beams)
+    return Answer(tuple(tokens), reason, tuple(scores), tuple(beams))
+
+
+def _score_bits(own: TokenLogprob, top: tuple[TokenLogprob, ...]) -> Token:
+    return own.token_id, own.logprob.hex(), tuple((other.token_id, other.logprob.hex()) for other in top)
 
 
 def _bits(event: TokenEvent) -> Token:
@@ -106,7 +139,7 @@ def longest_tokens(arrivals: Sequence[Arrival]) -> int:
 def differences(group: StartedGroup, arrivals: Sequence[Arrival], reference: Callable[[Asked], Answer]) -> list[str]:
     """What a group answers otherwise than `reference` does: one line for each request. Empty if bits are equal."""
     expected = [reference(arrival.asked) for arrival in arrivals]
-    known = [min(a.resumed_tokens, len(e.tokens) - 1) for a, e in zip(arrivals, expected, strict=True)]
+    known = [max(0, min(a.resumed_tokens, len(e.tokens) - 1)) for a, e in zip(arrivals, expected, strict=True)]
     resumed = [[token[0] for token in e.tokens[:count]] for e, count in zip(expected, known, strict=True)]
     answers = play(group, list(zip(arrivals, resumed, strict=True)))
     found = []
@@ -116,6 +149,13 @@ def differences(group: StartedGroup, arrivals: Sequence[Arrival], reference: Cal
             wanted = wanted[: len(answer.tokens)]
         if answer.tokens != wanted or answer.reason not in (None, whole.reason):
             found.append(f"request {index}: {_first_difference(answer.tokens, wanted)}")
+        scores = () if skipped else whole.scores
+        if answer.scores != (scores[: len(answer.scores)] if answer.reason is None else scores):
+            found.append(f"request {index}: of the prompt {_first_difference(answer.scores, scores)}")
+        if answer.error != whole.error:
+            found.append(f"request {index}: error is {answer.error!r}, alone {whole.error!r}")
+        if answer.reason is not None and answer.beams != whole.beams:
+            found.append(f"request {index}: beams are {answer.beams}, alone {whole.beams}")
     return found
 
 

@@ -81,6 +81,7 @@ OPTIONS = st.fixed_dictionaries(
         "priority": sint32,
         "tenant": text,
         "cache_salt": text,
+        "return_prompt_ids": st.booleans(),
     }
 )
 specs = st.builds(lambda form, options, *rest: Spec(*rest, **form, **options), FORMS, OPTIONS, name, text, params)

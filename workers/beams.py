@@ -11,13 +11,13 @@ A hypothesis ends with an end token, or at the length limit. The `width` best hy
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from rayline.protos.events import Beam, FinishReason, TokenLogprob
-from rayline.protos.types import EarlyStopping, SamplingParams
+from rayline.protos.types import EarlyStopping, SamplingParams, TokenRules
 
 _MOST_EXPONENT = 80.0  # e ** 80 is near the ends of fp32; a length penalty beyond ranks as this one does
 
@@ -60,23 +60,36 @@ class Heir:
     token_id: int
 
 
-def rules_of(params: SamplingParams, eos_ids: Iterable[int], most_tokens: int) -> BeamRules:
+def rules_of(params: SamplingParams, rules: TokenRules, eos_ids: Collection[int], most_tokens: int) -> BeamRules:
     return BeamRules(
-        params.beam_width, params.n, end_ids(params, eos_ids), most_tokens, params.length_penalty, params.early_stopping
+        params.beam_width,
+        params.n,
+        end_ids(params, rules, eos_ids),
+        most_tokens,
+        params.length_penalty,
+        params.early_stopping,
     )
 
 
-def end_ids(params: SamplingParams, eos_ids: Iterable[int]) -> frozenset[int]:
-    return frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else eos_ids)
+def is_end(token_id: int, params: SamplingParams, rules: TokenRules, eos_ids: Collection[int]) -> bool:
+    """Whether a token ends a text. Under `ignore_eos` a grammar allows EOS when it is complete: nothing follows."""
+    if token_id in params.stop_token_ids:
+        return True
+    return token_id in eos_ids and (not params.ignore_eos or bool(rules.grammar))
 
 
-def candidates_needed(params: SamplingParams, eos_ids: Iterable[int]) -> int:
+def end_ids(params: SamplingParams, rules: TokenRules, eos_ids: Collection[int]) -> frozenset[int]:
+    """All tokens of which `is_end` holds."""
+    return frozenset(token for token in (*params.stop_token_ids, *eos_ids) if is_end(token, params, rules, eos_ids))
+
+
+def candidates_needed(params: SamplingParams, rules: TokenRules, eos_ids: Collection[int]) -> int:
     """How many next tokens of each beam a step must see.
 
     With so many, `width` tokens of the beam alone do not end it; no token behind them can be among the `width` best
     that do not end, nor among the `width` best of all.
     """
-    return params.beam_width + len(end_ids(params, eos_ids))
+    return params.beam_width + len(end_ids(params, rules, eos_ids))
 
 
 def advance(

@@ -32,7 +32,8 @@ class Draft:
             self.scores_budget -= item.count
 
     def close(self, epoch: int, step: int) -> Plan:
-        return Plan(
+        """The plan; what follows belongs to the next one."""
+        plan = Plan(
             epoch,
             step,
             tuple(self.admitted),
@@ -42,3 +43,6 @@ class Draft:
             tuple(self.gained),
             tuple(self.copies),
         )
+        for part in (self.admitted, self.slices, self.released, self.forked, self.gained, self.copies, self.members):
+            part.clear()
+        return plan

@@ -1,12 +1,13 @@
 """The engine of one group: requests in, token events out, one step at a time. Single-threaded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from rayline.protos.errors import InvalidRequest, PromptTooLong
+from rayline.protos.errors import InvalidRequest
 from rayline.protos.events import EngineEvent
 from rayline.protos.group import GroupLoad
 from rayline.protos.types import EngineRequest
 from rayline.workers.pipeline import Pipeline
+from rayline.workers.request_check import check_request
 from rayline.workers.scheduler import Scheduler
 
 
@@ -53,32 +54,6 @@ class Engine:
         self.pipeline.close()
 
     def _check(self, request: EngineRequest) -> None:
-        """The engine trusts no router: what it cannot compute is refused here."""
-        request.params.check()
-        limits = self.scheduler.limits
-        known = len(request.prompt_ids) + len(request.output_ids)
-        if not request.prompt_ids:
-            raise InvalidRequest("prompt_ids is empty: at least one token is needed", field="prompt_ids")
-        if known >= limits.max_model_len:
-            raise PromptTooLong(
-                f"prompt of {known} tokens leaves no room: max_model_len is {limits.max_model_len}", field="prompt"
-            )
-        self._check_ids("prompt_ids", request.prompt_ids)
-        self._check_ids("output_ids", request.output_ids)
-        if len(request.output_ids) >= (request.params.max_tokens or limits.max_model_len):
-            raise InvalidRequest(
-                f"output_ids holds {len(request.output_ids)} tokens: max_tokens = {request.params.max_tokens} leaves "
-                "nothing to compute",
-                field="output_ids",
-            )
-        if request.params.seed is None:
-            raise InvalidRequest("seed is missing: the router draws one for each request", field="seed")
+        check_request(request, self.scheduler.limits, self.scheduler.pool.total, self._vocab_size)
         if self.scheduler.holds(request.request_id):
             raise InvalidRequest(f"request_id {request.request_id!r} is already running", field="request_id")
-
-    def _check_ids(self, field: str, token_ids: Sequence[int]) -> None:
-        for token_id in token_ids:
-            if not 0 <= token_id < self._vocab_size:
-                raise InvalidRequest(
-                    f"{field} holds {token_id}: allowed are ids of 0 to {self._vocab_size - 1}", field=field
-                )

@@ -1,4 +1,4 @@
-"""What the rules of one request need to know of its tokens, kept as they come.
+"""What the rules of one request need to have at hand at each of its tokens, kept as they come.
 
 All of it is a function of the prompt, the output and the rules, so a sequence that was resumed, preempted or forked
 knows what it would have known.
@@ -10,14 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayline.protos.types import SamplingParams, Thinking, TokenRules
+from rayline.kernels.edits import mask_of
+from rayline.protos.types import SamplingParams, TokenRules
+from rayline.workers.thought import Thought
 
 _ROOM = 64  # output tokens for which arrays have room before they grow
 
 
 class History:
-    """Of one sequence: counts under penalties, n-grams, its last tokens, and whether it thinks. Appending takes the
-    same time however long it is."""
+    """Of one sequence: counts under penalties, n-grams, its last tokens, whether it thinks, and what its lists of ids
+    are as tensors. Appending takes the same time however long the sequence is."""
 
     def __init__(
         self, params: SamplingParams, rules: TokenRules, prompt_ids: Sequence[int], output_ids: Sequence[int]
@@ -25,7 +27,8 @@ class History:
         self._counts = Counts(prompt_ids if params.repetition_penalty != 1.0 else ()) if penalises(params) else None
         self._ngrams = NGrams(params.no_repeat_ngram_size) if params.no_repeat_ngram_size else None
         self._bad_words = BadWords(rules.bad_words) if rules.bad_words else None
-        self._thought = Thought(rules.thinking) if limits_thinking(rules) and rules.thinking else None
+        self._thought = _thought(rules)
+        self._fixed = Fixed(params)
         if self._ngrams or self._bad_words:
             for token in prompt_ids:
                 self._follow(token)
@@ -53,7 +56,12 @@ class History:
         twin._ngrams = None if self._ngrams is None else self._ngrams.copy()
         twin._bad_words = None if self._bad_words is None else self._bad_words.copy()
         twin._thought = None if self._thought is None else self._thought.copy()
+        twin._fixed = self._fixed  # never written to
         return twin
+
+    @property
+    def fixed(self) -> "Fixed":
+        return self._fixed
 
     @property
     def counts(self) -> tuple[Tensor, Tensor] | None:
@@ -74,7 +82,8 @@ class History:
 
 def needs_history(params: SamplingParams, rules: TokenRules) -> bool:
     """Whether a request asks for anything that depends on its tokens."""
-    return bool(penalises(params) or params.no_repeat_ngram_size or rules.bad_words or limits_thinking(rules))
+    lists = params.logit_bias or params.allowed_token_ids or rules.bad_words
+    return bool(penalises(params) or params.no_repeat_ngram_size or lists or limits_thinking(rules))
 
 
 def penalises(params: SamplingParams) -> bool:
@@ -83,6 +92,25 @@ def penalises(params: SamplingParams) -> bool:
 
 def limits_thinking(rules: TokenRules) -> bool:
     return rules.thinking is not None and rules.thinking.budget_tokens is not None and bool(rules.thinking.end_ids)
+
+
+class Fixed:
+    """A request's lists of ids that stay as they are, as tensors that are made once. Ids outside mean nothing."""
+
+    def __init__(self, params: SamplingParams) -> None:
+        self._bias = params.logit_bias
+        self._allowed = params.allowed_token_ids
+        self._made: tuple[tuple[Tensor, Tensor] | None, Tensor | None] | None = None
+
+    def of(self, vocab_size: int) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
+        """Biased ids and their biases, and the mask of the allowed ids; each None where there is none."""
+        if self._made is None:
+            pairs = [(token, bias) for token, bias in dict(self._bias).items() if token < vocab_size]
+            ids, values = [token for token, _ in pairs], [bias for _, bias in pairs]
+            bias = (torch.tensor(ids, dtype=torch.int64), torch.tensor(values, dtype=torch.float32))
+            allowed = [token for token in self._allowed if token < vocab_size]
+            self._made = bias if pairs else None, mask_of(allowed, vocab_size) if self._allowed else None
+        return self._made
 
 
 class Counts:
@@ -171,41 +199,7 @@ class BadWords:
         return twin
 
 
-class Thought:
-    """Whether the output is inside of thinking, and how much of the budget is spent.
-
-    Every output token between the end of `start_ids` and the end of `end_ids` counts, over the whole output. Once the
-    budget is spent, the rest of `end_ids` is forced: what of them stands at the end already is not repeated.
-    """
-
-    def __init__(self, rules: Thinking) -> None:
-        self._rules = rules
-        self._is_inside = rules.is_open
-        self._matched = 0  # ids of the next mark, start or end, that stand at the end of the output
-        self._spent = 0
-
-    def append(self, token_id: int) -> None:
-        mark = self._rules.end_ids if self._is_inside else self._rules.start_ids
-        if not mark:
-            return
-        self._spent += self._is_inside
-        self._matched = matched(mark, self._matched, token_id)
-        if self._matched == len(mark):
-            self._is_inside, self._matched = not self._is_inside, 0
-
-    @property
-    def forced(self) -> int | None:
-        if self._is_inside and self._spent >= (self._rules.budget_tokens or 0):
-            return self._rules.end_ids[self._matched]
+def _thought(rules: TokenRules) -> Thought | None:
+    if rules.thinking is None or not limits_thinking(rules):
         return None
-
-    def copy(self) -> "Thought":
-        twin = Thought(self._rules)
-        twin._is_inside, twin._matched, twin._spent = self._is_inside, self._matched, self._spent
-        return twin
-
-
-def matched(mark: tuple[int, ...], before: int, token_id: int) -> int:
-    """How long a beginning of `mark` stands at the end, of which mark[:before] stood there before `token_id` came."""
-    tail = (*mark[:before], token_id)
-    return next((size for size in range(len(tail), 0, -1) if mark[:size] == tail[-size:]), 0)
+    return Thought(rules.thinking, comes_first=bool(rules.grammar))

@@ -38,12 +38,16 @@ CHANNEL_OPTIONS = (
 
 @dataclass(eq=False)
 class Connection:
-    """One router. `streams` maps request ids to the router's own numbers for them."""
+    """One router. `streams` maps request ids to the router's own numbers for them.
+
+    last_prompt: of its last submit, for the one that repeats it.
+    """
 
     number: int
     outbox: asyncio.Queue[pb.LeaderMessage | None] = field(default_factory=asyncio.Queue)
     streams: dict[str, int] = field(default_factory=dict)
     request_ids: dict[int, str] = field(default_factory=dict)
+    last_prompt: tuple[int, ...] = ()
     told_s: float = 0.0
 
 
@@ -128,7 +132,8 @@ class Leader(GroupChannelServicer):
     async def _read(self, connection: Connection, messages: AsyncIterator[pb.RouterMessage]) -> None:
         async for message in messages:
             if message.HasField("submit"):
-                request = request_of(message.submit)
+                request = request_of(message.submit, connection.last_prompt)
+                connection.last_prompt = request.prompt_ids
                 if request.request_id in self._owners:
                     self._refuse(connection, message.submit)
                     continue

@@ -5,12 +5,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rayline.kernels.edits import Edit, mask_of
-from rayline.kernels.sampling import SampledRows, SamplingRows
+from rayline.kernels.edits import Edit
+from rayline.kernels.sampling import RowLogprobs, SampledRows, SamplingRows
 from rayline.protos.events import TokenLogprob
-from rayline.protos.plan import Sampled
+from rayline.protos.plan import Refused, Sampled
 from rayline.protos.types import PLAIN_RULES, SamplingParams, TokenRules
 from rayline.workers.history import History
+
+NOTHING_LEFT = (
+    "no token is left to choose: what allowed_token_ids and the grammar allow, bad_words, no_repeat_ngram_size or "
+    "min_tokens forbid"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +26,7 @@ class SampleRequest:
     outputs:  tokens it has sampled before, on any group
     history:  what `needs_history` asks for; None where it asks for nothing
     mask:     what its grammar allows, int32 [ceil(vocab_size / 32)]: bit i % 32 of word i // 32 is id i; None: all
+    must_end: the grammar is complete: nothing but an end may come, `min_tokens` or not
     """
 
     sequence: int
@@ -30,6 +36,7 @@ class SampleRequest:
     rules: TokenRules = PLAIN_RULES
     history: History | None = None
     mask: Tensor | None = None
+    must_end: bool = False
 
 
 def sampling_rows(requests: Sequence[SampleRequest], eos_ids: Sequence[int], vocab_size: int) -> SamplingRows:
@@ -40,6 +47,8 @@ def sampling_rows(requests: Sequence[SampleRequest], eos_ids: Sequence[int], voc
         top_k=tuple(p.top_k for p in params),
         top_p=tuple(p.top_p for p in params),
         min_p=tuple(p.min_p for p in params),
+        typical_p=tuple(p.typical_p for p in params),
+        top_n_sigma=tuple(p.top_n_sigma for p in params),
         seed=tuple(p.seed or 0 for p in params),
         position=tuple(request.position for request in requests),
         edits=tuple(edit_of(request, eos_ids, vocab_size) for request in requests),
@@ -49,50 +58,45 @@ def sampling_rows(requests: Sequence[SampleRequest], eos_ids: Sequence[int], voc
 
 def edit_of(request: SampleRequest, eos_ids: Sequence[int], vocab_size: int) -> Edit | None:
     """What the request wants done to its logits; None, and that soon, where it wants nothing."""
-    params, history = request.params, request.history
-    is_early = request.outputs < params.min_tokens
-    if history is None and not is_early and not params.logit_bias and not params.allowed_token_ids:
-        return None if request.mask is None else Edit(mask=request.mask)
-    ends = suppressed_ids(request, eos_ids, vocab_size)
-    banned = ends if history is None else (*ends, *(token for token in history.banned if token < vocab_size))
-    seen, counts = (history and history.counts) or (None, None)
+    params, history, mask = request.params, request.history, request.mask
+    ends = suppressed_ids(request, eos_ids, vocab_size) if request.outputs < params.min_tokens else ()
+    if history is None:
+        return Edit(banned=ends, mask=mask) if ends or mask is not None else None
+    seen, counts = history.counts or (None, None)
+    bias, allowed = history.fixed.of(vocab_size)
     return Edit(
         seen=seen,
         counts=counts,
         repetition_penalty=params.repetition_penalty,
         frequency_penalty=params.frequency_penalty,
         presence_penalty=params.presence_penalty,
-        bias=tuple((token, bias) for token, bias in params.logit_bias if token < vocab_size),
-        banned=banned,
-        mask=joined_mask(params.allowed_token_ids, request.mask, vocab_size),
-        forced=None if history is None else history.forced,
+        bias=bias,
+        banned=(*ends, *(token for token in history.banned if token < vocab_size)),
+        mask=allowed if mask is None else mask if allowed is None else mask & allowed,
+        forced=history.forced,
     )
-
-
-def joined_mask(allowed: tuple[int, ...], mask: Tensor | None, vocab_size: int) -> Tensor | None:
-    """What both the list of ids and the grammar allow."""
-    if not allowed:
-        return mask
-    listed = mask_of([token for token in allowed if token < vocab_size], vocab_size)
-    return listed if mask is None else listed & mask
 
 
 def suppressed_ids(request: SampleRequest, eos_ids: Sequence[int], vocab_size: int) -> tuple[int, ...]:
     """Ids that would end the sequence before its `min_tokens`; EOS stays allowed under `ignore_eos`."""
     params = request.params
-    if request.outputs >= params.min_tokens:
+    if request.outputs >= params.min_tokens or request.must_end:
         return ()
     ends = params.stop_token_ids if params.ignore_eos else (*eos_ids, *params.stop_token_ids)
     return tuple(sorted({token for token in ends if token < vocab_size}))
 
 
-def sampled(requests: Sequence[SampleRequest], result: SampledRows) -> tuple[Sampled, ...]:
-    """What the leader is told, in the order of `requests`."""
-    records = []
-    for request, token_id, logprobs in zip(requests, result.token_ids.tolist(), result.logprobs, strict=True):
-        if logprobs is None:
-            records.append(Sampled(request.sequence, token_id))
-            continue
-        top = tuple(TokenLogprob(other, logprob) for other, logprob in logprobs.top)
-        records.append(Sampled(request.sequence, token_id, logprobs.logprob, top))
-    return tuple(records)
+def sampled(requests: Sequence[SampleRequest], result: SampledRows) -> tuple[tuple[Sampled, ...], tuple[Refused, ...]]:
+    """What the leader is told, in the order of `requests`: tokens, and which sequences can have none."""
+    records, stuck = [], set(result.stuck)
+    for at, (request, token_id) in enumerate(zip(requests, result.token_ids.tolist(), strict=True)):
+        if at not in stuck:
+            records.append(_record(request, token_id, result.logprobs[at]))
+    return tuple(records), tuple(Refused(requests[at].sequence, NOTHING_LEFT) for at in result.stuck)
+
+
+def _record(request: SampleRequest, token_id: int, logprobs: RowLogprobs | None) -> Sampled:
+    if logprobs is None:
+        return Sampled(request.sequence, token_id)
+    top = tuple(TokenLogprob(other, logprob) for other, logprob in logprobs.top)
+    return Sampled(request.sequence, token_id, logprobs.logprob, top)

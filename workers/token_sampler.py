@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from rayline.kernels.backend import Kernels
-from rayline.kernels.edits import edited
+from rayline.kernels.native_edits import NativeEdits
 from rayline.kernels.native_kernels import NativeKernels
 from rayline.kernels.native_sampling import Draws, Limits, NativeReductions, Part, column
 from rayline.kernels.sampling import RowLogprobs, SampledRows, SamplingRows, best_candidates, sample, score
 from rayline.kernels.tree import join_pairwise
+from rayline.kernels.truncation import least_score
 from rayline.kernels.vocabulary import LEAVES, vocab_segment, vocab_share
 from rayline.workers.collectives import Alone, Collective
 
@@ -73,6 +74,7 @@ class NativeSampler:
     def __init__(self, kernels: NativeKernels, collective: Collective, vocab_size: int, tp_rank: int) -> None:
         share = vocab_share(vocab_size, collective.tp_size)
         self._reductions = NativeReductions(kernels.operations, vocab_segment(vocab_size))
+        self._edits = NativeEdits(kernels.operations)
         self._collective = collective
         self._vocab_size = vocab_size
         self._is_cut_evenly = LEAVES % collective.tp_size == 0
@@ -80,110 +82,119 @@ class NativeSampler:
         self._size = min(share, vocab_size - self._first)
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
-        if self._is_cut_evenly and not any(rows.edits):
-            part = Part(logits, self._size, self._first)
-            return _Step(self._reductions, self._collective, part, part, rows).sample(self._vocab_size)
-        raw = Part(self._collective.gather_columns(logits), self._vocab_size)
-        part = Part(edited(raw.logits[:, : self._vocab_size], rows.edits), self._vocab_size) if any(rows.edits) else raw
-        return _Step(self._reductions, Alone(), part, raw, rows).sample(self._vocab_size)
+        step, everyone = self._step(logits), range(len(rows))
+        with self._edits.made(step.part, rows.edits):
+            best = step.best(everyone)
+            token_ids = step.tokens(rows, best).to(torch.int64)
+        asked = [i for i in everyone if rows.logprobs[i] is not None]
+        counts = [rows.logprobs[i] or 0 for i in asked]
+        logprobs: list[RowLogprobs | None] = [None] * len(rows)
+        if asked:
+            raw = best[:, 0] if not any(rows.edits) else step.best(everyone)[:, 0]
+            for i, found in zip(asked, step.logprobs(asked, raw[asked], token_ids[asked], counts), strict=True):
+                logprobs[i] = found
+        stuck = tuple(i for i in everyone if rows.edits[i] is not None and best[i, 0] == -torch.inf)
+        return SampledRows(token_ids, tuple(logprobs), stuck)
 
     def candidates(
         self, logits: Tensor, rows: SamplingRows, most: Sequence[int]
     ) -> list[tuple[tuple[int, float], ...]]:
-        whole = self._collective.gather_columns(logits)[:, : self._vocab_size]
-        return best_candidates(whole, rows, most)
+        step = self._step(logits)
+        values = step.log_softmax()
+        with self._edits.made(values.part, rows.edits):
+            top = values.top(range(len(rows)), min(max(most), self._vocab_size)).tolist()
+        return [
+            tuple((int(token), value) for value, token in pairs[:count] if value > -torch.inf)
+            for pairs, count in zip(top, most, strict=True)
+        ]
 
     def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]:
-        whole = self._collective.gather_columns(logits)[:, : self._vocab_size]
-        return score(whole, token_ids, tops)
+        step, everyone = self._step(logits), range(len(token_ids))
+        return list(step.logprobs(everyone, step.best(everyone)[:, 0], torch.tensor(token_ids), tops))
+
+    def _step(self, logits: Tensor) -> "_Step":
+        if self._is_cut_evenly:
+            part = Part(logits, self._size, self._first)
+            return _Step(self._reductions, self._collective, part, self._vocab_size)
+        whole = Part(self._collective.gather_columns(logits), self._vocab_size)
+        return _Step(self._reductions, Alone(), whole, self._vocab_size)
 
 
 class _Step:
     """The rows of one step on one rank."""
 
-    def __init__(
-        self, reductions: NativeReductions, collective: Collective, part: Part, raw: Part, rows: SamplingRows
-    ) -> None:
+    def __init__(self, reductions: NativeReductions, collective: Collective, part: Part, vocab_size: int) -> None:
         self._reductions = reductions
         self._collective = collective
-        self._part = part
-        self._raw = raw
-        self._rows = rows
+        self._vocab_size = vocab_size
+        self.part = part
 
-    def sample(self, vocab_size: int) -> SampledRows:
-        rows, everyone = self._rows, range(len(self._rows))
-        noisy = [i for i in everyone if rows.temperature[i] != 0.0]
+    def best(self, at: Sequence[int]) -> Tensor:
+        """The largest logits and their ids: fp64 [M, 2]."""
+        return self._winner(self._reductions.best(self.part, torch.tensor(at)))
+
+    def tokens(self, rows: SamplingRows, best: Tensor) -> Tensor:
+        """The ids to sample: fp64 [N]."""
+        noisy = [i for i in range(len(rows)) if rows.temperature[i] != 0.0]
         whole = [i for i in noisy if not rows.is_truncated(i)]
         cut = [i for i in noisy if rows.is_truncated(i)]
-        best = self._best(self._part, everyone)
         tokens = best[:, 1].clone()
         if whole:
-            tokens[whole] = self._draw(whole, best[whole, 0].contiguous())
+            draws, top = draws_of(rows, whole), best[whole, 0].contiguous()
+            tokens[whole] = self._winner(self._reductions.draw(self.part, torch.tensor(whole), top, draws))[:, 1]
         if cut:
-            tokens[cut] = self._draw_kept(cut, best[cut, 0].contiguous(), vocab_size)
-        token_ids = tokens.to(torch.int64)
-        asked = [i for i in everyone if rows.logprobs[i] is not None]
-        logprobs: list[RowLogprobs | None] = [None] * len(rows)
-        if asked:
-            for i, found in zip(asked, self._logprobs(asked, token_ids[asked], vocab_size), strict=True):
-                logprobs[i] = found
-        return SampledRows(token_ids, tuple(logprobs))
+            tokens[cut] = self._draw_kept(rows, cut, best[cut, 0].contiguous())
+        return tokens
 
-    def _best(self, part: Part, at: Sequence[int]) -> Tensor:
-        return self._winner(self._reductions.best(part, torch.tensor(at)))
-
-    def _draw(self, at: list[int], best: Tensor) -> Tensor:
-        """Ids of untruncated rows: fp64 [M]."""
-        return self._winner(self._reductions.draw(self._part, torch.tensor(at), best, self._draws(at)))[:, 1]
-
-    def _draw_kept(self, at: list[int], best: Tensor, vocab_size: int) -> Tensor:
+    def _draw_kept(self, rows: SamplingRows, at: list[int], best: Tensor) -> Tensor:
         """Ids of truncated rows, which every rank draws from the whole row: fp64 [M]."""
-        part, index = self._part, torch.tensor(at)
+        part, index = self.part, torch.tensor(at)
         if self._collective.tp_size > 1:
-            part = Part(self._collective.gather_columns(part.logits[index]), vocab_size)
+            part = Part(self._collective.gather_columns(part.logits[index]), self._vocab_size)
             index = torch.arange(len(at))
-        rows = self._rows
-        limits = Limits(
-            column(rows.top_k, at, torch.int64),
-            column(rows.top_p, at, torch.float64),
-            column(rows.min_p, at, torch.float64),
-        )
-        return self._reductions.draw_kept(part, index, best, self._draws(at), limits)[:, 1]
+        return self._reductions.draw_kept(part, index, best, draws_of(rows, at), limits_of(rows, at))[:, 1]
 
-    def _draws(self, at: list[int]) -> Draws:
-        rows = self._rows
-        return Draws(
-            column(rows.seed, at, torch.int64),
-            column(rows.position, at, torch.int64),
-            column(rows.temperature, at, torch.float64),
-        )
+    def log_softmax(self) -> "_Step":
+        """The same rows as logprobs."""
+        index = torch.arange(len(self.part.logits))
+        best = self.best(range(len(index)))[:, 0].contiguous()
+        values = self._reductions.log_softmax(self.part, index, best, self._total(index, best))
+        part = Part(values, self.part.size, self.part.first)
+        return _Step(self._reductions, self._collective, part, self._vocab_size)
 
-    def _logprobs(self, at: list[int], token_ids: Tensor, vocab_size: int) -> Iterator[RowLogprobs]:
-        """Of the raw logits: the sampled token's, and those of the best by (logit descending, id ascending)."""
-        index = torch.tensor(at)
-        counts = [min(self._rows.logprobs[i] or 0, vocab_size) for i in at]
-        best = self._best(self._raw, at)[:, 0].contiguous()
-        ones = torch.ones_like(best)
-        total = join_pairwise(self._by_rank(self._reductions.exp_sum(self._raw, index, best, ones)[:, None]))[:, 0]
-        top = self._top(index, max(counts))
+    def logprobs(
+        self, at: Sequence[int], best: Tensor, token_ids: Tensor, tops: Sequence[int]
+    ) -> Iterator[RowLogprobs]:
+        """One token's of each row `at`, whose best logits are `best`, and those of its best."""
+        index, best = torch.tensor(at), best.contiguous()
+        counts = [min(count, self._vocab_size) for count in tops]
+        top = self.top(at, max(counts))
         logits = torch.cat((self._logits_of(index, token_ids)[:, None], top[..., 0]), dim=1)
-        values = self._reductions.logprobs(logits, best, total)
+        values = self._reductions.logprobs(logits, best, self._total(index, best))
         for row, ids, count in zip(values.tolist(), top[..., 1].long().tolist(), counts, strict=True):
             yield RowLogprobs(row[0], tuple(zip(ids[:count], row[1 : count + 1], strict=True)))
 
-    def _top(self, index: Tensor, most: int) -> Tensor:
+    def _total(self, index: Tensor, best: Tensor) -> Tensor:
+        """Sums of exp(logit - best): fp64 [M]."""
+        mine = self._reductions.exp_sum(self.part, index, best, torch.ones_like(best))
+        return join_pairwise(self._by_rank(mine[:, None]))[:, 0]
+
+    def top(self, at: Sequence[int], most: int) -> Tensor:
         """[M, most, 2]: the best of all ranks. Ranks come in order of their ids, so equals stay in order."""
         if most == 0:
-            return torch.empty(len(index), 0, 2, dtype=torch.float64)
-        found = self._by_rank(self._reductions.top(self._raw, index, most)).transpose(0, 1).flatten(1, 2)
+            return torch.empty(len(at), 0, 2, dtype=torch.float64)
+        mine = self._reductions.top(self.part, torch.tensor(at), most)
+        if self._collective.tp_size == 1:
+            return mine
+        found = self._by_rank(mine).transpose(0, 1).flatten(1, 2)
         order = found[..., 0].sort(dim=1, descending=True, stable=True).indices[:, :most]
         return found.gather(1, order[..., None].expand(-1, -1, 2))
 
     def _logits_of(self, index: Tensor, token_ids: Tensor) -> Tensor:
         """fp64 [M]: the logits of one token a row, which one rank holds."""
-        local = token_ids - self._raw.first
-        is_mine = (local >= 0) & (local < self._raw.size)
-        mine = self._raw.logits[index, local.where(is_mine, 0)].double().where(is_mine, -torch.inf)
+        local = token_ids - self.part.first
+        is_mine = (local >= 0) & (local < self.part.size)
+        mine = self.part.logits[index, local.where(is_mine, 0)].double().where(is_mine, -torch.inf)
         return self._by_rank(mine[:, None]).amax(0)[:, 0]
 
     def _winner(self, found: Tensor) -> Tensor:
@@ -202,3 +213,23 @@ class _Step:
         words = mine.contiguous().view(torch.float32).view(rows, -1)
         gathered = self._collective.gather_columns(words).contiguous().view(torch.float64)
         return gathered.view(rows, tp_size, *mine.shape[1:]).transpose(0, 1)
+
+
+def draws_of(rows: SamplingRows, at: Sequence[int]) -> Draws:
+    """The noise of the rows `at`."""
+    return Draws(
+        column(rows.seed, at, torch.int64),
+        column(rows.position, at, torch.int64),
+        column(rows.temperature, at, torch.float64),
+    )
+
+
+def limits_of(rows: SamplingRows, at: Sequence[int]) -> Limits:
+    """What cuts the rows `at`."""
+    return Limits(
+        top_n_sigma=column(rows.top_n_sigma, at, torch.float64),
+        top_k=column(rows.top_k, at, torch.int64),
+        top_p=column(rows.top_p, at, torch.float64),
+        least_score=column([least_score(p) for p in rows.min_p], at, torch.float64),
+        typical_p=column(rows.typical_p, at, torch.float64),
+    )

@@ -19,11 +19,12 @@ from rayline.kernels.native_kernels import native_misfit
 from rayline.kernels.sampling import RowLogprobs
 from rayline.protos.errors import ConfigError, NotEnoughMemory
 from rayline.protos.events import TokenLogprob
-from rayline.protos.plan import Candidates, Plan, Sampled, Scored, Slice, StepResult
+from rayline.protos.plan import Candidates, Plan, Refused, Sampled, Scored, Slice, StepResult
 from rayline.workers.batch import ScoredRun, Wanted, first_tokens, forward_context, input_ids, wanted
 from rayline.workers.beams import candidates_needed
 from rayline.workers.cache import KvCache
 from rayline.workers.collectives import Collective
+from rayline.workers.grammar import Grammars
 from rayline.workers.models.config import (
     ModelConfig,
     embedding_bytes,
@@ -58,9 +59,11 @@ class Worker:
         self._device = torch.device(spec.device)
         self._dtype = torch_dtype(spec.dtype)
         self._residents = Residents()
+        self._grammars = Grammars(spec.path, self.config.vocab_size, self.config.eos_token_ids)
         self._layers = stage_layers(self.config, spec.parallel, self._dtype.itemsize)
         self._read_bytes = 0
-        self._busy_s = 0.0
+        self._busy_s = self._sample_s = 0.0
+        self._sample_steps = 0
         self._since = time.perf_counter()
 
     # ---- start-up
@@ -143,6 +146,8 @@ class Worker:
         """Compute one plan. Only the reporting rank of the last stage returns a result."""
         began, waited = time.perf_counter(), self._waited_s
         self._residents.follow(plan)
+        if self.spec.parallel.is_last_stage:
+            self._grammars.follow(plan)
         if plan.copies:
             self._cache.copy(plan.copies)
         asked = wanted(plan.slices, self._residents)
@@ -151,12 +156,16 @@ class Worker:
         output = self._decoder.forward(inputs, self._cache, context)
         if not self.spec.parallel.is_last_stage:
             self._hand_on(asked, output)
+        sampling = time.perf_counter()
         result = self._answer(plan, asked, output) if self.spec.parallel.is_last_stage else None
+        sample_s = time.perf_counter() - sampling
+        self._sample_s += sample_s
+        self._sample_steps += bool(asked.sampling or asked.beams)
         busy_s = time.perf_counter() - began - (self._waited_s - waited)
         self._busy_s += busy_s
         if result is None or not self.spec.parallel.reports:
             return None
-        return replace(result, busy_s=busy_s)
+        return replace(result, busy_s=busy_s, sample_s=sample_s)
 
     def stats(self) -> RankStats:
         """Work since the last call."""
@@ -171,8 +180,10 @@ class Worker:
             resident_bytes=psutil.Process().memory_info().rss,
             read_bytes=self._read_bytes,
             step_bytes=self._decoder.step_bytes,
+            sample_s=self._sample_s,
+            sample_steps=self._sample_steps,
         )
-        self._busy_s, self._since = 0.0, now
+        self._busy_s, self._sample_s, self._sample_steps, self._since = 0.0, 0.0, 0, now
         return stats
 
     def _inputs(self, plan: Plan) -> Tensor:
@@ -203,21 +214,23 @@ class Worker:
         samples, beams = len(asked.sampling), len(asked.sampling) + len(asked.beams)
         scored = self._score(asked.scored, logits[beams:])
         candidates = self._search(asked.beams, logits[samples:beams])
-        return StepResult(
-            plan.epoch, plan.step, self._sample(asked.sampling, logits[:samples]), candidates=candidates, scored=scored
-        )
+        chosen, stuck = self._sample(asked.sampling, logits[:samples])
+        gained, refused = self._grammars.accept(chosen)
+        refused += stuck + self._grammars.refused(asked.beams)
+        return StepResult(plan.epoch, plan.step, gained, candidates=candidates, scored=scored, refused=refused)
 
-    def _sample(self, numbers: Sequence[int], logits: Tensor) -> tuple[Sampled, ...]:
+    def _sample(self, numbers: Sequence[int], logits: Tensor) -> tuple[tuple[Sampled, ...], tuple[Refused, ...]]:
+        """A token for each sequence, or why it gets none."""
         if not numbers:
-            return ()
+            return (), ()
         requests = [self._sample_request(number) for number in numbers]
         rows = self._sampler.sample(logits, sampling_rows(requests, self.config.eos_token_ids, self.config.vocab_size))
-        gained = sampled(requests, rows)
+        gained, refused = sampled(requests, rows)
         for item in gained:
             self._residents.gain(item.sequence, item.token_id)
         if self._stages is not None:
             self._stages.send_tokens(rows.token_ids)
-        return gained
+        return gained, refused
 
     def _search(self, numbers: Sequence[int], logits: Tensor) -> tuple[Candidates, ...]:
         """The best next tokens of beams, from which the leader chooses."""
@@ -225,7 +238,7 @@ class Worker:
             return ()
         requests = [self._sample_request(number) for number in numbers]
         eos_ids, vocab_size = self.config.eos_token_ids, self.config.vocab_size
-        most = [min(candidates_needed(request.params, eos_ids), vocab_size) for request in requests]
+        most = [min(candidates_needed(request.params, request.rules, eos_ids), vocab_size) for request in requests]
         rows = self._sampler.candidates(logits, sampling_rows(requests, eos_ids, vocab_size), most)
         return tuple(
             Candidates(number, tuple(TokenLogprob(*pair) for pair in row))
@@ -251,7 +264,7 @@ class Worker:
         )
 
     def _sample_request(self, number: int) -> SampleRequest:
-        resident = self._residents[number]
+        resident, mask = self._residents[number], self._grammars.mask(number)
         return SampleRequest(
             number,
             resident.params,
@@ -259,6 +272,8 @@ class Worker:
             resident.output_tokens,
             resident.rules,
             resident.kept_history(),
+            None if mask.words is None else torch.from_numpy(mask.words),
+            mask.must_end,
         )
 
     @property

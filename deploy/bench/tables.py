@@ -6,7 +6,7 @@ from rich.table import Table
 
 from rayline.deploy.bench.memory import Memory
 from rayline.deploy.bench.report import Added, BatchReport, LoadReport, Percentiles
-from rayline.deploy.bench.stages import StageIdle
+from rayline.deploy.bench.stages import SamplingCost, StageIdle
 from rayline.workers.pipeline import RankStats
 
 
@@ -55,6 +55,14 @@ def stage_table(idle: Sequence[StageIdle]) -> Table:
     table = Table("batch", "plans", "(S-1)/(M+S-1)", *(f"stage {stage} idle" for stage in stages))
     for run in idle:
         table.add_row(str(run.batch), str(run.plans), f"{run.bubble:.1%}", *(f"{share:.1%}" for share in run.idle))
+    return table
+
+
+def sampling_table(costs: Sequence[SamplingCost]) -> Table:
+    """What it takes to go from logits to tokens."""
+    table = Table("batch", "sampling ms/step", "of a decode step")
+    for cost in costs:
+        table.add_row(str(cost.batch), f"{cost.step_ms:.2f}", "-" if cost.share is None else f"{cost.share:.1%}")
     return table
 
 

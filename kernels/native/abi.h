@@ -214,7 +214,7 @@ struct DrawToken {
     int64_t first;
 };
 
-// The same over what top-k, top-p and min-p keep of whole rows.
+// The same over what the rules of kernels/truncation.py keep of whole rows.
 struct DrawKept {
     const float* logits;
     const int64_t* index;
@@ -222,11 +222,12 @@ struct DrawKept {
     const double* temperature;
     const int64_t* seeds;
     const int64_t* positions;
-    const double* total;   // [rows] of exp((logit - best) / temperature); for top-p without top-k
-    const int64_t* top_k;  // 0: off
-    const double* top_p;   // 1: off
-    const double* min_p;   // 0: off
-    double* found;         // [rows, 2]
+    const double* top_n_sigma;  // 0: off
+    const int64_t* top_k;       // 0: off
+    const double* top_p;        // 1: off
+    const double* least_score;  // of min-p; -inf: off
+    const double* typical_p;    // 1: off
+    double* found;              // [rows, 2]
     int64_t width;
     int64_t size;
 };
@@ -238,6 +239,73 @@ struct Logprobs {
     const double* total;   // [rows]
     double* out;           // [rows, columns]
     int64_t columns;
+};
+
+// The same of all logits: of a beam's tokens.
+struct LogSoftmax {
+    const float* logits;
+    const int64_t* index;
+    const double* best;
+    const double* total;
+    float* out;  // [rows, size]
+    int64_t width;
+    int64_t size;
+};
+
+// Penalties, biases and bans of kernels/edits.py, in place: those of row r from starts[r] to starts[r + 1]. What stood
+// in their places is saved.
+struct EditLogits {
+    float* logits;
+    const int64_t* index;
+    const int64_t* seen_starts;   // [rows + 1]
+    const int64_t* seen;          // ids under penalties
+    const float* counts;          // of each in the output
+    const float* repetition;      // [rows]
+    const float* frequency;       // [rows]
+    const float* presence;        // [rows]
+    const int64_t* added_starts;  // [rows + 1]
+    const int64_t* added;         // ids
+    const float* bias;            // of each; -inf bans
+    float* seen_saved;
+    float* added_saved;
+    int64_t width;
+    int64_t size;
+    int64_t first;
+};
+
+struct RestoreLogits {
+    float* logits;
+    const int64_t* index;
+    const int64_t* seen_starts;
+    const int64_t* seen;
+    const int64_t* added_starts;
+    const int64_t* added;
+    const float* seen_saved;
+    const float* added_saved;
+    int64_t width;
+    int64_t size;
+    int64_t first;
+};
+
+// -inf where a mask's bit is 0, and everywhere but at the forced id. The rows are saved before.
+struct MaskLogits {
+    float* logits;
+    const int64_t* index;
+    const int32_t* masks;   // [rows, words]: bit i % 32 of word i / 32 is id i
+    const int64_t* forced;  // [rows]; -1: none
+    float* saved;           // [rows, size]
+    int64_t words;
+    int64_t width;
+    int64_t size;
+    int64_t first;
+};
+
+struct RestoreRows {
+    float* logits;
+    const int64_t* index;
+    const float* saved;
+    int64_t width;
+    int64_t size;
 };
 
 // out = x W^T (+ bias). W is packed as quant_layout.h says; bf16 or fp32 comes out.

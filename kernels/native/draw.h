@@ -1,5 +1,5 @@
-// A row's draw in plain fp64, the same bits for every compiler and CPU: noise, weights, and what top-k, top-p and
-// min-p keep. kernels/philox.py, candidates.py and truncation.py say the same in torch.
+// A row's draw in plain fp64, the same bits for every compiler and CPU. kernels/philox.py and candidates.py say the same
+// in torch.
 #pragma once
 #include <cstdint>
 
@@ -14,7 +14,6 @@ constexpr uint32_t kWeylFirst = 0x9E3779B9, kWeylSecond = 0xBB67AE85;      // ad
 constexpr int kPhiloxRounds = 10;
 
 double log_of(double x);  // x > 0 and normal
-double exp_of(double x);  // x <= 0
 
 // (logit - best) / temperature; 0 where a logit equals the best, infinite ones too.
 inline double score_of(float logit, double best, double temperature) {
@@ -26,9 +25,6 @@ inline double gumbel(uint32_t word) {
     return -log_of(-log_of(1.0 - (static_cast<double>(word) + 0.5) * 0x1p-32));
 }
 
-// The word of one vocabulary id (Salmon, Moraes, Dror, Shaw 2011): key = seed, counter = (position, id / 4, 0, 0).
-uint32_t noise_word(int64_t seed, int64_t position, int64_t id);
-
 struct Token {
     double value;
     int64_t id;
@@ -39,24 +35,15 @@ constexpr int64_t kBlock = 64;
 // A bound that at least `most` of the logits reach; maxima: of each kBlock of them, and room for a copy behind.
 float bound_of_most(float* maxima, int64_t blocks, int64_t most);
 
-// The logits from `bound` on in order of (logit descending, id ascending); `out` has room for `size`. Returns how many.
+// Logits go by (logit descending, id ascending).
+inline bool is_better(const Token& a, const Token& b) { return a.value > b.value || (a.value == b.value && a.id < b.id); }
+
+// The logits from `bound` on, by id; `out` has room for `size`. Returns how many.
 int64_t tokens_from(float bound, const float* logits, int64_t size, const float* maxima, Token* out);
 
-// One row of DrawKept. total: of exp(score), for top-p without top-k.
-struct Rules {
-    double best, temperature, total;
-    int64_t top_k;        // 0: off
-    double top_p, min_p;  // 1, 0: off
-};
+// The `most` best of them come first, the last of these in its place.
+void select_best(Token* tokens, int64_t count, int64_t most);
 
-// A bound that all logits reach which the rules keep, and many of the others do not.
-float bound_of_kept(const float* logits, int64_t size, float* maxima, const Rules& rules);
-
-// How many of the first `count` tokens in order (of `size` in all) the rules keep; more than `count` when more tokens
-// are needed to tell. All others are below `bound`.
-int64_t kept_tokens(const Token* tokens, int64_t count, int64_t size, float bound, const Rules& rules);
-
-// The token of the largest score + noise.
-Token drawn(const Token* tokens, int64_t count, double best, double temperature, int64_t seed, int64_t position);
+void put_in_order(Token* tokens, int64_t count);
 
 }  // namespace rayline

@@ -47,6 +47,31 @@ inline Lanes select_first(int count, Lanes a, Lanes b) {
     return {_mm256_blendv_ps(b.low, a.low, below(count)), _mm256_blendv_ps(b.high, a.high, below(count - 8))};
 }
 
+inline __m256 where_bits(uint32_t bits) {
+    const __m256i each = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), each);
+    return _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, each));
+}
+inline Lanes select_bits(uint32_t bits, Lanes a, Lanes b) {
+    return {_mm256_blendv_ps(b.low, a.low, where_bits(bits)), _mm256_blendv_ps(b.high, a.high, where_bits(bits >> 8))};
+}
+
+struct WideSums {
+    __m256d v[4];
+};
+inline WideSums no_wide_sums() { return {{_mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd()}}; }
+inline WideSums operator+(WideSums a, Lanes b) {
+    const __m128 parts[4] = {_mm256_castps256_ps128(b.low), _mm256_extractf128_ps(b.low, 1),
+                             _mm256_castps256_ps128(b.high), _mm256_extractf128_ps(b.high, 1)};
+    for (int i = 0; i < 4; ++i) a.v[i] = _mm256_add_pd(a.v[i], _mm256_cvtps_pd(parts[i]));
+    return a;
+}
+inline double sum(WideSums a) {
+    alignas(32) double part[4];
+    _mm256_store_pd(part, _mm256_add_pd(_mm256_add_pd(a.v[0], a.v[1]), _mm256_add_pd(a.v[2], a.v[3])));
+    return (part[0] + part[1]) + (part[2] + part[3]);
+}
+
 inline Lanes zero_below(Lanes x, Lanes bound, Lanes a) {
     return {_mm256_and_ps(_mm256_cmp_ps(x.low, bound.low, _CMP_GE_OQ), a.low),
             _mm256_and_ps(_mm256_cmp_ps(x.high, bound.high, _CMP_GE_OQ), a.high)};

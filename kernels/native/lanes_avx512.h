@@ -29,6 +29,23 @@ inline Lanes power_of_two(Lanes n) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23))};
 }
 
+// Lane i is a's where bit i is set, else b's.
+inline Lanes select_bits(uint32_t bits, Lanes a, Lanes b) {
+    return {_mm512_mask_mov_ps(b.v, static_cast<__mmask16>(bits), a.v)};
+}
+
+// Sixteen sums in fp64.
+struct WideSums {
+    __m512d low, high;
+};
+inline WideSums no_wide_sums() { return {_mm512_setzero_pd(), _mm512_setzero_pd()}; }
+inline WideSums operator+(WideSums a, Lanes b) {
+    return {_mm512_add_pd(a.low, _mm512_cvtps_pd(_mm512_castps512_ps256(b.v))),
+            _mm512_add_pd(a.high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(b.v, 1)))};
+}
+// In any order: of whole numbers.
+inline double sum(WideSums a) { return _mm512_reduce_add_pd(_mm512_add_pd(a.low, a.high)); }
+
 inline __mmask16 first_lanes(int count) { return static_cast<__mmask16>((1u << count) - 1); }
 inline Lanes select_first(int count, Lanes a, Lanes b) { return {_mm512_mask_mov_ps(b.v, first_lanes(count), a.v)}; }
 

@@ -51,6 +51,24 @@ inline Lanes select_first(int count, Lanes a, Lanes b) {
     return lanewise([&](int i) { return i < count ? a.v[i] : b.v[i]; });
 }
 
+inline Lanes select_bits(uint32_t bits, Lanes a, Lanes b) {
+    return lanewise([&](int i) { return bits >> i & 1 ? a.v[i] : b.v[i]; });
+}
+
+struct WideSums {
+    double v[kLanes];
+};
+inline WideSums no_wide_sums() { return {}; }
+inline WideSums operator+(WideSums a, Lanes b) {
+    for (int i = 0; i < kLanes; ++i) a.v[i] += static_cast<double>(b.v[i]);
+    return a;
+}
+inline double sum(WideSums a) {
+    double total = 0.0;
+    for (double each : a.v) total += each;
+    return total;
+}
+
 inline Lanes zero_below(Lanes x, Lanes bound, Lanes a) {
     return lanewise([&](int i) { return x.v[i] >= bound.v[i] ? a.v[i] : 0.0f; });
 }

@@ -2,6 +2,7 @@
 #pragma once
 #include "attention.h"
 #include "collectives.h"
+#include "edits.h"
 #include "elementwise.h"
 #include "functions.h"
 #include "gemm_fma.h"
@@ -12,6 +13,7 @@
 #include "quant_gemm_a8.h"
 #include "quant_pack.h"
 #include "rope.h"
+#include "truncation.h"
 #include "vocabulary.h"
 
 namespace rayline::RL_ISA {
@@ -23,7 +25,9 @@ constexpr NamedOperation kOperations[] = {
     {"WriteKv", write_kv},    {"Attend", attend},      {"Widen", widen_rows},
     {"SumPartials", sum_partials}, {"GatherColumns", gather_columns},
     {"BestToken", best_token}, {"TopTokens", top_tokens}, {"ExpSum", exp_sum}, {"DrawToken", draw_token},
-    {"DrawKept", draw_kept}, {"Logprobs", logprobs},
+    {"DrawKept", draw_kept}, {"Logprobs", logprobs}, {"LogSoftmax", log_softmax},
+    {"EditLogits", edit_logits}, {"RestoreLogits", restore_logits},
+    {"MaskLogits", mask_logits}, {"RestoreRows", restore_rows},
     {"LinearQuantised", quant::linear_quantised},
     {"LinearQuantisedA8", quant::linear_quantised_a8},
     {"PackQuantised", quant::pack_quantised},

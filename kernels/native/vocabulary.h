@@ -55,8 +55,6 @@ inline Range part_of(int64_t size, int64_t part, int64_t parts) {
     return {std::min(size, part * each), std::min(size, (part + 1) * each)};
 }
 
-inline bool is_better(const Token& a, const Token& b) { return a.value > b.value || (a.value == b.value && a.id < b.id); }
-
 constexpr Token kNone{-std::numeric_limits<double>::infinity(), int64_t{1} << 53};  // an id that fp64 still counts
 
 // Writes the best of what reduce(row, range) gives for the parts of each row.
@@ -131,6 +129,8 @@ inline void top_tokens(Team& team, const Step& step, const void* args) {
         const Selection some = selection(team, thread, logits);
         const float bound = bound_of_most(some.maxima, (logits.size + kBlock - 1) / kBlock, a.most);
         const int64_t count = tokens_from(bound, logits.logits, logits.size, some.maxima, some.tokens);
+        select_best(some.tokens, count, a.most);
+        put_in_order(some.tokens, std::min(a.most, count));
         for (int64_t i = 0; i < a.most; ++i) {
             double* pair = a.found + 2 * (row * a.most + i);
             pair[0] = i < count ? some.tokens[i].value : -std::numeric_limits<double>::infinity();
@@ -210,18 +210,25 @@ struct Noise {
     int64_t seed, position, first;
 };
 
+struct KeepAll {
+    static constexpr float lowest = -kInfinity;  // no logit below is kept
+    static constexpr double top_score = 0.0;     // of the best one kept
+    bool operator()(const Token&, double) const { return true; }
+};
+
 // score + noise >= winner needs v <= exp(score - winner): few words are so small, and only theirs become noise. The
 // bound is loosened by more than fp32 errs. Blocks whose scores no noise can lift that far are passed over.
-inline Token draw_in(const LogitRow& row, Range range, const Noise& noise) {
+template <class Keep>
+Token draw_in(const LogitRow& row, Range range, const Noise& noise, const Keep& keep) {
     constexpr double kUpperBits = 16.6355323334;  // 24 log 2
     constexpr double kSlack = 1e-3;
     const Lanes best = splat(static_cast<float>(noise.best)), inverse = splat(inverse_of(noise.temperature));
     Token winner = kNone;
-    double least = kNoiseMin;  // the best logit ends here or above
+    double least = keep.top_score + kNoiseMin;  // the best one kept ends here or above
     float bound = -kInfinity, offset = 0.0f;
     const auto aim = [&] {
         const double floor = noise.best + (least - kNoiseMax - kSlack) * noise.temperature;
-        bound = std::nextafter(static_cast<float>(floor), -kInfinity);
+        bound = std::max(keep.lowest, std::nextafter(static_cast<float>(floor), -kInfinity));
         offset = static_cast<float>(kUpperBits + kSlack - least);
     };
     aim();
@@ -244,6 +251,7 @@ inline Token draw_in(const LogitRow& row, Range range, const Noise& noise) {
                 const int lane = __builtin_ctz(lucky);
                 if (at + lane >= range.last) break;
                 const double score = score_of(row.logits[at + lane], noise.best, noise.temperature);
+                if (!keep({row.logits[at + lane], at + lane}, score)) continue;
                 const Token drawn{score + gumbel(word[lane]), at + lane};
                 if (is_better(drawn, winner)) winner = drawn;
             }
@@ -257,26 +265,7 @@ inline void draw_token(Team& team, const Step& step, const void* args) {
     const auto& a = *static_cast<const DrawToken*>(args);
     write_best(team, step.rows, a.size, a.first, a.found, [&](int64_t row, Range range) {
         const Noise noise{a.best[row], a.temperature[row], a.seeds[row], a.positions[row], a.first};
-        return draw_in(row_of(a, row), range, noise);
-    });
-}
-
-inline void draw_kept(Team& team, const Step& step, const void* args) {
-    const auto& a = *static_cast<const DrawKept*>(args);
-    team.each(step.rows, [&](int64_t row, int thread) {
-        const auto [logits, size] = row_of(a, row);
-        const Rules rules{a.best[row], a.temperature[row], a.total[row], a.top_k[row], a.top_p[row], a.min_p[row]};
-        const Selection some = selection(team, thread, {logits, size});
-        const float bound = bound_of_kept(logits, size, some.maxima, rules);
-        int64_t count = tokens_from(bound, logits, size, some.maxima, some.tokens);
-        int64_t kept = kept_tokens(some.tokens, count, size, bound, rules);
-        if (kept > count) {
-            count = tokens_from(-kInfinity, logits, size, some.maxima, some.tokens);
-            kept = kept_tokens(some.tokens, count, size, -kInfinity, rules);
-        }
-        const Token token = drawn(some.tokens, kept, rules.best, rules.temperature, a.seeds[row], a.positions[row]);
-        a.found[2 * row] = token.value;
-        a.found[2 * row + 1] = static_cast<double>(token.id);
+        return draw_in(row_of(a, row), range, noise, KeepAll{});
     });
 }
 
@@ -287,6 +276,18 @@ inline void logprobs(Team&, const Step& step, const void* args) {
             const double score = a.logits[i] == a.best[row] ? 0.0 : a.logits[i] - a.best[row];
             a.out[i] = static_cast<float>(score - log_of(a.total[row]));
         }
+}
+
+inline void log_softmax(Team& team, const Step& step, const void* args) {
+    const auto& a = *static_cast<const LogSoftmax*>(args);
+    team.each(step.rows, [&](int64_t row, int) {
+        const LogitRow logits = row_of(a, row);
+        const double best = a.best[row], log_total = log_of(a.total[row]);
+        for (int64_t i = 0; i < a.size; ++i) {
+            const double score = logits.logits[i] == best ? 0.0 : logits.logits[i] - best;
+            a.out[row * a.size + i] = static_cast<float>(score - log_total);
+        }
+    });
 }
 
 }  // namespace rayline::RL_ISA

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rayline.cluster.config import EngineSection, ParallelSection
-from rayline.protos.events import Beam, EngineEvent, Finished
+from rayline.protos.events import Beam, EngineEvent, Finished, FinishReason, TokenEvent
 from rayline.protos.types import EngineRequest, SamplingParams
 from rayline.workers.group import GroupSpec, StartedGroup, start_group
 from rayline.workers.local_launch import LocalLauncher
@@ -173,3 +173,107 @@ def test_random_searches_find_what_transformers_finds(path: Path, oracle: Oracle
     found = compare(start(path), oracle, [random_asked(rng) for _ in range(60)])
     assert not found.wrong, "\n".join(found.wrong)
     assert found.tied <= 1
+
+
+def test_processed_logprobs_are_searched_as_transformers_searches_them(path: Path, oracle: Oracle) -> None:
+    rng = random.Random(100)
+    wishes = []
+    for _ in range(60):
+        asked = random_asked(rng)
+        edits = {"repetition_penalty": rng.choice([1.0, 1.3, 0.8]), "no_repeat_ngram_size": rng.choice([0, 1, 2, 3])}
+        wishes.append(replace(asked, more=tuple(edits.items())))
+    found = compare(start(path), oracle, wishes)
+    assert not found.wrong, "\n".join(found.wrong)
+    assert found.tied <= 1
+
+
+def sampled(count: int, tokens: int = 24) -> list[EngineRequest]:
+    params = SamplingParams(temperature=1.0, max_tokens=tokens, ignore_eos=True)
+    return [EngineRequest(f"s{i}", (9 + i, 8, 7), replace(params, seed=i)) for i in range(count)]
+
+
+def tokens(events: Sequence[EngineEvent], request_id: str) -> list[int]:
+    return [e.token_id for e in events if isinstance(e, TokenEvent) and e.request_id == request_id]
+
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "beside samples": {},
+    "without prefix cache": {"prefix_caching": False},
+    "in blocks of 3 tokens": {"block_tokens": 3},
+    "in slots": {"kv_cache": "static"},
+    "in few blocks": {"kv_bytes": 2 * 3 * 2 * 20 * 4 * 16 * 17, "block_tokens": 16},
+    "few tokens a step": {"max_step_tokens": 9, "max_running": 9},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_searches_in_one_batch_with_samples(path: Path, oracle: Oracle, layout: dict[str, Any]) -> None:
+    rng = random.Random(7)
+    wishes = [random_asked(rng) for _ in range(12)]
+    crowd = sampled(6)
+    group = start(path, **layout)
+    beams = [EngineRequest(str(i), asked.prompt, asked.params) for i, asked in enumerate(wishes)]
+    mixed = [request for pair in zip(beams, crowd, strict=False) for request in pair] + beams[len(crowd) :]
+    events = run(group, mixed)
+    found = Comparison()
+    ends = {event.request_id: event.beams for event in events if isinstance(event, Finished)}
+    for number, asked in enumerate(wishes):
+        found.add(asked, ends[str(number)], oracle.search(asked))
+    assert not found.wrong, "\n".join(found.wrong)
+    assert all(len(tokens(events, request.request_id)) == 24 for request in crowd)
+    if "kv_bytes" in layout:
+        assert group.engine.scheduler.stats.preemptions > 0
+    assert group.engine.scheduler.stats.copied_blocks > 0
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2), (2, 2)])
+def test_ranks_and_stages_find_the_same(path: Path, oracle: Oracle, tp: int, pp: int) -> None:
+    rng = random.Random(tp * 10 + pp)
+    group = start(path, ParallelSection(tp, pp, 1))
+    try:
+        wishes = [random_asked(rng) for _ in range(20)]
+        for request in sampled(4):
+            group.engine.add(request)
+        found = compare(group, oracle, wishes)
+    finally:
+        group.engine.close()
+    assert not found.wrong, "\n".join(found.wrong)
+
+
+def test_a_beam_tells_why_it_ended_and_its_logprobs_sum_to_its_score(path: Path, oracle: Oracle) -> None:
+    rng = random.Random(5)
+    wishes = [replace(random_asked(rng), length_penalty=1.0, ends=ENDS, least=0) for _ in range(20)]
+    found = search(start(path), wishes)
+    reasons = set()
+    for asked, beams in zip(wishes, found, strict=True):
+        for beam in beams:
+            ended = beam.token_ids[-1] in ENDS
+            assert beam.reason is (FinishReason.STOP if ended else FinishReason.LENGTH)
+            assert beam.stop_token == (beam.token_ids[-1] if ended else None)
+            assert ended or len(beam.token_ids) == asked.most
+            assert abs(sum(beam.logprobs) / len(beam.token_ids) - beam.score) < 1e-4
+            reasons.add(beam.reason)
+    assert len(reasons) == 2, "both kinds of end were seen"
+
+
+def test_one_beam_is_greedy(path: Path) -> None:
+    """transformers takes num_beams = 1 for greedy search; so does the arithmetic."""
+    group = start(path)
+    params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, seed=0)
+    events = run(group, [EngineRequest("g", (8, 9, 10), params)])
+    (beams,) = search(group, [Asked((8, 9, 10), width=1, ends=())])
+    assert beams[0].token_ids == tuple(tokens(events, "g"))
+
+
+def test_masks_that_leave_fewer_texts_than_beams_give_fewer(path: Path) -> None:
+    group = start(path)
+    params = SamplingParams(beam_width=4, n=4, max_tokens=3, allowed_token_ids=(9,), seed=0)
+    events = run(group, [EngineRequest("r", (8,), params)])
+    (end,) = [event for event in events if isinstance(event, Finished)]
+    assert [beam.token_ids for beam in end.beams] == [(9, 9, 9)]
+
+
+def test_length_penalties_at_their_ends_break_nothing(path: Path) -> None:
+    wishes = [Asked((8, 9), 3, 3, penalty, early) for penalty in (100.0, -100.0) for early in (True, False, "never")]
+    for beams in search(start(path), wishes):
+        assert len(beams) == 3 and all(beam.token_ids for beam in beams)

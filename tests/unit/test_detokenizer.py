@@ -45,7 +45,7 @@ def test_no_piece_ends_inside_a_character(kind: str, text: str) -> None:
 def test_a_window_over_byte_level_tokens_says_the_same_as_the_direct_way(data: st.DataObject) -> None:
     tokenizer = TOKENIZERS["byte_level"]
     token_ids = data.draw(ids_of("byte_level"))
-    direct, window = detokenizer_for(tokenizer), ContextDetokenizer(tokenizer)
+    direct, window = detokenizer_for(tokenizer), ContextDetokenizer(tokenizer, tokenizer.special_ids)
     assert "".join(pieces(direct, token_ids)) == "".join(pieces(window, token_ids))
 
 
@@ -96,7 +96,7 @@ class CountingTokenizer:
 def test_the_work_for_a_token_does_not_grow_with_the_stream(kind: str, text: str) -> None:
     counting = CountingTokenizer(TOKENIZERS[kind])
     token_ids = list(counting.tokenizer.encode(text * 200, add_special_tokens=False))
-    detokenizer = ContextDetokenizer(counting)  # type: ignore[arg-type]
+    detokenizer = ContextDetokenizer(counting, frozenset())  # type: ignore[arg-type]
     for token_id in token_ids:
         detokenizer.push(token_id)
     assert counting.decoded <= 20 * len(token_ids) + 20

@@ -17,8 +17,10 @@ from rayline.cluster.config import ModelSection, SystemConfig, parse
 from rayline.deploy import cli
 from rayline.deploy.commands.flags import Key, config_keys
 from rayline.protos import inference_pb2 as pb
-from rayline.protos import openai
 from rayline.protos.errors import LEAVES
+from rayline.protos.openai_chat import NEUTRAL_CHAT, NEUTRAL_MESSAGE, ChatCompletionBody
+from rayline.protos.openai_completion import NEUTRAL_COMPLETION, CompletionBody
+from rayline.protos.openai_sampling import SamplingBody
 from rayline.protos.types import SamplingParams
 from rayline.router.http_api import build_http_app
 from rayline.router.service import Service
@@ -278,13 +280,13 @@ def test_the_api_page_names_every_sampling_parameter_with_its_default() -> None:
         assert f"| `{parameter.name}` | {default} |" in text, parameter.name
 
 
-@pytest.mark.parametrize("fields_of", [openai.NEUTRAL_COMPLETION, openai.NEUTRAL_CHAT, openai.NEUTRAL_MESSAGE])
+@pytest.mark.parametrize("fields_of", [NEUTRAL_COMPLETION, NEUTRAL_CHAT, NEUTRAL_MESSAGE])
 def test_the_api_page_names_every_field_that_is_taken_but_not_served(fields_of: dict[str, object]) -> None:
     assert not [name for name in fields_of if f"`{name}`" not in page_text("api.md")]
 
 
-@pytest.mark.parametrize("body", [openai.CompletionBody, openai.ChatCompletionBody], ids=lambda body: body.__name__)
-def test_the_api_page_names_every_field_of_a_body(body: type[openai.SamplingBody]) -> None:
+@pytest.mark.parametrize("body", [CompletionBody, ChatCompletionBody], ids=lambda body: body.__name__)
+def test_the_api_page_names_every_field_of_a_body(body: type[SamplingBody]) -> None:
     assert not [name for name in body.model_fields if f"`{name}`" not in page_text("api.md")]
 
 

@@ -10,7 +10,7 @@ from simulated_group import BLOCKS, VOCAB, TimedRanks, answer, engine_over, requ
 
 from rayline.protos.errors import InvalidRequest, Overloaded, PromptTooLong, RaylineError
 from rayline.protos.events import EngineEvent, Finished, FinishReason, TokenEvent
-from rayline.protos.types import EngineRequest, SamplingParams
+from rayline.protos.types import EngineRequest, SamplingParams, Thinking, TokenRules
 from rayline.workers.engine import Engine
 
 
@@ -65,6 +65,60 @@ REFUSED: dict[str, tuple[dict[str, Any], type[RaylineError], str, str]] = {
         InvalidRequest,
         "top_p",
         r"top_p = 0\.0 is out of range",
+    ),
+    "a bias of an id behind the vocabulary": (
+        {"params": SamplingParams(logit_bias=((3, 1.0), (VOCAB, 1.0)), seed=0)},
+        InvalidRequest,
+        "logit_bias",
+        "logit_bias holds 50: allowed are ids of 0 to 49",
+    ),
+    "an allowed id behind the vocabulary": (
+        {"params": SamplingParams(allowed_token_ids=(3, 77), seed=0)},
+        InvalidRequest,
+        "allowed_token_ids",
+        "allowed_token_ids holds 77: allowed",
+    ),
+    "a bad word of an id behind the vocabulary": (
+        {"rules": TokenRules(bad_words=((1,), (2, 99)))},
+        InvalidRequest,
+        "bad_words",
+        "bad_words holds 99: allowed",
+    ),
+    "a bad word without ids": (
+        {"rules": TokenRules(bad_words=((),))},
+        InvalidRequest,
+        "bad_words",
+        "bad_words holds a word without token ids",
+    ),
+    "thinking that would be ended by an id behind the vocabulary": (
+        {"rules": TokenRules(thinking=Thinking((1,), (50,), 4))},
+        InvalidRequest,
+        "thinking_budget",
+        "thinking_budget holds 50: allowed",
+    ),
+    "a resumed beam search": (
+        {"params": SamplingParams(beam_width=2, max_tokens=8, seed=0), "output_ids": (1,)},
+        InvalidRequest,
+        "output_ids",
+        "a beam search sends none before its end",
+    ),
+    "more beams than sequences run": (
+        {"params": SamplingParams(beam_width=9, max_tokens=8, seed=0)},
+        InvalidRequest,
+        "beam_width",
+        "beam_width = 9 is out of range: allowed is up to 8, the sequences this group runs at once",
+    ),
+    "more ends of beams than are looked at": (
+        {"params": SamplingParams(beam_width=2, max_tokens=8, seed=0, stop_token_ids=tuple(range(65)))},
+        InvalidRequest,
+        "stop_token_ids",
+        "up to 64 ids with beam_width",
+    ),
+    "beams that need more blocks than there are": (
+        {"params": SamplingParams(beam_width=5, seed=0)},
+        InvalidRequest,
+        "beam_width",
+        "beam_width = 5 may need 80 KV blocks of 4 tokens, this group has 64: give a smaller beam_width or max_tokens",
     ),
 }
 

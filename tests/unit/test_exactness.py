@@ -13,7 +13,18 @@ import torch
 from exact_decoder import Logits, Slice, same_bits
 from exact_engine import alone, differences, longest_tokens, run_alone, start
 from exact_plants import SumsByBatch, noise_by_row
-from exact_requests import SHORT_TOKENS, VOCAB_SIZE, Arrival, Asked, Limits, arrivals, limits, text
+from exact_requests import (
+    SHORT_TOKENS,
+    VOCAB_SIZE,
+    Arrival,
+    Asked,
+    Limits,
+    arrivals,
+    choices,
+    fitting,
+    limits,
+    text,
+)
 from hypothesis import Phase, find, given, settings
 from hypothesis.errors import NoSuchExample
 from native import library_or_skip, native_kernels
@@ -75,7 +86,7 @@ def checkpoint(random_checkpoint: Callable[..., Path]) -> Iterator[Make]:
 def test_no_mixture_of_requests_changes_a_bit_of_an_answer(
     checkpoint: Make, model: str, mixture: Sequence[Arrival], engine: Limits
 ) -> None:
-    path = checkpoint(model)
+    path, mixture = checkpoint(model), fitting(mixture, engine)
     group = start(path, engine, longest_tokens(mixture))
     assert (group.info.numerics, group.info.exact) == (class_name(), True)
     assert not differences(group, mixture, partial(alone, path))
@@ -95,6 +106,37 @@ def test_chunks_prefix_hits_and_preemptions_together_change_no_bit(checkpoint: M
     assert not differences(group, crowd(), partial(alone, path))
     stats = group.engine.scheduler.stats
     assert stats.preemptions > 0 and stats.cached_tokens > 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_choices_that_fork_say_to_the_bit_what_single_requests_say(checkpoint: Make, model: str) -> None:
+    path = checkpoint(model)
+    (one, *_) = crowd(1, max_tokens=30)
+    asked = replace(one.asked, params=replace(one.asked.params, prompt_logprobs=2, repetition_penalty=1.2))
+    family = choices(replace(one, asked=asked), 4, "family")
+    group = start(path, Limits(max_step_tokens=23, max_running=8), SHORT_TOKENS)
+    assert not differences(group, family, partial(alone, path))
+    stats = group.engine.scheduler.stats
+    assert stats.forks == 3 and stats.copied_blocks == 3
+
+
+def searches(count: int) -> tuple[Arrival, ...]:
+    """Beam searches that share a beginning, more than fit at once."""
+    params = SamplingParams(beam_width=4, n=4, max_tokens=30, seed=0, ignore_eos=True)
+    return tuple(Arrival(Asked(((0, 17), (i, 5)), params), after_steps=i) for i in range(count))
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("prefix_caching", [True, False])
+def test_searches_that_preempt_each_other_find_the_same_beams(
+    checkpoint: Make, model: str, prefix_caching: bool
+) -> None:
+    path = checkpoint(model)
+    engine = Limits(max_step_tokens=23, max_running=20, spare_blocks=8, prefix_caching=prefix_caching)
+    group = start(path, engine, SHORT_TOKENS // 2)
+    assert not differences(group, [*searches(4), *crowd(2)], partial(alone, path))
+    stats = group.engine.scheduler.stats
+    assert stats.preemptions > 0 and stats.copied_blocks > 0
 
 
 @pytest.mark.parametrize("isa", [*ISAS, DOT_PRODUCT_ISA])

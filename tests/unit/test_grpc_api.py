@@ -72,12 +72,12 @@ async def test_a_stream_counts_its_events_from_started_to_finished() -> None:
         events = await generate(channel, request())
     assert [event.index for event in events] == list(range(len(events)))
     kinds = [event.WhichOneof("event") for event in events]
-    assert kinds == ["started", *["delta"] * (len(events) - 2), "finished"]
+    assert kinds == ["started", *["delta"] * (len(events) - 3), "choice_ended", "finished"]
     assert events[0].started.request_id == "r1" and events[0].started.exact
     assert "".join(event.delta.text for event in events) == SAYING
     finished = events[-1].finished
     assert finished.reason == pb.FINISH_REASON_STOP
-    assert (finished.usage.prompt_tokens, finished.usage.output_tokens) == (2, len(events) - 2)
+    assert (finished.usage.prompt_tokens, finished.usage.output_tokens) == (2, len(events) - 3)
     assert finished.overhead.queue_s == 0.25
 
 
@@ -112,7 +112,7 @@ async def test_a_stop_string_is_named_and_left_out() -> None:
 async def test_logprobs_come_one_for_each_token() -> None:
     async with door(service_of(FakeGroup(saying("the")))) as channel:
         events = await generate(channel, request(logprobs=2))
-    for event in events[1:-1]:
+    for event in events[1:-2]:
         (logprob,) = event.delta.logprobs
         assert logprob.chosen.token_id == event.delta.token_ids[0] and logprob.chosen.logprob == -0.5
         assert [candidate.logprob for candidate in logprob.top] == [-0.5, -1.5]
@@ -357,7 +357,7 @@ async def test_a_bigger_vocabulary_than_the_tokenizers_is_served() -> None:
     group = FakeGroup(lambda r: [262, 5000, 262], info=info(vocab_size=6000))
     async with door(service_of(group)) as channel:
         events = await generate(channel, request())
-    assert [list(event.delta.token_ids) for event in events[1:-1]] == [[262], [5000], [262]]
+    assert [list(event.delta.token_ids) for event in events[1:-2]] == [[262], [5000], [262]]
 
 
 async def test_each_model_has_a_health_of_its_own() -> None:

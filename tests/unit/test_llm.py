@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from rayline.deploy.llm import LLM, Completion
 from rayline.protos.conversation import ChatMessage, Conversation
 from rayline.protos.errors import ConfigError, InvalidRequest, ModelError, PromptTooLong
-from rayline.protos.events import Delta, Failed, Finished, FinishReason, Started, StreamEvent
+from rayline.protos.events import ChoiceEnded, Delta, Failed, Finished, FinishReason, Started, StreamEvent
 from rayline.protos.types import SamplingParams, Spec
 
 ROOT = Path(__file__).parents[2]
@@ -153,18 +153,19 @@ def test_logprobs_are_those_of_the_chosen_and_the_best_tokens(llm: LLM) -> None:
 
 
 def test_a_stream_starts_adds_deltas_and_finishes(llm: LLM) -> None:
-    started, *deltas, finished = llm.stream(spec())
+    started, *deltas, ended, finished = llm.stream(spec())
     (completion,) = llm.generate(["def add(a, b):"], GREEDY)
     assert isinstance(started, Started) and started.prompt_tokens == len(completion.prompt_ids)
     assert all(isinstance(delta, Delta) for delta in deltas)
     assert "".join(delta.text for delta in deltas if isinstance(delta, Delta)) == text(completion)
+    assert ended == ChoiceEnded(0, completion.choices[0].finish_reason)
     assert isinstance(finished, Finished) and finished.usage.output_tokens == completion.usage.output_tokens
 
 
 def test_a_conversation_is_laid_out_by_the_chat_template(llm: LLM) -> None:
     messages = (ChatMessage("user", "Write a function add that returns the sum of a and b."),)
     params = SamplingParams(temperature=0.0, max_tokens=12)
-    laid_out = llm.tokenizer.render_chat([{"role": "user", "content": messages[0].content}])
+    laid_out = llm.tokenizer.render_chat(Conversation((ChatMessage("user", messages[0].content),)))
     (expected,) = llm.generate([llm.tokenizer.encode(laid_out, add_special_tokens=False)], params)
     started, *events = llm.stream(Spec("s", "", params, conversation=Conversation(messages)))
     assert isinstance(started, Started) and started.prompt_tokens == len(expected.prompt_ids)

@@ -15,14 +15,16 @@ from transformers.generation.logits_process import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
-from rayline.kernels.edits import Edit
+from rayline.kernels.edits import Edit, edited
 from rayline.kernels.philox import SAMPLE, gumbel, noise_words
 from rayline.kernels.sampling import SamplingRows, sample
-from rayline.kernels.truncation import Rules, kept
+from rayline.kernels.truncation import Rules, kept, least_score
 
 INF = float("inf")
+RULES = ("temperature", "top_k", "top_p", "min_p", "typical_p", "top_n_sigma")
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"temperature": 0.6},
@@ -30,13 +32,17 @@ SETTINGS: list[dict[str, Any]] = [
     {"top_k": 1},
     {"top_p": 0.8},
     {"min_p": 0.1},
+    {"typical_p": 0.7, "temperature": 1.5},
+    {"top_n_sigma": 1.2},
+    {"top_k": 30, "top_p": 0.95, "typical_p": 0.6, "top_n_sigma": 2.0, "temperature": 1.3},
     {"temperature": 0.7, "top_k": 20, "top_p": 0.9, "min_p": 0.02},
 ]
 
 
 def rows(count: int, **same: Any) -> SamplingRows:
     """`count` rows with the same parameters, at positions 0, 1, ..."""
-    one = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 7, "edits": None, "logprobs": None}
+    one = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "top_n_sigma": 0.0}
+    one |= {"seed": 7, "edits": None, "logprobs": None}
     columns = {name: (value,) * count for name, value in (one | same).items()}
     return SamplingRows(position=tuple(range(count)), **columns)
 
@@ -53,15 +59,22 @@ def row_of(batch: SamplingRows, at: int) -> SamplingRows:
     return SamplingRows(**{name: (getattr(batch, name)[at],) for name in SamplingRows.__dataclass_fields__})
 
 
-def kept_ids(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> list[list[int]]:
+def kept_ids(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    typical_p: float = 1.0,
+    top_n_sigma: float = 0.0,
+) -> list[list[int]]:
     """Kept ids of each row of [R, V], by (logit desc, id asc) within a row."""
     count = len(logits)
-    rules = Rules(
-        torch.full((count,), temperature, dtype=torch.float64),
-        torch.full((count,), top_k),
-        torch.full((count,), top_p, dtype=torch.float64),
-        torch.full((count,), min_p, dtype=torch.float64),
-    )
+    each = [
+        torch.full((count,), value, dtype=torch.float64)
+        for value in (temperature, top_n_sigma, top_p, least_score(min_p), typical_p)
+    ]
+    rules = Rules(each[0], each[1], torch.full((count,), top_k), *each[2:])
     found: list[list[int]] = [[] for _ in range(count)]
     for row, token, _score in kept(logits, rules):
         for r, t in zip(row.tolist(), token.tolist(), strict=True):
@@ -73,7 +86,7 @@ def by_definition(logits: Tensor, rows: SamplingRows, at: int) -> int:
     """The definition, on one row, without any pruning: argmax(logits / temperature + noise)."""
     vocab = len(logits)
     keep = (
-        kept_ids(logits[None], rows.temperature[at], rows.top_k[at], rows.top_p[at], rows.min_p[at])[0]
+        kept_ids(logits[None], *(getattr(rows, name)[at] for name in RULES))[0]
         if rows.is_truncated(at)
         else list(range(vocab))
     )
@@ -121,8 +134,22 @@ def test_sampled_tokens_follow_the_softmax_of_what_is_kept(setting: dict[str, An
     assert stats.chisquare(observed, expected).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("setting", [{}, {"top_p": 0.9, "temperature": 1.4}, {"typical_p": 0.8}], ids=str)
+def test_sampled_tokens_follow_the_softmax_of_the_edited_logits(setting: dict[str, Any]) -> None:
+    logits, draws = torch.randn(20, generator=torch.Generator().manual_seed(8)) * 2, 20_000
+    seen, counts = torch.arange(0, 20, 3), torch.tensor([1.0, 0, 2, 1, 0, 5, 1])
+    edit = Edit(seen, counts, 1.4, 0.2, 0.3, (torch.tensor([1, 2]), torch.tensor([1.5, -0.5])), (4, 9))
+    tokens = sample(logits.expand(draws, -1), rows(draws, edits=edit, **setting)).token_ids
+    wanted = np.exp(warped(edited(logits[None], [edit]), setting)[0].double().log_softmax(-1).numpy())
+    counted = np.bincount(tokens.numpy(), minlength=20)
+    common = wanted * draws >= 5
+    assert counted[wanted == 0].sum() == 0
+    share = wanted[common] / wanted[common].sum()
+    assert stats.chisquare(counted[common], share * counted[common].sum()).pvalue > 1e-3
+
+
 def warped(logits: Tensor, setting: dict[str, Any]) -> Tensor:
-    """The same rules by `transformers`, in the order its generate() applies them."""
+    """The same rules by `transformers`, in the order its generate() applies them; top-n-sigma as llama.cpp has it."""
     ids = torch.zeros(len(logits), 1, dtype=torch.int64)
     warpers = LogitsProcessorList([TemperatureLogitsWarper(setting.get("temperature", 1.0))])
     if setting.get("top_k"):
@@ -131,32 +158,43 @@ def warped(logits: Tensor, setting: dict[str, Any]) -> Tensor:
         warpers.append(TopPLogitsWarper(setting["top_p"]))
     if setting.get("min_p"):
         warpers.append(MinPLogitsWarper(setting["min_p"]))
+    if setting.get("typical_p", 1.0) < 1:
+        warpers.append(TypicalLogitsWarper(setting["typical_p"]))
+    if setting.get("top_n_sigma"):
+        floor = logits.max(-1).values - setting["top_n_sigma"] * logits.std(-1, unbiased=False)
+        logits = logits.masked_fill(logits < floor[:, None], -INF)
     result: Tensor = warpers(ids, logits)
     return result
 
 
 @pytest.mark.parametrize("vocab", [10, 300, 6000])
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p", "min_p"),
+    "setting",
     [
-        (1.0, 1, 1.0, 0.0),
-        (1.0, 50, 1.0, 0.0),
-        (1.0, 5000, 1.0, 0.0),
-        (0.7, 0, 0.9, 0.0),
-        (2.0, 0, 0.5, 0.0),
-        (1.0, 0, 1.0, 0.05),
-        (1.5, 0, 1.0, 0.0001),
-        (0.8, 40, 0.95, 0.01),
-        (3.0, 300, 0.999, 0.001),
+        {"typical_p": 0.5},
+        {"typical_p": 0.95, "temperature": 2.0},
+        {"typical_p": 0.2, "temperature": 0.4},
+        {"typical_p": 0.9, "top_k": 100, "top_p": 0.9, "min_p": 0.001},
+        {"top_n_sigma": 1.0},
+        {"top_n_sigma": 0.1, "temperature": 5.0},
+        {"top_n_sigma": 2.0, "top_p": 0.8},
+        {"top_n_sigma": 1.5, "top_k": 40, "top_p": 0.9, "typical_p": 0.8, "temperature": 1.7},
+        {"temperature": 1.0, "top_k": 1, "top_p": 1.0, "min_p": 0.0},
+        {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0},
+        {"temperature": 1.0, "top_k": 5000, "top_p": 1.0, "min_p": 0.0},
+        {"temperature": 0.7, "top_k": 0, "top_p": 0.9, "min_p": 0.0},
+        {"temperature": 2.0, "top_k": 0, "top_p": 0.5, "min_p": 0.0},
+        {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.05},
+        {"temperature": 1.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0001},
+        {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.01},
+        {"temperature": 3.0, "top_k": 300, "top_p": 0.999, "min_p": 0.001},
     ],
 )
-def test_the_kept_sets_equal_those_of_transformers(
-    vocab: int, temperature: float, top_k: int, top_p: float, min_p: float
-) -> None:
+def test_the_kept_sets_equal_those_of_transformers(vocab: int, setting: dict[str, Any]) -> None:
     logits = torch.randn(12, vocab, generator=torch.Generator().manual_seed(vocab), dtype=torch.float32) * 3
-    setting = {"temperature": temperature, "top_k": min(top_k, vocab), "top_p": top_p, "min_p": min_p}
+    setting = setting | {"top_k": min(setting.get("top_k", 0), vocab)}
     oracle = [row.isfinite().nonzero()[:, 0].tolist() for row in warped(logits.double(), setting)]
-    ours = kept_ids(logits, temperature, top_k, top_p, min_p)
+    ours = kept_ids(logits, **setting)
     assert [sorted(ids) for ids in ours] == oracle
 
 

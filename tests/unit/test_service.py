@@ -20,7 +20,7 @@ from rayline.protos.errors import (
     RaylineError,
     Unavailable,
 )
-from rayline.protos.events import Delta, Failed, Finished, FinishReason, Started, StreamEvent, Usage
+from rayline.protos.events import ChoiceEnded, Delta, Failed, Finished, FinishReason, Started, StreamEvent, Usage
 from rayline.protos.group import GroupLoad
 from rayline.protos.types import SamplingParams, Spec
 from rayline.router.service import Service
@@ -54,9 +54,10 @@ def text_of(events: list[StreamEvent]) -> str:
 
 def test_a_stream_is_started_then_deltas_then_one_finished() -> None:
     group = FakeGroup(saying(SAYING))
-    first, *deltas, last = run(service_of(group), spec())
+    first, *deltas, ended, last = run(service_of(group), spec())
     assert first == Started("r1", "fake", True, len(group.requests[0].prompt_ids))
     assert all(isinstance(delta, Delta) for delta in deltas) and text_of(deltas) == SAYING
+    assert ended == ChoiceEnded(0, FinishReason.STOP)
     assert isinstance(last, Finished) and last.reason == FinishReason.STOP
     assert last.usage == Usage(len(group.requests[0].prompt_ids), len(deltas), cached_tokens=1)
     assert group.finished == ["r1"] and group.aborted == []
@@ -81,7 +82,7 @@ def test_messages_go_through_the_chat_template() -> None:
     run(service, spec(prompt=None, conversation=Conversation(messages)))
     (request,) = group.requests
     assert service.detokenize("tiny", request.prompt_ids) == "<s>user: hi\n"
-    assert asyncio.run(service.tokenize_chat("tiny", messages)) == request.prompt_ids
+    assert asyncio.run(service.tokenize_chat("tiny", Conversation(messages))) == request.prompt_ids
 
 
 def test_a_long_prompt_tokenises_to_the_same_ids_beside_the_loop() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from small_tokenizers import KINDS, served, write
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from rayline.protos.conversation import ChatMessage, Conversation
 from rayline.protos.errors import InvalidRequest, ModelError
 from rayline.router.tokenizer import Tokenizer
 
@@ -83,7 +84,7 @@ def test_truncation_and_padding_written_in_the_file_are_not_applied(tmp_path: Pa
 
 def test_the_template_file_wins_over_the_one_in_the_config(tmp_path: Path) -> None:
     write(tmp_path, "byte_level", chat_template="config")
-    messages = [{"role": "user", "content": "hi"}]
+    messages = Conversation((ChatMessage("user", "hi"),))
     assert Tokenizer.load(tmp_path).render_chat(messages) == "config"
     (tmp_path / "chat_template.jinja").write_text("file")
     assert Tokenizer.load(tmp_path).render_chat(messages) == "file"
@@ -92,13 +93,13 @@ def test_the_template_file_wins_over_the_one_in_the_config(tmp_path: Path) -> No
 def test_of_several_templates_the_default_one_is_used(tmp_path: Path) -> None:
     named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
     tokenizer = Tokenizer.load(write(tmp_path, "byte_level", chat_template=named))
-    assert tokenizer.render_chat([{"role": "user", "content": "hi"}]) == "plain"
+    assert tokenizer.render_chat(Conversation((ChatMessage("user", "hi"),))) == "plain"
 
 
 def test_a_model_without_template_refuses_chat_by_name(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(write(tmp_path, "byte_level"))
     with pytest.raises(InvalidRequest, match="no chat template") as caught:
-        tokenizer.render_chat([{"role": "user", "content": "hi"}])
+        tokenizer.render_chat(Conversation((ChatMessage("user", "hi"),)))
     assert caught.value.field == "messages"
 
 

@@ -45,9 +45,9 @@ logprobs = st.builds(
 scored = st.lists(logprobs, max_size=3).map(tuple)
 pieces = st.lists(st.builds(ToolCallDelta, uint32, text, text, text), max_size=2).map(tuple)
 events = st.one_of(
-    st.builds(Started, text, text, st.booleans(), uint32),
+    st.builds(Started, text, text, st.booleans(), uint32, ids),
     st.builds(PromptScored, scored),
-    st.builds(Delta, uint32, ids, text, scored, text, pieces),
+    st.builds(Delta, uint32, ids, text, scored, text, pieces, st.booleans()),
     st.builds(ChoiceEnded, uint32, st.sampled_from(FinishReason), st.none() | text | uint32, st.none() | real),
     st.builds(
         Finished,
@@ -74,7 +74,7 @@ def same(one: object, other: object) -> bool:
 def test_no_parameter_and_no_field_of_a_request_is_left_out_of_these_tests() -> None:
     assert set(PARAMS) == {f.name for f in fields(SamplingParams)}
     covered = {"request_id", "model", "params", "prompt", "suffix", "prompt_ids", "conversation"}
-    options = {"echo", "truncate_prompt_tokens", "priority", "tenant", "cache_salt"}
+    options = {"echo", "truncate_prompt_tokens", "priority", "tenant", "cache_salt", "return_prompt_ids"}
     assert covered | options == {f.name for f in fields(Spec)}
 
 
