@@ -17,6 +17,7 @@ from rayline.protos.plan import Plan
 
 FIRST_LIMIT_S = 120.0  # first calls compile, map and fault in what later ones find ready
 FIRST_STEPS = 2  # those of the warm-up
+NEW_SIZE_LIMIT_S = 10.0  # at least, for the first step of a size: libraries pick and compile kernels by size
 LEAST_LIMIT_S = 1.5  # a process that wants a core on a crowded machine gets one long before
 MULTIPLE = 8.0
 REMEMBERED = 9  # steps of one size
@@ -59,7 +60,7 @@ class StepTimes:
 
     def record(self, size: StepSize, took_s: float) -> None:
         """A step of `size` brought its result `took_s` after it could begin."""
-        bucket = self._seen.setdefault(size.tokens.bit_length(), deque(maxlen=REMEMBERED))
+        bucket = self._seen.setdefault(_bucket(size), deque(maxlen=REMEMBERED))
         bucket.append((size, took_s))
         self._steps += 1
 
@@ -70,7 +71,13 @@ class StepTimes:
         bounds = [
             median(took_s * size.times(seen) for seen, took_s in list(bucket)) for bucket in tuple(self._seen.values())
         ]
-        return max(LEAST_LIMIT_S, MULTIPLE * self._depth * min(bounds))
+        least_s = LEAST_LIMIT_S if _bucket(size) in self._seen else NEW_SIZE_LIMIT_S
+        return max(least_s, MULTIPLE * self._depth * min(bounds))
+
+
+def _bucket(size: StepSize) -> int:
+    """Sizes up to about twice each other are of one bucket."""
+    return size.tokens.bit_length()
 
 
 class InFlight:

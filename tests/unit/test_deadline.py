@@ -11,6 +11,7 @@ from rayline.workers.deadline import (
     FIRST_STEPS,
     LEAST_LIMIT_S,
     MULTIPLE,
+    NEW_SIZE_LIMIT_S,
     REMEMBERED,
     InFlight,
     StepSize,
@@ -57,7 +58,7 @@ def test_a_larger_step_gets_no_less_time(
     history: list[StepSize], cost: tuple[float, ...], size: StepSize, times: int
 ) -> None:
     larger = StepSize(size.tokens * times, size.rows + times, size.pairs * times)
-    estimator = times_of(history, cost)
+    estimator = times_of([*history, size, larger], cost)
     assert estimator.limit_s(larger) >= estimator.limit_s(size)
 
 
@@ -94,6 +95,16 @@ def test_the_first_steps_get_all_the_time_they_may_need(size: StepSize) -> None:
         assert times.limit_s(size) == FIRST_LIMIT_S
         times.record(size, 0.001)
     assert times.limit_s(size) == LEAST_LIMIT_S
+
+
+def test_the_first_step_of_a_size_gets_time_to_make_ready_for_it() -> None:
+    times, decode, prompt = StepTimes(), StepSize(1, 1, 100), StepSize(512, 1, 512 * 512)
+    for _ in range(100):
+        times.record(decode, 0.00001)
+    assert times.limit_s(decode) == LEAST_LIMIT_S
+    assert times.limit_s(prompt) == NEW_SIZE_LIMIT_S
+    times.record(prompt, 0.1)
+    assert times.limit_s(prompt) == LEAST_LIMIT_S
 
 
 def test_a_long_prompt_after_many_single_tokens_is_judged_by_earlier_prompts() -> None:
