@@ -1,6 +1,15 @@
 """What a group tells its routers about itself."""
 
 from dataclasses import dataclass
+from enum import StrEnum
+
+
+class PreemptionReason(StrEnum):
+    """Why a request lost its KV blocks."""
+
+    GROWTH = "growth"  # a request before it in rank needed them for its next tokens
+    STUCK = "stuck"  # beam searches held so many that nobody could move
+    OWN_BEAMS = "own_beams"  # another beam of the same request needed them
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +22,8 @@ class GroupLoad:
     free_blocks: int = 0
     total_blocks: int = 0
     draining: bool = False  # finishes what it has, takes nothing new
+    preemptions: tuple[int, ...] = ()  # since the start, one count for each PreemptionReason in its order
+    recomputed_tokens: int = 0  # since the start, because of preemptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ def advance(
     search: Search, rules: BeamRules, candidates: Sequence[Sequence[TokenLogprob]]
 ) -> tuple[Search, list[Heir]]:
     """One step: `candidates` are the best next tokens of each beam, best first. A logprob of -inf is no candidate."""
-    ranked = _ranked(search.hopes, candidates)
+    ranked = _ranked(search, rules, candidates)
     length = len(search.hopes[0].token_ids) + 1
     is_last = length >= rules.most_tokens
     ending = [is_last or token.token_id in rules.ends for _, token, _ in ranked]
@@ -111,26 +111,27 @@ def advance(
 
 
 def best(search: Search, rules: BeamRules) -> tuple[Beam, ...]:
-    """What the client gets: the n best hypotheses, fewer where masks left fewer texts, an empty one for none."""
-    return search.kept[: rules.best] or (Beam((), 0.0, (), FinishReason.STOP),)
+    """What the client gets: the n best hypotheses, fewer where masks left fewer texts."""
+    return search.kept[: rules.best]
 
 
-Entry = tuple[int, TokenLogprob, np.float32]
-"""Place of the beam, its next token, their score."""
+Entry = tuple[int, TokenLogprob, float]
+"""Place of the beam, its next token, their score, a number of fp32."""
 
 
-def _ranked(hopes: Sequence[Hope], candidates: Sequence[Sequence[TokenLogprob]]) -> list[Entry]:
-    entries = [
-        (at, token, np.float32(hope.score) + np.float32(token.logprob))
-        for at, (hope, tokens) in enumerate(zip(hopes, candidates, strict=True))
-        for token in tokens
-        if token.logprob > -math.inf
-    ]
-    return sorted(entries, key=lambda entry: (-entry[2], entry[0], entry[1].token_id))
+def _ranked(search: Search, rules: BeamRules, candidates: Sequence[Sequence[TokenLogprob]]) -> list[Entry]:
+    """The best candidates, so many that `width` of them do not end."""
+    found = [(at, token) for at, tokens in enumerate(candidates) for token in tokens if token.logprob > -math.inf]
+    places = np.array([at for at, _ in found], dtype=np.int64)
+    ids = np.array([token.token_id for _, token in found], dtype=np.int64)
+    logprobs = np.array([token.logprob for _, token in found], dtype=np.float32)
+    scores = np.array([hope.score for hope in search.hopes], dtype=np.float32)[places] + logprobs
+    order = np.lexsort((ids, places, -scores))[: (1 + len(rules.ends)) * rules.width]
+    return [(*found[i], float(scores[i])) for i in order.tolist()]
 
 
-def _grown(hope: Hope, token: TokenLogprob, score: np.float32) -> Hope:
-    return Hope((*hope.token_ids, token.token_id), (*hope.logprobs, token.logprob), float(score))
+def _grown(hope: Hope, token: TokenLogprob, score: float) -> Hope:
+    return Hope((*hope.token_ids, token.token_id), (*hope.logprobs, token.logprob), score)
 
 
 def _hypothesis(hope: Hope, rules: BeamRules) -> Beam:

@@ -18,6 +18,7 @@ class BlockPool:
 
     def __init__(self, total: int):
         self.total = total
+        self.reserved = 0  # promised to requests that have not taken them yet
         self._free: deque[int] = deque(range(total))
         self._cached: OrderedDict[int, None] = OrderedDict()
         self._holders = [0] * total
@@ -26,7 +27,12 @@ class BlockPool:
 
     @property
     def available(self) -> int:
-        """Blocks that `allocate` can hand out now."""
+        """Blocks that anyone can get now."""
+        return self.unheld - self.reserved
+
+    @property
+    def unheld(self) -> int:
+        """Blocks that `allocate` can hand out now, the reserved ones too."""
         return len(self._free) + len(self._cached)
 
     @property
@@ -34,7 +40,7 @@ class BlockPool:
         return len(self._cached)
 
     def allocate(self, count: int) -> list[int]:
-        """Take `count` blocks, evicting the least recently used cached ones. The caller checked `available`."""
+        """Take `count` blocks, evicting the least recently used cached ones. The caller checked `unheld`."""
         taken = []
         for _ in range(count):
             block = self._free.popleft() if self._free else self._evict()
@@ -93,6 +99,7 @@ class BlockPool:
         places = [*self._free, *self._cached, *(b for b in range(self.total) if counts[b])]
         assert sorted(places) == list(range(self.total)), "free + cached + held != total"
         assert all(self._by_hash[name] == block for block, name in self._hash_of.items())
+        assert 0 <= self.reserved <= self.unheld, "more is promised than there is"
 
     def _evict(self) -> int:
         block, _ = self._cached.popitem(last=False)

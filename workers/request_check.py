@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from rayline.protos.errors import InvalidRequest, PromptTooLong, out_of_range
 from rayline.protos.types import EngineRequest, TokenRules
+from rayline.workers.reservations import most_blocks
 from rayline.workers.scheduler import SchedulerLimits
 
 MAX_BEAM_STOPS = 64  # ids that end a beam; each is one candidate more for every beam of every step
@@ -34,11 +35,10 @@ def check_request(request: EngineRequest, limits: SchedulerLimits, total_blocks:
 
 
 def blocks_of_search(request: EngineRequest, limits: SchedulerLimits) -> int:
-    """KV blocks that a beam search holds at most: the prompt's full blocks once, all others once for each beam."""
+    """KV blocks that a beam search holds at most."""
     asked = request.params.max_tokens or limits.max_model_len
-    longest = min(len(request.prompt_ids) + asked, limits.max_model_len) - 1  # the last token is never computed
-    shared = len(request.prompt_ids) // limits.block_tokens
-    return shared + request.params.beam_width * max(0, -(-longest // limits.block_tokens) - shared)
+    limit = min(len(request.prompt_ids) + asked, limits.max_model_len)
+    return most_blocks(len(request.prompt_ids), limit, request.params.beam_width, limits.block_tokens)
 
 
 def _check_beams(request: EngineRequest, limits: SchedulerLimits, total_blocks: int) -> None:

@@ -22,18 +22,28 @@ from rayline.workers.scheduler_stats import SchedulerStats
 from rayline.workers.searches import BeamSearch
 from rayline.workers.sequence import Place, Sequence
 from rayline.workers.tables import BlockTables
+from rayline.workers.tenants import OUTPUT_COST, TenantCounters
+
+NOTHING_LEFT = "no text is left that the grammar and the request's other rules allow"
 
 
 class Results:
     """Turns results into events, in the order: prompt scores, refusals, tokens, ends of searches."""
 
     def __init__(
-        self, roster: Roster, tables: BlockTables, draft: Draft, stats: SchedulerStats, eos_token_ids: frozenset[int]
+        self,
+        roster: Roster,
+        tables: BlockTables,
+        draft: Draft,
+        stats: SchedulerStats,
+        tenants: TenantCounters,
+        eos_token_ids: frozenset[int],
     ):
         self._roster = roster
         self._tables = tables
         self._draft = draft
         self._stats = stats
+        self._tenants = tenants
         self._eos = eos_token_ids
 
     def commit(self, result: StepResult) -> list[EngineEvent]:
@@ -57,7 +67,14 @@ class Results:
     def finish(self, request_id: str, reason: FinishReason, stop_token: int | None = None) -> Finished:
         """End a request. stop_token: of `stop_token_ids`, the one that ended it."""
         first = self._roster.end(request_id)
-        return Finished(request_id, reason, first.usage, queue_s=first.queue_s, stop_reason=stop_token)
+        return Finished(
+            request_id,
+            reason,
+            first.usage,
+            queue_s=first.queue_s,
+            stop_reason=stop_token,
+            preempted=first.preempted,
+        )
 
     def _refuse(self, sequence: Sequence, message: str) -> Failed:
         request_id = sequence.request.request_id
@@ -69,6 +86,7 @@ class Results:
         index = len(sequence.output_ids)
         sequence.output_ids.append(sampled.token_id)
         self._stats.output_tokens += 1
+        self._tenants.charge(sequence.request.tenant, OUTPUT_COST)
         request = sequence.request
         begun = None if sequence.told else Begun(sequence.cached_tokens, sequence.queue_s)
         sequence.told = True
@@ -85,6 +103,7 @@ class Results:
 
     def _search(self, beam: Sequence, candidates: tuple[TokenLogprob, ...]) -> Iterator[EngineEvent]:
         """Candidates are kept until all beams of the request have theirs; then the search goes on, or ends."""
+        self._tenants.charge(beam.request.tenant, OUTPUT_COST)
         search = self._roster.searches[beam.request.request_id]
         heirs = search.answer(beam, candidates)
         if heirs is None:
@@ -94,13 +113,23 @@ class Results:
         else:
             self._succeed(search, heirs)
 
-    def _end_search(self, request_id: str, search: BeamSearch) -> Finished:
+    def _end_search(self, request_id: str, search: BeamSearch) -> Finished | Failed:
         first, beams = self._roster.end(request_id), search.best
+        if not beams:
+            return Failed(request_id, InvalidRequest(NOTHING_LEFT, field="structured_output"))
         outputs = sum(len(beam.token_ids) for beam in beams)
         self._stats.output_tokens += outputs
         usage = Usage(len(first.request.prompt_ids), outputs, first.cached_tokens)
         reason, stop = beams[0].reason, beams[0].stop_token
-        return Finished(request_id, reason, usage, queue_s=first.queue_s, stop_reason=stop, beams=beams)
+        return Finished(
+            request_id,
+            reason,
+            usage,
+            queue_s=first.queue_s,
+            stop_reason=stop,
+            preempted=first.preempted,
+            beams=beams,
+        )
 
     def _succeed(self, search: BeamSearch, heirs: list[Heir]) -> None:
         """The first heir of a beam goes on in its place, the others fork from it, beams without heirs are gone.

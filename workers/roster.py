@@ -16,12 +16,12 @@ class Roster:
     The first sequence of a request stands for it to its end, even when it is a beam that is long gone.
     """
 
-    def __init__(self, tables: BlockTables, draft: Draft):
+    def __init__(self, tables: BlockTables, draft: Draft, queue: WaitingQueue):
         self.sequences: dict[int, Sequence] = {}
         self.firsts: dict[str, Sequence] = {}
         self.searches: dict[str, BeamSearch] = {}
         self.families = Families()
-        self.queue = WaitingQueue()
+        self.queue = queue
         self.running: list[Sequence] = []
         self._tables = tables
         self._draft = draft
@@ -82,6 +82,7 @@ class Roster:
         search = self.searches.pop(request_id, None)
         for sequence in [first] if search is None else search.beams:
             self.drop(sequence)
+        self._tables.reservations.close(request_id)
         self.families.leave(first, self.wait)
         return first
 

@@ -5,30 +5,34 @@ turns a StepResult into events. There is no prefill or decode: a sequence has to
 A request is one sequence, or as many as it has beams; choices of one family fork from the first of them.
 """
 
-import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from rayline.protos.errors import Overloaded
 from rayline.protos.events import EngineEvent, FinishReason
-from rayline.protos.group import GroupLoad
+from rayline.protos.group import GroupLoad, PreemptionReason
 from rayline.protos.plan import Admission, Plan, Slice, StepResult
 from rayline.protos.types import EngineRequest
 from rayline.workers.beams import rules_of
 from rayline.workers.blocks import BlockPool
 from rayline.workers.draft import Draft
+from rayline.workers.preemption import Preemption
+from rayline.workers.queue import WaitingQueue
 from rayline.workers.results import Results
 from rayline.workers.roster import Roster
 from rayline.workers.scheduler_stats import SchedulerStats
 from rayline.workers.searches import BeamSearch
 from rayline.workers.sequence import Place, Sequence
 from rayline.workers.tables import BlockTables
-
-log = logging.getLogger(__name__)
+from rayline.workers.tenants import CACHED_COST, INPUT_COST, TenantCounters
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
-    """What one group takes on. `depth` is the number of pipeline stages: plans that run at once."""
+    """What one group takes on. `depth` is the number of pipeline stages: plans that run at once.
+
+    max_preemptions: of one request. priority_aging_s: of waiting for one class of priority, 0 for never.
+    """
 
     block_tokens: int
     max_model_len: int
@@ -37,6 +41,9 @@ class SchedulerLimits:
     max_waiting: int
     depth: int = 1
     prefix_caching: bool = True
+    max_preemptions: int = 3
+    priority_aging_s: float = 5.0
+    tenant_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 class Scheduler:
@@ -52,8 +59,12 @@ class Scheduler:
         self._now_s = 0.0
         self._draft = Draft()
         self._tables = BlockTables(pool, limits.block_tokens, limits.prefix_caching)
-        self._roster = Roster(self._tables, self._draft)
-        self._results = Results(self._roster, self._tables, self._draft, self.stats, eos_token_ids)
+        self._tenants = TenantCounters(limits.tenant_weights)
+        self._roster = Roster(self._tables, self._draft, WaitingQueue(self._tenants, limits.priority_aging_s))
+        self._results = Results(self._roster, self._tables, self._draft, self.stats, self._tenants, eos_token_ids)
+        self._preemption = Preemption(
+            self._roster, self._tables, self._draft, self.stats, limits.block_tokens, limits.max_preemptions
+        )
 
     # ---- requests come and go
 
@@ -98,6 +109,8 @@ class Scheduler:
             outstanding_tokens=sum(s.outstanding_tokens for s in self._roster.sequences.values()),
             free_blocks=self.pool.available,
             total_blocks=self.pool.total,
+            preemptions=tuple(self.stats.preemptions_by[reason] for reason in PreemptionReason),
+            recomputed_tokens=self.stats.recomputed_tokens,
         )
 
     # ---- one step
@@ -150,6 +163,7 @@ class Scheduler:
         if not self._grow(sequence, sequence.planned + count):
             return
         start = sequence.planned
+        self._account(sequence, start + count)
         sequence.planned += count
         sequence.last_step = self._step
         if scores:
@@ -179,34 +193,27 @@ class Scheduler:
 
     def _grow(self, sequence: Sequence, tokens: int) -> bool:
         """Give `sequence` blocks for its first `tokens` tokens, preempting lower-ranked ones if need be."""
-        while self._tables.missing(sequence, tokens) > self.pool.available:
-            victims = [s for s in self._roster.running if s.blocks and s.number not in self._draft.members]
-            victims = [s for s in victims if s.rank > sequence.rank]
-            if not victims:
-                return False
-            self._preempt(max(victims, key=lambda s: s.rank), by=sequence)
+        if not self._preemption.make_room(sequence, self._tables.missing(sequence, tokens)):
+            return False
         if (copy := self._tables.extend(sequence, tokens)) is not None:
             self._draft.copies.append(copy)
             self.stats.copied_blocks += 1
         return True
 
-    def _preempt(self, victim: Sequence, by: Sequence) -> None:
-        """Take a sequence's blocks; its tokens are recomputed when it runs again. Only an earlier or more
-        important request may do this, so the first of all is never preempted and everything ends."""
-        log.info(
-            "preempted request %s: %d tokens to recompute, blocks wanted by %s",
-            victim.request.request_id,
-            victim.planned,
-            by.request.request_id,
-        )
-        self.stats.preemptions += 1
-        self.stats.recomputed_tokens += victim.planned
-        victim.preemptions += 1
-        self._roster.stop(victim)
+    def _account(self, sequence: Sequence, end: int) -> None:
+        """Tokens up to `end` get computed. The tenant pays for those of the prompt, once; what a preemption lost is
+        counted for the request that lost it."""
+        request, start = sequence.request, sequence.planned
+        again = max(0, min(end, sequence.computed) - start)
+        self.stats.recomputed_tokens += again
+        self._roster.firsts[request.request_id].recomputed_tokens += again
+        given = len(request.prompt_ids) + len(request.output_ids)
+        self._tenants.charge(request.tenant, INPUT_COST * max(0, min(end, given) - max(start, sequence.computed)))
+        sequence.computed = max(sequence.computed, end)
 
     def _next_waiting(self) -> Sequence | None:
         """The first waiting sequence if all its present tokens would fit, else None: no overtaking."""
-        sequence = self._roster.queue.first()
+        sequence = self._roster.queue.first(self._now_s, self._roster.places())
         if sequence is None or not self._roster.has_place(sequence, self.limits.max_running):
             return None
         if self._roster.running and not self._fits(sequence):
@@ -215,14 +222,18 @@ class Scheduler:
         return sequence
 
     def _fits(self, sequence: Sequence) -> bool:
-        return self._tables.to_start(sequence, self._reusable(sequence)) <= self.pool.available
+        return self._preemption.to_start(sequence, self._reusable(sequence)) <= self._tables.room(sequence)
 
     def _reusable(self, sequence: Sequence) -> list[int]:
         search = self._roster.searches.get(sequence.request.request_id)
         return self._tables.reusable(sequence, search.beams if search else ())
 
     def _start(self, sequence: Sequence) -> None:
-        self._tables.start(sequence, self._reusable(sequence))
+        reused = self._reusable(sequence)
+        self._preemption.reserve(sequence, reused)
+        self._tables.start(sequence, reused)
+        self._tenants.charge(sequence.request.tenant, CACHED_COST * max(0, sequence.planned - sequence.computed))
+        sequence.computed = max(sequence.computed, sequence.planned)
         if sequence.started_s is None:
             self._count_start(sequence, sequence.planned)
         self._roster.run(sequence)
@@ -255,10 +266,9 @@ class Scheduler:
         stuck = [s for s in self._roster.sequences.values() if s.remaining and s.place is not Place.ASIDE]
         if not stuck:
             return
-        first = min(stuck, key=lambda s: s.rank)
-        others = sorted((s for s in self._roster.running if s is not first), key=lambda s: s.rank)
-        while others and not self._can_move(first):
-            self._preempt(others.pop(), by=first)
+        first = self._preemption.first_of(stuck)
+        while not self._can_move(first) and (losers := self._preemption.losers(first)):
+            self._preemption.preempt(losers[-1], first, PreemptionReason.STUCK)
         if first.place is Place.QUEUED:
             self._roster.queue.remove(first)
             self._start(first)
@@ -267,7 +277,9 @@ class Scheduler:
     def _can_move(self, sequence: Sequence) -> bool:
         if sequence.place is Place.QUEUED:
             return self._roster.has_place(sequence, self.limits.max_running) and self._fits(sequence)
-        return self._tables.missing(sequence, sequence.planned + self._count(sequence)[0]) <= self.pool.available
+        return self._tables.missing(sequence, sequence.planned + self._count(sequence)[0]) <= self._tables.room(
+            sequence
+        )
 
 
 def _admission(sequence: Sequence) -> Admission:

@@ -1,6 +1,9 @@
 """What a scheduler counts."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
+
+from rayline.protos.group import PreemptionReason
 
 
 @dataclass(slots=True)
@@ -11,7 +14,11 @@ class SchedulerStats:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
-    preemptions: int = 0
     recomputed_tokens: int = 0
     forks: int = 0
     copied_blocks: int = 0
+    preemptions_by: Counter[PreemptionReason] = field(default_factory=Counter)
+
+    @property
+    def preemptions(self) -> int:
+        return self.preemptions_by.total()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from rayline.protos.blocks import BlockHash, block_hash, root_hash
-from rayline.protos.events import Usage
+from rayline.protos.events import Preempted, Usage
 from rayline.protos.types import EngineRequest
 
 
@@ -55,7 +55,9 @@ class Sequence:
     last_step: int = -(2**31)
     started_s: float | None = None
     cached_tokens: int = 0
-    preemptions: int = 0
+    computed: int = 0  # most tokens that were ever planned or found computed
+    preemptions: int = 0  # of the whole request, counted by its first sequence; so are the
+    recomputed_tokens: int = 0
     told: bool = False  # its first token has been reported
     scored: int = 0  # prompt tokens behind which the next one's logprob was planned
     is_idle: bool = False
@@ -107,6 +109,7 @@ class Sequence:
         """
         self.output_ids = list(parent.output_ids)
         self.planned, self.published, self.scored = parent.planned, parent.published, parent.scored
+        self.computed = parent.computed
         self.blocks, self.sent_blocks = list(parent.blocks), 0
         self.hashes = list(parent.hashes)
         self.last_step, self.started_s = parent.last_step, parent.started_s
@@ -134,6 +137,10 @@ class Sequence:
     def queue_s(self) -> float:
         """Time it waited for its first plan; 0 until then."""
         return 0.0 if self.started_s is None else self.started_s - self.arrived_s
+
+    @property
+    def preempted(self) -> Preempted:
+        return Preempted(self.preemptions, self.recomputed_tokens)
 
     @property
     def usage(self) -> Usage:

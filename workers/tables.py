@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from rayline.protos.plan import Copy
 from rayline.workers.blocks import BlockPool
+from rayline.workers.reservations import Reservations
 from rayline.workers.sequence import Sequence
 
 
@@ -20,8 +21,13 @@ class BlockTables:
 
     def __init__(self, pool: BlockPool, block_tokens: int, prefix_caching: bool):
         self.pool = pool
+        self.reservations = Reservations(pool)
         self._block_tokens = block_tokens
         self._prefix_caching = prefix_caching
+
+    def room(self, sequence: Sequence) -> int:
+        """Blocks that `sequence` can get now, those reserved for its request included."""
+        return self.pool.available + self.reservations.kept_for(sequence.request.request_id)
 
     def missing(self, sequence: Sequence, tokens: int) -> int:
         """Blocks that must be free before `sequence` can write its tokens up to `tokens`."""
@@ -29,10 +35,12 @@ class BlockTables:
 
     def extend(self, sequence: Sequence, tokens: int) -> Copy | None:
         """Give it blocks of its own for everything from `planned` to `tokens`; the copy that this takes."""
+        unheld = self.pool.unheld
         copy = self._own(sequence) if self._must_copy(sequence) else None
         more = self._blocks(tokens) - len(sequence.blocks)
         if more > 0:
             sequence.blocks += self.pool.allocate(more)
+        self.reservations.settle(sequence.request.request_id, unheld)
         return copy
 
     def reusable(self, sequence: Sequence, relatives: Iterable[Sequence] = ()) -> list[int]:
@@ -54,7 +62,9 @@ class BlockTables:
         return self._blocks(sequence.length + 1) - len(reused) + self.pool.idle(reused)
 
     def start(self, sequence: Sequence, reused: list[int]) -> None:
+        unheld = self.pool.unheld
         self.pool.share(reused)
+        self.reservations.settle(sequence.request.request_id, unheld)
         sequence.blocks = reused
         sequence.published = len(reused)
         sequence.planned = len(reused) * self._block_tokens
@@ -65,7 +75,9 @@ class BlockTables:
         self.pool.share(child.blocks)
 
     def release(self, sequence: Sequence) -> None:
+        unheld = self.pool.unheld
         self.pool.release(sequence.blocks)
+        self.reservations.settle(sequence.request.request_id, unheld)
         sequence.forget()
 
     def publish(self, sequence: Sequence) -> None:

@@ -225,12 +225,13 @@ class Worker:
             return (), ()
         requests = [self._sample_request(number) for number in numbers]
         rows = self._sampler.sample(logits, sampling_rows(requests, self.config.eos_token_ids, self.config.vocab_size))
-        gained, refused = sampled(requests, rows)
-        for item in gained:
-            self._residents.gain(item.sequence, item.token_id)
+        token_ids = rows.token_ids
+        token_ids[list(rows.stuck)] = 0  # plans in flight count on a token, whatever it is
+        for number, token_id in zip(numbers, token_ids.tolist(), strict=True):
+            self._residents.gain(number, token_id)
         if self._stages is not None:
-            self._stages.send_tokens(rows.token_ids)
-        return gained, refused
+            self._stages.send_tokens(token_ids)
+        return sampled(requests, rows)
 
     def _search(self, numbers: Sequence[int], logits: Tensor) -> tuple[Candidates, ...]:
         """The best next tokens of beams, from which the leader chooses."""

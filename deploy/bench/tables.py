@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from rayline.deploy.bench.grammar_speed import GrammarSpeed
 from rayline.deploy.bench.memory import Memory
 from rayline.deploy.bench.report import Added, BatchReport, LoadReport, Percentiles
 from rayline.deploy.bench.stages import SamplingCost, StageIdle
@@ -46,6 +47,15 @@ def batch_table(reports: Sequence[BatchReport], memory: Memory) -> Table:
             "-" if decode is None else f"{decode:,.0f}",
             "-" if step is None else f"{step:.2f}",
         )
+    return table
+
+
+def grammar_table(speeds: Sequence[GrammarSpeed]) -> Table:
+    """Decoding with a grammar beside decoding without."""
+    table = Table("batch", "free tok/s", "with the schema", "share")
+    for speed in speeds:
+        row = (f"{speed.free_tokens_per_s:,.0f}", f"{speed.grammar_tokens_per_s:,.0f}", f"{speed.share:.1%}")
+        table.add_row(str(speed.batch), *row)
     return table
 
 

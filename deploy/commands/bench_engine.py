@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,16 +12,18 @@ from rich.console import Console
 
 from rayline.cluster.machine import usable_cores
 from rayline.deploy.bench.engine_load import measure_batch
+from rayline.deploy.bench.grammar_speed import grammar_speed
 from rayline.deploy.bench.limit_tables import roofline_table
 from rayline.deploy.bench.memory import PeakMemory
 from rayline.deploy.bench.report import BatchReport, batch_report
 from rayline.deploy.bench.stages import SamplingCost, StageIdle, sampling_cost, stage_idle, together
-from rayline.deploy.bench.tables import batch_table, rank_table, sampling_table, stage_table
+from rayline.deploy.bench.tables import batch_table, grammar_table, rank_table, sampling_table, stage_table
 from rayline.deploy.bench.workload import Shape
 from rayline.deploy.commands.flags import config_flags, given
 from rayline.deploy.commands.source import NOT_OFFLINE, OFFLINE_SECTIONS
 from rayline.deploy.model_path import resolve_model
-from rayline.protos.types import SamplingParams
+from rayline.protos.types import SamplingParams, StructuredOutput
+from rayline.router.grammar import grammar_text
 from rayline.workers.engine import Engine
 from rayline.workers.limit_sampler import LimitSampler
 from rayline.workers.models.config import ModelConfig
@@ -54,6 +57,11 @@ _NUMBERS: dict[Any, Callable[[str], float]] = {
     "--sampling", default="", metavar="NAME=VALUE,...", help="Other sampling parameters: top_p=0.9,logprobs=5."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the prompts.")
+@click.option(
+    "--json-schema",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Also decode with this JSON schema, in turns with free text. It must not let outputs end early.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     model: str,
@@ -64,6 +72,7 @@ def command(
     temperature: float,
     sampling: str,
     seed: int,
+    json_schema: Path | None,
     as_json: bool,
     **flags: Any,
 ) -> None:
@@ -80,6 +89,8 @@ def command(
         sampler = open_sampler(group_cores(options))
         cost = engine_cost(ModelConfig.load(resolve_model(model)), info, pipeline.rank_stats())
         runs = [measured(group.engine, batch, repeats, shape, params, sampler, cost) for batch in batches]
+        grammar = "" if json_schema is None else grammar_of(json_schema)
+        shares = [grammar_speed(group.engine, batch, repeats, shape, params, grammar) for batch in batches if grammar]
         probe_bytes = sampler.close()
         ranks = pipeline.rank_stats()
     peak = memory.peak.less(probe_bytes).larger(loaded)
@@ -94,6 +105,7 @@ def command(
                     "batches": [asdict(run.report) for run in runs],
                     "rooflines": [asdict(roofline) for roofline in rooflines],
                     "limits_missing": sampler.missing,
+                    "json_schema": [asdict(share) for share in shares],
                     "stages": [asdict(run.idle) for run in runs],
                     "sampling": [asdict(run.sampling) for run in runs],
                     "ranks": [asdict(rank) for rank in ranks],
@@ -105,9 +117,16 @@ def command(
     console = Console()
     console.print(batch_table([run.report for run in runs], peak))
     console.print(roofline_table(rooflines) if rooflines else f"limits not measured: {sampler.missing}")
+    if shares:
+        console.print(grammar_table(shares))
     console.print(stage_table([run.idle for run in runs]))
     console.print(sampling_table([run.sampling for run in runs]))
     console.print(rank_table(ranks))
+
+
+def grammar_of(file: Path) -> str:
+    """The grammar of a JSON schema. Raises InvalidRequest."""
+    return grammar_text(StructuredOutput("json_schema", file.read_text(encoding="utf-8")), {}, field="json_schema")
 
 
 @dataclass(frozen=True, slots=True)

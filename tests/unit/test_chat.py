@@ -123,7 +123,7 @@ def oracle(folder: Path, conversation: Conversation) -> str | Exception:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_prompts_are_those_that_transformers_renders(tmp_path: Path, name: str) -> None:
-    """Every template with every conversation, tools or none, variables, an open end: equal or refused alike."""
+    """Every template with every conversation, with and without tools, variables, an open end: equal or both refused."""
     write(tmp_path, "byte_level", bos_token="<s>", eos_token="</s>", chat_template=TEMPLATES[name])
     tokenizer = Tokenizer.load(tmp_path)
     rendered = 0
@@ -243,7 +243,8 @@ ESCAPES = [
 BOMBS = [
     "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
-    "{% for x in [[1, [2]] * 9] recursive %}{% for i in range(9) %}{{ loop([x]) }}{% endfor %}{% endfor %}",
+    "{% for x in [[1, [2]] * 9] recursive %}"
+    "{% for i in range(9) %}{{ loop(x) if x is iterable }}{% endfor %}{% endfor %}",
     "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
     "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
     "{% set ns = namespace(x=3) %}{% for i in range(60) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",

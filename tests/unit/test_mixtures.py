@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -14,8 +15,16 @@ from hypothesis import strategies as st
 from native import library_or_skip
 
 from rayline.cluster.config import ParallelSection
-from rayline.protos.events import FinishReason
-from rayline.protos.types import PLAIN_RULES, SamplingParams, StructuredOutput, Thinking, TokenRules
+from rayline.protos.errors import InvalidRequest
+from rayline.protos.events import EngineEvent, Failed, Finished, FinishReason
+from rayline.protos.types import (
+    PLAIN_RULES,
+    EngineRequest,
+    SamplingParams,
+    StructuredOutput,
+    Thinking,
+    TokenRules,
+)
 from rayline.router.grammar import grammar_text
 from rayline.workers.group import StartedGroup
 from rayline.workers.local_launch import LocalLauncher
@@ -123,3 +132,19 @@ def test_choices_beams_and_preemption_leave_a_grammar_whole() -> None:
     assert len(texts) >= 5
     assert all(re.fullmatch(DIGITS, text) for text in texts)
     assert len(set(texts)) > 3, "choices differ"
+
+
+def test_a_request_without_a_token_left_ends_alone_while_plans_that_count_on_one_are_in_flight(
+    ranks: StartedGroup,
+) -> None:
+    engine = ranks.engine
+    params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True, seed=0)
+    stuck = replace(params, allowed_token_ids=(40,), max_tokens=9)
+    engine.add(EngineRequest("stuck", (5, 6, 7), stuck, rules=TokenRules(bad_words=((40,),))))
+    engine.add(EngineRequest("other", (5, 6, 7), params))
+    events: list[EngineEvent] = []
+    while engine.has_work:
+        events += engine.step()
+    ends = {event.request_id: event for event in events if isinstance(event, Finished | Failed)}
+    assert isinstance(ends["stuck"], Failed) and isinstance(ends["stuck"].error, InvalidRequest)
+    assert isinstance(ends["other"], Finished) and ends["other"].usage.output_tokens == 20
