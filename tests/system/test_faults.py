@@ -87,9 +87,8 @@ class System:
                     found.append(process)
         return found
 
-    def freeze(self, title: str) -> float:
-        """Stop a process of this title whose group serves; returns when."""
-        process = next(p for p in self.processes(title) if p.status() != psutil.STATUS_STOPPED)
+    def freeze(self, process: psutil.Process) -> float:
+        """Stop a process; returns when."""
         self.frozen.append(process.pid)
         process.suspend()
         return time.monotonic()
@@ -98,6 +97,13 @@ class System:
         streams = [Stream(self.stub) for _ in range(STREAMS)]
         until(lambda: all(len(stream.token_ids) > 5 for stream in streams), 30.0)
         return streams
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def until(condition: Callable[[], bool], limit_s: float) -> float:
@@ -112,9 +118,10 @@ def until(condition: Callable[[], bool], limit_s: float) -> float:
 def test_frozen_processes_cost_their_groups_alone_and_health_tells_the_truth(serve: Callable[..., Server]) -> None:
     """First a rank of one group freezes, then, while that one is being rebuilt, the leader of the other."""
     system = System(serve("--groups", "2", "--tp", "2"))
+    leaders = system.processes("group-rayline")
     streams = system.streams()
 
-    frozen_s = system.freeze("RankActor")
+    frozen_s = system.freeze(system.processes("RankActor")[0])
     until(lambda: sum(stream.ended_s > 0 for stream in streams) == STREAMS // 2, NOTICED_S * SLACK)
     until(lambda: system.groups() == 1, SLACK)
     lost, others = ([s for s in streams if bool(s.ended_s) is ended] for ended in (True, False))
@@ -124,7 +131,8 @@ def test_frozen_processes_cost_their_groups_alone_and_health_tells_the_truth(ser
     assert system.health() == system.health(MODEL) == SERVING, "the other group serves"
     assert max(stream.longest_gap_s for stream in others) < 1.0 * SLACK, "and its streams went on"
 
-    leader_s = system.freeze("group-rayline")
+    until(lambda: sum(map(lives, leaders)) == 1, SLACK)
+    leader_s = system.freeze(next(filter(lives, leaders)))
     for stream in others:
         stream.join()
         assert stream.code is grpc.StatusCode.UNAVAILABLE and stream.kinds.count("failed") == 1
