@@ -21,6 +21,19 @@ KernelWish = Literal["auto", "native", "onednn", "torch"]
 Quantize = Literal["none", "int8", "int4"]
 Activations = Literal["exact", "int8"]
 KvCacheKind = Literal["paged", "static"]
+ToolParser = Literal[
+    "auto",
+    "none",
+    "hermes",
+    "qwen3_coder",
+    "llama3",
+    "mistral",
+    "mistral_v11",
+    "pythonic",
+    "deepseek",
+    "deepseek_v31",
+]
+ReasoningParser = Literal["auto", "none", "think", "mistral"]
 Count = Annotated[int, Ge(1)]
 Port = Annotated[int, Ge(0), Le(65535)]
 _STRICT = ConfigDict(extra="forbid")
@@ -42,6 +55,12 @@ class ModelSection:
     dtype: Dtype = field(default="auto", metadata=says("auto (the checkpoint's), bfloat16, float16 or float32"))
     max_model_len: Annotated[int, Ge(0)] = field(
         default=0, metadata=says("longest prompt + output in tokens; 0: the model's own limit")
+    )
+    tool_parser: ToolParser = field(
+        default="auto", metadata=says("how the model writes tool calls; auto: what its chat template shows")
+    )
+    reasoning_parser: ReasoningParser = field(
+        default="auto", metadata=says("how the model marks what it thinks; auto: what its chat template shows")
     )
 
 

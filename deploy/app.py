@@ -46,7 +46,7 @@ def build(config: SystemConfig, models: Sequence[ResolvedModel], wiring: Wiring)
 
     router (one a node) --handles--> group-NAME (parallel.groups replicas, each with its placement group)
     """
-    routed = [RoutedModel(model.name, model.path, _groups(config, model, wiring)) for model in models]
+    routed = [RoutedModel(model.name, model.section, model.path, _groups(config, model, wiring)) for model in models]
     return serve.deployment(
         name="router",
         num_replicas=wiring.routers,

@@ -53,13 +53,15 @@ class LLM:
         on_progress: OnRankProgress | None = None,
         **options: Any,
     ) -> None:
-        """Load a model. `options` are keys of the config's engine section and max_model_len.
+        """Load a model. `options`: keys of the config's engine section, max_model_len, tool_parser, reasoning_parser.
 
         Raises ConfigError (unknown or impossible options), ModelError, NotEnoughMemory.
         """
         spec = offline_group(path, tp=tp, pp=pp, dtype=dtype, **options)
         self._tokenizer = Tokenizer.load(spec.path)
-        self._chat = chat_formats(self._tokenizer)
+        self._chat = chat_formats(
+            self._tokenizer, options.get("tool_parser", "auto"), options.get("reasoning_parser", "auto")
+        )
         self._grammars = GrammarDesk.of(self._tokenizer)
         self._launcher = _launcher(launcher, tp, pp)
         group = start_group(spec, self._launcher, on_progress or _silent)
@@ -257,7 +259,7 @@ def _one_each(field: str, values: T | Sequence[T], count: int) -> Sequence[T]:
 
 def offline_group(path: str, **options: Any) -> GroupSpec:
     """The group that `LLM` starts for the same arguments. Raises ConfigError or ModelError."""
-    known = {f.name for f in fields(EngineSection)} | {"max_model_len"}
+    known = {f.name for f in fields(EngineSection)} | {"max_model_len", "tool_parser", "reasoning_parser"}
     if unknown := options.keys() - known - {"tp", "pp", "dtype"}:
         name = min(unknown)
         raise ConfigError(f"{name} is not an option of LLM: there are {', '.join(sorted(known))}", field=name)

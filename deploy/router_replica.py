@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
-from rayline.cluster.config import SystemConfig
+from rayline.cluster.config import ModelSection, SystemConfig
 from rayline.protos.events import EngineEvent
 from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.types import EngineRequest
@@ -23,6 +23,7 @@ from rayline.router.group import Group
 from rayline.router.grpc_api import build_grpc_server
 from rayline.router.http_api import build_http_app
 from rayline.router.link import GroupLink
+from rayline.router.output_form import chat_formats
 from rayline.router.ports import probe_port
 from rayline.router.service import ServedModel, Service
 from rayline.router.tokenizer import Tokenizer
@@ -36,9 +37,10 @@ STOP_GRACE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class RoutedModel:
-    """One model a router serves: its name, the directory of its tokenizer, the deployment of its groups."""
+    """One model a router serves: its name, its section, its tokenizer's directory, the deployment of its groups."""
 
     name: str
+    section: ModelSection
     path: Path
     groups: Any  # a DeploymentHandle; Serve replaces the bound deployment by it
 
@@ -99,7 +101,9 @@ class RouterReplica:
         for model in models:
             tokenizer = await asyncio.to_thread(Tokenizer.load, model.path)
             groups = self._directories[model.name].groups
-            served[model.name] = ServedModel(model.name, tokenizer, groups, int(time.time()))
+            chat = chat_formats(tokenizer, model.section.tool_parser, model.section.reasoning_parser)
+            log.info("%s writes tool calls as %s, thoughts as %s", model.name, *chat.names)
+            served[model.name] = ServedModel(model.name, tokenizer, groups, int(time.time()), chat)
         self._service = Service(served, time.monotonic, lambda: secrets.randbits(63))
         self._http_app = build_http_app(self._service, config)
         await self._open_doors()

@@ -28,15 +28,26 @@ class NativeEdits:
         if not rows:
             yield
             return
-        sparse = _sparse(rows, some)
+        with self._single_logits(part, rows, some):
+            dense = self._mask(part, masked, [edit for edit in some if is_masked(edit)]) if masked else None
+            try:
+                yield
+            finally:
+                if dense is not None:
+                    self._call("RestoreRows", part, len(masked), index=torch.tensor(masked), saved=dense)
+
+    @contextmanager
+    def _single_logits(self, part: Part, rows: Sequence[int], edits: Sequence[Edit]) -> Iterator[None]:
+        """What changes single logits. A grammar alone changes none, and is spared the calls."""
+        if not any(has_single_logits(edit) for edit in edits):
+            yield
+            return
+        sparse = _sparse(rows, edits)
         saved = {"seen_saved": torch.empty(len(sparse["seen"])), "added_saved": torch.empty(len(sparse["added"]))}
-        self._call("EditLogits", part, len(rows), **sparse, **_penalties(some), **saved, first=part.first)
-        dense = self._mask(part, masked, [edit for edit in some if is_masked(edit)]) if masked else None
+        self._call("EditLogits", part, len(rows), **sparse, **_penalties(edits), **saved, first=part.first)
         try:
             yield
         finally:
-            if dense is not None:
-                self._call("RestoreRows", part, len(masked), index=torch.tensor(masked), saved=dense)
             kept = {name: value for name, value in sparse.items() if name not in ("counts", "bias")}
             self._call("RestoreLogits", part, len(rows), **kept, **saved, first=part.first)
 
@@ -57,6 +68,11 @@ class NativeEdits:
     def _call(self, name: str, part: Part, rows: int, **values: Tensor | int) -> None:
         width = part.logits.shape[-1]
         self._operations.call(name, rows, logits=part.logits, width=width, size=part.size, **values)
+
+
+def has_single_logits(edit: Edit) -> bool:
+    """Whether an edit changes anything beside what its mask and its forced token do."""
+    return edit.seen is not None or edit.bias is not None or bool(edit.banned)
 
 
 def is_masked(edit: Edit | None) -> bool:

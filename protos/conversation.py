@@ -1,9 +1,12 @@
 """A conversation: what a chat request brings before its template has made one prompt of it."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
-from rayline.protos.errors import InvalidRequest
+from rayline.protos.errors import InvalidRequest, out_of_range
+
+FUNCTION_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # what every notation of calls can hold
 
 ToolMode = Literal["auto", "none", "required", "named"]
 
@@ -67,6 +70,8 @@ class Conversation:
     def check(self) -> None:
         """Raise InvalidRequest for what contradicts itself."""
         names = [tool.name for tool in self.tools]
+        if wrong := [name for name in names if not FUNCTION_NAME.fullmatch(name)]:
+            raise out_of_range("tools", wrong[0], "names of 1 to 128 letters, digits, dots, hyphens and underscores")
         if not self.messages:
             raise InvalidRequest("messages is empty: at least one message must be given", field="messages")
         if self.add_generation_prompt and self.continue_final_message:

@@ -268,7 +268,7 @@ class StatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class RankStats(_message.Message):
-    __slots__ = ("rank", "stage", "busy_s", "wall_s", "weight_bytes", "cache_bytes", "resident_bytes", "read_bytes", "step_bytes")
+    __slots__ = ("rank", "stage", "busy_s", "wall_s", "weight_bytes", "cache_bytes", "resident_bytes", "read_bytes", "step_bytes", "sample_s", "sample_steps")
     RANK_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     BUSY_S_FIELD_NUMBER: _ClassVar[int]
@@ -278,6 +278,8 @@ class RankStats(_message.Message):
     RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     READ_BYTES_FIELD_NUMBER: _ClassVar[int]
     STEP_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_S_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_STEPS_FIELD_NUMBER: _ClassVar[int]
     rank: int
     stage: int
     busy_s: float
@@ -287,7 +289,9 @@ class RankStats(_message.Message):
     resident_bytes: int
     read_bytes: int
     step_bytes: int
-    def __init__(self, rank: _Optional[int] = ..., stage: _Optional[int] = ..., busy_s: _Optional[float] = ..., wall_s: _Optional[float] = ..., weight_bytes: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., read_bytes: _Optional[int] = ..., step_bytes: _Optional[int] = ...) -> None: ...
+    sample_s: float
+    sample_steps: int
+    def __init__(self, rank: _Optional[int] = ..., stage: _Optional[int] = ..., busy_s: _Optional[float] = ..., wall_s: _Optional[float] = ..., weight_bytes: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., read_bytes: _Optional[int] = ..., step_bytes: _Optional[int] = ..., sample_s: _Optional[float] = ..., sample_steps: _Optional[int] = ...) -> None: ...
 
 class RankFailed(_message.Message):
     __slots__ = ("kind", "message")

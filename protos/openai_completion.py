@@ -1,5 +1,7 @@
 """The body of /v1/completions."""
 
+from pydantic import Field
+
 from rayline.protos.errors import out_of_range
 from rayline.protos.openai import NEUTRAL, Allowed
 from rayline.protos.openai_sampling import SamplingBody
@@ -15,7 +17,8 @@ class CompletionBody(SamplingBody):
 
     neutral = NEUTRAL_COMPLETION
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    # From left to right: trying every form on 100 000 ids takes 20 ms.
+    prompt: list[int] | str | list[str] | list[list[int]] = Field(union_mode="left_to_right")
     suffix: str | None = None
     echo: bool | None = None
     logprobs: int | None = None

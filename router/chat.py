@@ -71,12 +71,12 @@ def template_message(message: ChatMessage) -> dict[str, Any]:
     optional: dict[str, Any] = {
         "name": message.name,
         "reasoning_content": message.reasoning,
-        "thinking": message.reasoning,  # gpt-oss reads this one
         "tool_call_id": message.tool_call_id,
         "tool_calls": [_template_call(call) for call in message.tool_calls],
     }
     given = {key: value for key, value in optional.items() if value}
-    return {"role": message.role, "content": message.content, **given}
+    other_name = {"thinking": message.reasoning} if message.reasoning else {}  # what gpt-oss calls it
+    return {**other_name, "role": message.role, "content": message.content, **given}
 
 
 def _template_call(call: ToolCall) -> dict[str, Any]:

@@ -20,7 +20,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
-MAX_WORK = 1 << 25  # passes and characters of one rendering: a few seconds at most
+MAX_WORK = 1 << 27  # of one rendering: a few seconds at most. A character costs 1
+PASS_WORK = 64  # for a pass of a loop: two million
+CALL_WORK = 512  # for a call of a macro: a quarter of a million
 MAX_BITS = 4096  # of a number
 ALLOWANCE = " allowance"  # a variable that no template can name
 PASS, JOIN = "count_pass", "count_join"
@@ -35,7 +37,7 @@ class Allowance:
     def pay(self, cost: int) -> None:
         self.left -= cost
         if self.left < 0:
-            raise SecurityError(f"it makes more than {MAX_WORK} passes and characters")
+            raise SecurityError("it does more work than a prompt is worth")
 
 
 class GenerationTag(Extension):
@@ -98,21 +100,21 @@ class _Counted(NodeTransformer):
     """Writes a payment into the body of each loop and macro, and around each `~`."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
-        return self._with_payment(node)
+        return self._with_payment(node, PASS_WORK)
 
     def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
-        return self._with_payment(node)
+        return self._with_payment(node, CALL_WORK)
 
     def visit_CallBlock(self, node: nodes.CallBlock) -> nodes.Node:
-        return self._with_payment(node)
+        return self._with_payment(node, CALL_WORK)
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
         return _filter(nodes.List(node.nodes, lineno=node.lineno), JOIN, node.lineno)
 
-    def _with_payment(self, node: nodes.For | nodes.Macro | nodes.CallBlock) -> nodes.Node:
+    def _with_payment(self, node: nodes.For | nodes.Macro | nodes.CallBlock, work: int) -> nodes.Node:
         self.generic_visit(node)
-        cost = 1 + sum(len(text.data) for text in node.find_all(nodes.TemplateData))
+        cost = work + sum(len(text.data) for text in node.find_all(nodes.TemplateData))
         payment = _filter(nodes.Const(cost, lineno=node.lineno), PASS, node.lineno)
         node.body.insert(0, nodes.ExprStmt(payment, lineno=node.lineno))
         return node

@@ -14,6 +14,7 @@ from rayline.protos.errors import InternalError, InvalidRequest
 
 START_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 30.0  # of a machine so busy that the child's own limit of computing time is not reached
+STOP_TIMEOUT_S = 2.0  # it ends when there are no more orders
 READ_BYTES = 65536
 
 
@@ -59,16 +60,16 @@ class GrammarSandbox:
         """End the child, if it has not ended by itself; returns why it did."""
         assert self._child is not None
         child, self._child = self._child, None
-        try:
-            code = child.wait(0.5)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-            code = -signal.SIGPROF
         for pipe in (child.stdin, child.stdout):
             if pipe is not None:
                 with suppress(BrokenPipeError):  # an order that was not read is still in its buffer
                     pipe.close()
+        try:
+            code = child.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+            code = -signal.SIGPROF
         if code == -signal.SIGPROF:
             return "it takes too long to compile"
         if code == -signal.SIGSEGV:

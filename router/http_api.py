@@ -17,6 +17,7 @@ from rayline.protos.types import Spec
 from rayline.router import http_errors, metrics
 from rayline.router.auth import TENANT_HEADER, ApiKeys
 from rayline.router.fan_in import fan_in
+from rayline.router.http_body import FastRoute
 from rayline.router.http_gate import HttpGate
 from rayline.router.http_stream import EventStream, unless_gone
 from rayline.router.openai_answer import Head, Numbered, Shown, Style, after_first, chunks, fingerprint, whole
@@ -27,6 +28,7 @@ from rayline.router.service import ServedModel, Service
 def build_http_app(service: Service, config: SystemConfig) -> FastAPI:
     """The app for `service`. Every error is an OpenAI error body; a client that goes away aborts its request."""
     app = FastAPI(title="Rayline", redoc_url=None)
+    app.router.route_class = FastRoute
     keys = ApiKeys(config.security)
     app.add_middleware(HttpGate, keys=keys, max_body_bytes=config.limits.max_message_bytes)
     http_errors.install(app)

@@ -2,8 +2,9 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from rayline.cluster.config import ReasoningParser, ToolParser
 from rayline.protos.conversation import Conversation, Tool
 from rayline.protos.errors import InvalidRequest
 from rayline.protos.types import Spec, Thinking
@@ -15,20 +16,6 @@ from rayline.router.tools.formats import ToolFormat
 
 PROMPT_TAIL = 32  # tokens in which an opening mark at the prompt's end is looked for
 
-ToolParserName = Literal[
-    "auto",
-    "none",
-    "hermes",
-    "qwen3_coder",
-    "llama3",
-    "mistral",
-    "mistral_v11",
-    "pythonic",
-    "deepseek",
-    "deepseek_v31",
-]
-ReasoningParserName = Literal["auto", "none", "think", "mistral"]
-
 
 @dataclass(frozen=True, slots=True)
 class ChatFormats:
@@ -36,6 +23,14 @@ class ChatFormats:
 
     tools: ToolFormat | None = None
     reasoning: ReasoningFormat | None = None
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Of the two formats, for people to read."""
+        return self.tools.name if self.tools else "none", self.reasoning.name if self.reasoning else "none"
+
+
+NO_FORMATS = ChatFormats()
 
 
 NO_FORMATS = ChatFormats()
@@ -66,7 +61,7 @@ PLAIN_OUTPUT = OutputForm()
 
 
 def chat_formats(
-    tokenizer: Tokenizer, tool_parser: ToolParserName = "auto", reasoning_parser: ReasoningParserName = "auto"
+    tokenizer: Tokenizer, tool_parser: ToolParser = "auto", reasoning_parser: ReasoningParser = "auto"
 ) -> ChatFormats:
     """The formats that a model's configuration names, or that its chat templates and its vocabulary show."""
     template = tokenizer.template_text

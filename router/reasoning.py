@@ -46,6 +46,7 @@ class ReasoningSplitter:
     def __init__(self, format: ReasoningFormat, is_open: bool = False, hidden: frozenset[str] = frozenset()):
         """`hidden`: special tokens that are shown only for the splitter's sake."""
         self.is_thinking = is_open
+        self.is_over = False  # all that comes is the answer
         self._format = format
         self._source = Source(hidden)
         self._thought: list[str] = []
@@ -55,11 +56,15 @@ class ReasoningSplitter:
 
     def push(self, text: str) -> tuple[str, str]:
         """What is certain now."""
+        if self.is_over:
+            return "", text
         self._source.feed(text)
         return self._advance()
 
     def finish(self) -> tuple[str, str]:
         """The rest: no more text comes."""
+        if self.is_over:
+            return "", ""
         self._source.ended = True
         return self._advance()
 
@@ -81,12 +86,8 @@ class ReasoningSplitter:
             source.settle()
             yield from self._think()
             self.is_thinking = False
-        self._answer.append(source.raw())
-        while source.rest or not source.ended:
-            self._answer.append(source.take(len(source.rest)))
-            source.settle()
-            if not source.ended:
-                yield
+        self._answer.append(source.raw() + source.rest)
+        self.is_over = True
 
     def _think(self) -> Reading[None]:
         """The thought up to the closing mark and the blanks behind it, or to the end."""

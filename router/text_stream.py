@@ -6,7 +6,6 @@ Pure and synchronous: the router's sessions and the offline LLM both use it.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from rayline.protos.events import Delta, DeltaLogprob, FinishReason, TokenEvent
 from rayline.protos.types import SamplingParams
@@ -70,21 +69,19 @@ class TextStream:
             pieces.append(self._piece(event))
             if self._parser is not None:
                 parsed += self._parse(self._parser, pieces.pop())
-        delta = Delta(
-            choice=self._choice,
-            token_ids=tuple(event.token_id for event in taken),
-            text="".join(pieces),
-            logprobs=tuple(self._logprob(event) for event in taken if event.logprob is not None),
-        )
-        return _with(delta, parsed) if parsed else delta
+        ids = tuple(event.token_id for event in taken)
+        logprobs = tuple(self._logprob(event) for event in taken if event.logprob is not None)
+        if self._parser is None:
+            return Delta(self._choice, ids, "".join(pieces), logprobs)
+        return _delta(self._choice, ids, logprobs, parsed)
 
     def finish(self) -> Delta | None:
         """What was held back, None when there is nothing."""
         text = self._stops.push(self._text.finish())
         text += self._stops.finish()
-        delta = Delta(self._choice, (), text)
-        if self._parser is not None:
-            delta = _with(delta, [self._parser.push(text), self._parser.finish()])
+        if self._parser is None:
+            return Delta(self._choice, (), text) if text else None
+        delta = _delta(self._choice, (), (), [self._parser.push(text), self._parser.finish()])
         return delta if delta.text or delta.reasoning or delta.tool_calls else None
 
     def _piece(self, event: TokenEvent) -> str:
@@ -121,13 +118,13 @@ def joined(first: Delta, last: Delta) -> Delta:
     )
 
 
-def _with(delta: Delta, parsed: Sequence[Parsed]) -> Delta:
-    return replace(
-        delta,
-        text="".join(part.text for part in parsed),
-        reasoning="".join(part.reasoning for part in parsed),
-        tool_calls=tuple(call for part in parsed for call in part.calls),
-    )
+def _delta(
+    choice: int, token_ids: tuple[int, ...], logprobs: tuple[DeltaLogprob, ...], parsed: Sequence[Parsed]
+) -> Delta:
+    text = "".join([part.text for part in parsed])
+    reasoning = "".join([part.reasoning for part in parsed])
+    calls = [call for part in parsed for call in part.calls]
+    return Delta(choice, token_ids, text, logprobs, reasoning, tuple(calls))
 
 
 def _special_ids(markers: Sequence[str], tokenizer: Tokenizer) -> dict[int, str]:

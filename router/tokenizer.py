@@ -75,14 +75,16 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Ids of `text`; with `add_special_tokens` also those the model expects around it (bos).
 
+        Other threads run meanwhile: the library gives up the interpreter's lock for batches alone, so this is one.
         Raises InvalidRequest for text that no UTF-8 can hold: JSON lets half a surrogate pair through.
         """
         try:
-            return tuple(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+            (found,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         except TypeError:
             raise InvalidRequest(
                 "prompt holds half of a surrogate pair, which is no character", field="prompt"
             ) from None
+        return tuple(found.ids)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of `token_ids`. Ids outside the vocabulary stand for nothing; bytes that are no UTF-8 for U+FFFD."""

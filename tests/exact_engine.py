@@ -8,7 +8,7 @@ from pathlib import Path
 from exact_requests import ALONE, Arrival, Asked, Limits
 
 from rayline.cluster.config import EngineSection, KernelWish, ParallelSection
-from rayline.protos.events import Finished, FinishReason, PromptScores, TokenEvent, TokenLogprob
+from rayline.protos.events import Failed, Finished, FinishReason, PromptScores, TokenEvent, TokenLogprob
 from rayline.protos.types import EngineRequest
 from rayline.workers.group import GroupSpec, Launcher, StartedGroup, start_group
 from rayline.workers.models.config import ModelConfig, kv_bytes_per_token
@@ -17,14 +17,19 @@ Token = tuple[int, str | None, tuple[tuple[int, str], ...]]
 """An output token, its logprob and the best ones' beside it; floats as their bits (float.hex)."""
 
 
+BeamBits = tuple[tuple[int, ...], str, tuple[str, ...], FinishReason]
+"""Token ids, score, logprobs and end of a beam."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one request got. reason None: it was aborted before its end. scores: of its prompt from token 1 on."""
+    """What one request got. reason None: it was aborted or failed. scores: of its prompt from token 1 on."""
 
     tokens: tuple[Token, ...]
     reason: FinishReason | None
     scores: tuple[Token, ...] = ()
-    beams: tuple[object, ...] = ()
+    beams: tuple[BeamBits, ...] = ()
+    error: str = ""
 
 
 def start(
@@ -60,7 +65,7 @@ def play(group: StartedGroup, requests: Sequence[tuple[Arrival, Sequence[int]]])
     engine = group.engine
     tokens: list[list[Token]] = [[] for _ in requests]
     scores: list[list[Token]] = [[] for _ in requests]
-    ends: dict[int, Finished] = {}
+    ends: dict[int, Finished | Failed] = {}
     aborts: dict[int, int] = {}
     coming = list(enumerate(requests))
     step, due = 0, requests[0][0].after_steps
@@ -77,6 +82,7 @@ def play(group: StartedGroup, requests: Sequence[tuple[Arrival, Sequence[int]]])
                     arrival.priority,
                     cache_salt=arrival.cache_salt,
                     family=arrival.family,
+                    rules=asked.rules,
                 )
             )
             if arrival.abort_after_steps is not None:
@@ -89,14 +95,16 @@ def play(group: StartedGroup, requests: Sequence[tuple[Arrival, Sequence[int]]])
             elif isinstance(event, PromptScores):
                 assert event.start == 1 + len(scores[int(event.request_id)])
                 scores[int(event.request_id)] += [_score_bits(*score) for score in event.tokens]
-            elif isinstance(event, Finished):
+            else:
                 ends[int(event.request_id)] = event
         step += 1
     engine.scheduler.pool.check([])
     return [_answer(tokens[i], scores[i], ends[i]) for i in range(len(requests))]
 
 
-def _answer(tokens: Sequence[Token], scores: Sequence[Token], end: Finished) -> Answer:
+def _answer(tokens: Sequence[Token], scores: Sequence[Token], end: Finished | Failed) -> Answer:
+    if isinstance(end, Failed):
+        return Answer(tuple(tokens), None, tuple(scores), error=end.error.message)
     reason = None if end.reason is FinishReason.ABORT else end.reason
     beams = ((b.token_ids, b.score.hex(), tuple(map(float.hex, b.logprobs)), b.reason) for b in end.beams)
     return Answer(tuple(tokens), reason, tuple(scores), tuple(beams))
@@ -144,6 +152,8 @@ def differences(group: StartedGroup, arrivals: Sequence[Arrival], reference: Cal
         scores = () if skipped else whole.scores
         if answer.scores != (scores[: len(answer.scores)] if answer.reason is None else scores):
             found.append(f"request {index}: of the prompt {_first_difference(answer.scores, scores)}")
+        if answer.error != whole.error:
+            found.append(f"request {index}: error is {answer.error!r}, alone {whole.error!r}")
         if answer.reason is not None and answer.beams != whole.beams:
             found.append(f"request {index}: beams are {answer.beams}, alone {whole.beams}")
     return found

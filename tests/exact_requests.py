@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 
-from rayline.protos.types import SamplingParams, choice_seed
+from rayline.protos.types import PLAIN_RULES, SamplingParams, TokenRules, choice_seed
 
 VOCAB_SIZE = 301
 FIRST_ID = 3  # ids below are special
@@ -22,6 +22,7 @@ class Asked:
 
     prompt: tuple[tuple[int, int], ...]
     params: SamplingParams
+    rules: TokenRules = PLAIN_RULES
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:

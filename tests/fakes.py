@@ -7,9 +7,20 @@ from dataclasses import dataclass, field
 from small_tokenizers import served
 
 from rayline.protos.errors import RaylineError
-from rayline.protos.events import EngineEvent, Failed, Finished, FinishReason, TokenEvent, TokenLogprob, Usage
+from rayline.protos.events import (
+    Beam,
+    EngineEvent,
+    Failed,
+    Finished,
+    FinishReason,
+    PromptScores,
+    TokenEvent,
+    TokenLogprob,
+    Usage,
+)
 from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.types import EngineRequest
+from rayline.router.output_form import NO_FORMATS, ChatFormats
 from rayline.router.service import ServedModel, Service
 from rayline.router.tokenizer import Tokenizer
 
@@ -25,6 +36,9 @@ def info(group_id: str = "g0", max_model_len: int = 64, vocab_size: int = 400) -
 class FakeGroup:
     """Says the ids its script gives for a request, one each `delay_s`.
 
+    A prompt's tokens have the logprob -position. Beams say what the script says, each one a token less.
+
+    `refuses` names the requests that are refused, all of them by default; `logprob_of` is each token's logprob.
     `refusal` is answered instead of the first token; `loss_after` tokens later the group fails with `loss`
     (raised when `raises`). `finished` holds the ids of requests that got their terminal event,
     `aborted` those that ended without one.
@@ -39,6 +53,8 @@ class FakeGroup:
     loss: Exception | None = None
     loss_after: int = 0
     silent: bool = False
+    refuses: Callable[[EngineRequest], bool] = lambda request: True
+    logprob_of: Callable[[EngineRequest], float] = lambda request: -0.5
     requests: list[EngineRequest] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
@@ -48,17 +64,23 @@ class FakeGroup:
         ended = self.aborted
         try:
             async for event in self._events(request):
-                if not isinstance(event, TokenEvent):
+                if not isinstance(event, TokenEvent | PromptScores):
                     ended = self.finished
                 yield event
         finally:
             ended.append(request.request_id)
 
     async def _events(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
-        if self.refusal is not None:
+        if self.refusal is not None and self.refuses(request):
             yield Failed(request.request_id, self.refusal)
             return
+        if request.params.prompt_logprobs is not None:
+            for start in range(1, len(request.prompt_ids), 2):
+                yield _scores(request, start)
         token_ids = list(self.script(request))
+        if request.params.beam_width:
+            yield _searched(request, token_ids)
+            return
         limit = request.params.max_tokens or 0
         for index, token_id in enumerate(token_ids[:limit]):
             if self.loss is not None and index >= self.loss_after:
@@ -75,8 +97,37 @@ class FakeGroup:
         n = request.params.logprobs
         if n is None:
             return TokenEvent(request.request_id, index, token_id)
-        top = tuple(TokenLogprob(token_id + rank, -0.5 - rank) for rank in range(n))
-        return TokenEvent(request.request_id, index, token_id, -0.5, top)
+        logprob = self.logprob_of(request)
+        top = tuple(TokenLogprob(token_id + rank, logprob - rank) for rank in range(n))
+        return TokenEvent(request.request_id, index, token_id, logprob, top)
+
+
+def _scores(request: EngineRequest, start: int) -> PromptScores:
+    """Two tokens of the prompt, or its last one."""
+    n = request.params.prompt_logprobs or 0
+    places = range(start, min(start + 2, len(request.prompt_ids)))
+    return PromptScores(
+        request.request_id,
+        start,
+        tuple(
+            (
+                TokenLogprob(request.prompt_ids[at], -float(at)),
+                tuple(TokenLogprob(rank, -float(rank)) for rank in range(n)),
+            )
+            for at in places
+        ),
+    )
+
+
+def _searched(request: EngineRequest, token_ids: Sequence[int]) -> Finished:
+    """As many beams as were asked for: the script's tokens, each time one less."""
+    beams = tuple(
+        Beam(tuple(said), -float(rank), tuple(-0.5 for _ in said), FinishReason.STOP)
+        for rank in range(request.params.n)
+        if (said := token_ids[: len(token_ids) - rank])
+    )
+    usage = Usage(len(request.prompt_ids), sum(len(beam.token_ids) for beam in beams), cached_tokens=1)
+    return Finished(request.request_id, FinishReason.STOP, usage, queue_s=0.25, beams=beams)
 
 
 def saying(text: str, tokenizer: Tokenizer | None = None) -> Script:
@@ -85,8 +136,13 @@ def saying(text: str, tokenizer: Tokenizer | None = None) -> Script:
     return lambda request: token_ids
 
 
-def service_of(*groups: FakeGroup, template: str | None = CHAT, clock: Callable[[], float] = lambda: 0.0) -> Service:
+def service_of(
+    *groups: FakeGroup,
+    template: str | None = CHAT,
+    clock: Callable[[], float] = lambda: 0.0,
+    chat: ChatFormats = NO_FORMATS,
+) -> Service:
     """A service of one model, "tiny", over these groups."""
     tokenizer = served("byte_level", template, bos_token="<s>", eos_token="</s>")
-    model = ServedModel("tiny", tokenizer, {group.info.group_id: group for group in groups}, 1_700_000_000)
+    model = ServedModel("tiny", tokenizer, {group.info.group_id: group for group in groups}, 1_700_000_000, chat)
     return Service({"tiny": model}, clock, lambda: 42)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from rayline.protos.events import TokenLogprob
 from rayline.protos.plan import Candidates, Copy, Plan, Refused, Sampled, Scored, Slice, StepResult
-from rayline.protos.types import PLAIN_RULES, SamplingParams
+from rayline.protos.types import PLAIN_RULES, SamplingParams, TokenRules
 from rayline.workers.beams import candidates_needed
 from rayline.workers.pipeline import RankStats
 
@@ -38,7 +38,7 @@ class Known:
     tokens: list[int]
     params: SamplingParams
     prompt: int = 0
-    grammar: str = ""
+    rules: TokenRules = PLAIN_RULES
     table: list[int] = field(default_factory=list)
 
 
@@ -79,10 +79,10 @@ class SimulatedRanks:
             StepResult(
                 plan.epoch,
                 plan.step,
-                tuple(self._sample(number) for number in tokens if self.known[number].grammar != "bad"),
+                tuple(self._sample(number) for number in tokens if self.known[number].rules.grammar != "bad"),
                 candidates=tuple(self._search(number) for number in beams),
                 scored=tuple(scored),
-                refused=tuple(self._refuse(number) for number in tokens if self.known[number].grammar == "bad"),
+                refused=tuple(self._refuse(number) for number in tokens if self.known[number].rules.grammar == "bad"),
             )
         )
 
@@ -107,11 +107,11 @@ class SimulatedRanks:
         for new in plan.admitted:
             assert new.sequence not in self.known
             tokens = [*new.prompt_ids, *new.output_ids]
-            self.known[new.sequence] = Known(tokens, new.params, len(new.prompt_ids), new.rules.grammar)
+            self.known[new.sequence] = Known(tokens, new.params, len(new.prompt_ids), new.rules)
         for fork in plan.forked:
             assert fork.sequence not in self.known
             parent = self.known[fork.parent]
-            self.known[fork.sequence] = Known(list(parent.tokens), fork.params, parent.prompt, parent.grammar)
+            self.known[fork.sequence] = Known(list(parent.tokens), fork.params, parent.prompt, parent.rules)
         for given in plan.gained:
             known = self.known[given.sequence]
             assert known.params.beam_width, "a token of a sequence that samples"
@@ -155,7 +155,7 @@ class SimulatedRanks:
 
     def _search(self, number: int) -> Candidates:
         known = self.known[number]
-        count = candidates_needed(known.params, PLAIN_RULES, self.eos_ids)
+        count = candidates_needed(known.params, known.rules, self.eos_ids)
         return Candidates(number, candidates(tuple(known.tokens), self.vocab_size, count))
 
     def _score(self, item: Slice) -> Scored:

@@ -11,7 +11,7 @@ A hypothesis ends with an end token, or at the length limit. The `width` best hy
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -60,7 +60,7 @@ class Heir:
     token_id: int
 
 
-def rules_of(params: SamplingParams, rules: TokenRules, eos_ids: Iterable[int], most_tokens: int) -> BeamRules:
+def rules_of(params: SamplingParams, rules: TokenRules, eos_ids: Collection[int], most_tokens: int) -> BeamRules:
     return BeamRules(
         params.beam_width,
         params.n,
@@ -71,13 +71,19 @@ def rules_of(params: SamplingParams, rules: TokenRules, eos_ids: Iterable[int], 
     )
 
 
-def end_ids(params: SamplingParams, rules: TokenRules, eos_ids: Iterable[int]) -> frozenset[int]:
-    """Tokens that end a text. Under `ignore_eos` a grammar allows EOS when it is complete: nothing follows."""
-    is_ignored = params.ignore_eos and not rules.grammar
-    return frozenset(params.stop_token_ids) | frozenset(() if is_ignored else eos_ids)
+def is_end(token_id: int, params: SamplingParams, rules: TokenRules, eos_ids: Collection[int]) -> bool:
+    """Whether a token ends a text. Under `ignore_eos` a grammar allows EOS when it is complete: nothing follows."""
+    if token_id in params.stop_token_ids:
+        return True
+    return token_id in eos_ids and (not params.ignore_eos or bool(rules.grammar))
 
 
-def candidates_needed(params: SamplingParams, rules: TokenRules, eos_ids: Iterable[int]) -> int:
+def end_ids(params: SamplingParams, rules: TokenRules, eos_ids: Collection[int]) -> frozenset[int]:
+    """All tokens of which `is_end` holds."""
+    return frozenset(token for token in (*params.stop_token_ids, *eos_ids) if is_end(token, params, rules, eos_ids))
+
+
+def candidates_needed(params: SamplingParams, rules: TokenRules, eos_ids: Collection[int]) -> int:
     """How many next tokens of each beam a step must see.
 
     With so many, `width` tokens of the beam alone do not end it; no token behind them can be among the `width` best
@@ -90,7 +96,7 @@ def advance(
     search: Search, rules: BeamRules, candidates: Sequence[Sequence[TokenLogprob]]
 ) -> tuple[Search, list[Heir]]:
     """One step: `candidates` are the best next tokens of each beam, best first. A logprob of -inf is no candidate."""
-    ranked = _ranked(search.hopes, candidates)
+    ranked = _ranked(search, rules, candidates)
     length = len(search.hopes[0].token_ids) + 1
     is_last = length >= rules.most_tokens
     ending = [is_last or token.token_id in rules.ends for _, token, _ in ranked]
@@ -105,26 +111,27 @@ def advance(
 
 
 def best(search: Search, rules: BeamRules) -> tuple[Beam, ...]:
-    """What the client gets: the n best hypotheses, fewer where masks left fewer texts, an empty one for none."""
-    return search.kept[: rules.best] or (Beam((), 0.0, (), FinishReason.STOP),)
+    """What the client gets: the n best hypotheses, fewer where masks left fewer texts."""
+    return search.kept[: rules.best]
 
 
-Entry = tuple[int, TokenLogprob, np.float32]
-"""Place of the beam, its next token, their score."""
+Entry = tuple[int, TokenLogprob, float]
+"""Place of the beam, its next token, their score, a number of fp32."""
 
 
-def _ranked(hopes: Sequence[Hope], candidates: Sequence[Sequence[TokenLogprob]]) -> list[Entry]:
-    entries = [
-        (at, token, np.float32(hope.score) + np.float32(token.logprob))
-        for at, (hope, tokens) in enumerate(zip(hopes, candidates, strict=True))
-        for token in tokens
-        if token.logprob > -math.inf
-    ]
-    return sorted(entries, key=lambda entry: (-entry[2], entry[0], entry[1].token_id))
+def _ranked(search: Search, rules: BeamRules, candidates: Sequence[Sequence[TokenLogprob]]) -> list[Entry]:
+    """The best candidates, so many that `width` of them do not end."""
+    found = [(at, token) for at, tokens in enumerate(candidates) for token in tokens if token.logprob > -math.inf]
+    places = np.array([at for at, _ in found], dtype=np.int64)
+    ids = np.array([token.token_id for _, token in found], dtype=np.int64)
+    logprobs = np.array([token.logprob for _, token in found], dtype=np.float32)
+    scores = np.array([hope.score for hope in search.hopes], dtype=np.float32)[places] + logprobs
+    order = np.lexsort((ids, places, -scores))[: (1 + len(rules.ends)) * rules.width]
+    return [(*found[i], float(scores[i])) for i in order.tolist()]
 
 
-def _grown(hope: Hope, token: TokenLogprob, score: np.float32) -> Hope:
-    return Hope((*hope.token_ids, token.token_id), (*hope.logprobs, token.logprob), float(score))
+def _grown(hope: Hope, token: TokenLogprob, score: float) -> Hope:
+    return Hope((*hope.token_ids, token.token_id), (*hope.logprobs, token.logprob), score)
 
 
 def _hypothesis(hope: Hope, rules: BeamRules) -> Beam:

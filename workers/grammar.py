@@ -7,6 +7,7 @@ one holds up no other sequence before its own first token.
 
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,35 +20,90 @@ import llguidance
 from rayline.cluster.grammar_limits import FOLLOW_STACK_BYTES
 from rayline.protos.plan import Plan, Refused, Sampled
 from rayline.protos.types import SamplingParams, TokenRules
-from rayline.workers.matcher import ANYTHING, Ends, GrammarFailed, Mask, Matcher, Thought, Vocabulary
+from rayline.workers.matcher import ANYTHING, Ends, GrammarFailed, Mask, Matcher, Vocabulary
+from rayline.workers.thought import Thought
 
 MAX_COMPILED = 32  # grammars kept compiled for further requests
+# Computing time of a sequence's masks: so much for each token, and so much in reserve. An ambiguous grammar makes them
+# slow and the whole batch waits; usual ones take 0.01 to 0.3 ms. Ranks need not agree: the one that reports decides.
+SPARE_S = 1.0
+TOKEN_S = 0.005
 NOTHING_LEFT = "no token is left that both the grammar and the request's other rules allow"
 
 
 class Follower:
     """One sequence: its thinking, then its grammar, and the mask for its next token."""
 
-    def __init__(self, matcher: Matcher, thought: Thought):
+    def __init__(self, matcher: Matcher, thought: Thought | None):
         self._matcher = matcher
         self._thought = thought
+        self._left_s = SPARE_S
         self.mask = self._next()
 
-    def consume(self, token_ids: Iterable[int]) -> None:
-        """Go on by these tokens. Raises GrammarFailed."""
+    def consume(self, token_ids: Sequence[int]) -> "Follower":
+        """Itself, gone on by these tokens. Raises GrammarFailed."""
+        began_s = time.thread_time()
         for token_id in token_ids:
-            if not self._thought.takes(token_id):
+            if self._thought is None or not self._thought.append(token_id):
                 self._matcher.consume(token_id)
         self.mask = self._next()
+        self._left_s = min(SPARE_S, self._left_s + TOKEN_S * len(token_ids) - (time.thread_time() - began_s))
+        if self._left_s < 0:
+            raise GrammarFailed(f"its tokens take more than {TOKEN_S} s each: it is too ambiguous")
+        return self
 
     def copy(self, ends: Ends) -> "Follower":
-        return Follower(self._matcher.copy(ends), self._thought.copy())
+        return Follower(self._matcher.copy(ends), None if self._thought is None else self._thought.copy())
 
     def _next(self) -> Mask:
-        if self._thought.is_open:
+        thought = self._thought
+        if thought is None:
+            return self._matcher.mask()
+        if thought.is_open:
             return ANYTHING
         mask = self._matcher.mask()
-        return mask.only(self._thought.forced) if self._thought.forced is not None else mask.also(self._thought.first)
+        return mask.also(thought.first) if thought.begun is None else mask.only(thought.begun)
+
+
+class _Place:
+    """Where one sequence is, or why it is nowhere any more. `ready` is done when the last work on it is."""
+
+    def __init__(self) -> None:
+        self.ready: Future[None] = Future()
+        self._follower: Follower | None = None
+        self._failure = ""
+
+    def put(self, made: Callable[[], Follower]) -> None:
+        """Work on it, in the thread for that. Whatever a grammar does is its own request's failure."""
+        if self._failure:
+            return
+        try:
+            self._follower = made()
+        except GrammarFailed as error:
+            self._failure = str(error)
+        except BaseException as error:  # a panic of the library is no Exception
+            self._failure = f"{type(error).__name__}: {error}"
+
+    def step(self, token_id: int) -> None:
+        self.put(lambda: self.follower().consume((token_id,)))
+
+    def follower(self) -> Follower:
+        """Raises GrammarFailed. Waits for nothing: only for those who know that it is ready, or do the work."""
+        if self._failure or self._follower is None:
+            raise GrammarFailed(self._failure)
+        return self._follower
+
+    @property
+    def mask(self) -> Mask:
+        """Waits until it is ready. Of a grammar that has failed, anything."""
+        self.ready.result()
+        return ANYTHING if self._failure or self._follower is None else self._follower.mask
+
+    @property
+    def failure(self) -> str:
+        """Waits until it is ready. "" while all is well."""
+        self.ready.result()
+        return self._failure
 
 
 class Grammars:
@@ -57,7 +113,7 @@ class Grammars:
         self._path = path
         self._vocab_size = vocab_size
         self._eos_ids = tuple(eos_ids)
-        self._places: dict[int, Future[Follower]] = {}
+        self._places: dict[int, _Place] = {}
         self._compiled: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
 
     def follow(self, plan: Plan) -> None:
@@ -76,24 +132,33 @@ class Grammars:
         ends = self._ends(params)
 
         def begin() -> Follower:
-            follower = Follower(Matcher(self._vocabulary, self._start_of(rules.grammar), ends), Thought(rules.thinking))
-            if output_ids:
-                follower.consume(output_ids)
-            return follower
+            thought = None if rules.thinking is None else Thought(rules.thinking, comes_first=True)
+            follower = Follower(Matcher(self._vocabulary, self._start_of(rules.grammar), ends), thought)
+            return follower.consume(output_ids) if output_ids else follower
 
-        self._places[number] = self._compiling.submit(_guarded, begin)
+        place = self._places[number] = _Place()
+        place.ready = self._compiling.submit(place.put, begin)
 
     def fork(self, number: int, parent: int, params: SamplingParams) -> None:
         """Let `number` go on from where `parent` is. Nothing happens when that follows no grammar."""
-        if (place := self._places.get(parent)) is not None:
-            ends = self._ends(params)
-            self._places[number] = self._following.submit(_guarded, lambda: place.result().copy(ends))
+        if (source := self._places.get(parent)) is None:
+            return
+        ends, before = self._ends(params), source.ready
+
+        def copy() -> Follower:
+            before.result()
+            return source.follower().copy(ends)
+
+        place = self._places[number] = _Place()
+        place.ready = self._following.submit(place.put, copy)
 
     def advance(self, gained: Sequence[tuple[int, int]]) -> None:
         """(sequence, token id) of what was sampled: their next masks are computed from now on."""
-        for number, token_id in gained:
-            if (place := self._places.get(number)) is not None:
-                self._places[number] = self._following.submit(_guarded, _step(place, token_id))
+        moved = [(place, token_id) for number, token_id in gained if (place := self._places.get(number)) is not None]
+        if moved:
+            ready = self._following.submit(_step_all, [(place, place.ready, token_id) for place, token_id in moved])
+            for place, _ in moved:
+                place.ready = ready
 
     def release(self, number: int) -> None:
         """Forget a sequence."""
@@ -102,7 +167,7 @@ class Grammars:
     def mask(self, number: int) -> Mask:
         """What the sequence's grammar allows next. Waits until it is there. Of one that failed, anything."""
         place = self._places.get(number)
-        return ANYTHING if place is None or place.exception() is not None else place.result().mask
+        return ANYTHING if place is None else place.mask
 
     def accept(self, sampled: tuple[Sampled, ...]) -> tuple[tuple[Sampled, ...], tuple[Refused, ...]]:
         """Go on by what was sampled; sequences that cannot are refused instead."""
@@ -120,12 +185,12 @@ class Grammars:
     def refused(self, numbers: Iterable[int]) -> tuple[Refused, ...]:
         """Those whose grammar has failed, and why."""
         places = ((number, self._places.get(number)) for number in numbers)
-        errors = ((number, place.exception()) for number, place in places if place is not None)
-        return tuple(Refused(number, f"the grammar cannot be followed: {error}") for number, error in errors if error)
+        failures = ((number, place.failure) for number, place in places if place is not None)
+        return tuple(Refused(number, f"the grammar cannot be followed: {why}") for number, why in failures if why)
 
     def _allows(self, item: Sampled) -> bool:
         place = self._places.get(item.sequence)
-        return place is None or place.result().mask.allows(item.token_id)
+        return place is None or place.mask.allows(item.token_id)
 
     def _ends(self, params: SamplingParams) -> Ends:
         return Ends.of(self._eos_ids, params.stop_token_ids, params.ignore_eos)
@@ -152,23 +217,10 @@ class Grammars:
         return _thread("follow grammars")
 
 
-def _step(place: "Future[Follower]", token_id: int) -> Callable[[], Follower]:
-    def step() -> Follower:
-        follower = place.result()
-        follower.consume((token_id,))
-        return follower
-
-    return step
-
-
-def _guarded(work: Callable[[], Follower]) -> Follower:
-    """Whatever a grammar does is its own request's failure: the library's panics are no Exceptions."""
-    try:
-        return work()
-    except GrammarFailed:
-        raise
-    except BaseException as error:
-        raise GrammarFailed(f"{type(error).__name__}: {error}") from None
+def _step_all(moved: Sequence[tuple[_Place, "Future[None]", int]]) -> None:
+    for place, before, token_id in moved:
+        before.result()
+        place.step(token_id)
 
 
 def _thread(name: str) -> ThreadPoolExecutor:

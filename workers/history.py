@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from rayline.kernels.edits import mask_of
-from rayline.protos.types import SamplingParams, Thinking, TokenRules
+from rayline.protos.types import SamplingParams, TokenRules
+from rayline.workers.thought import Thought
 
 _ROOM = 64  # output tokens for which arrays have room before they grow
 
@@ -26,7 +27,7 @@ class History:
         self._counts = Counts(prompt_ids if params.repetition_penalty != 1.0 else ()) if penalises(params) else None
         self._ngrams = NGrams(params.no_repeat_ngram_size) if params.no_repeat_ngram_size else None
         self._bad_words = BadWords(rules.bad_words) if rules.bad_words else None
-        self._thought = Thought(rules.thinking) if limits_thinking(rules) and rules.thinking else None
+        self._thought = _thought(rules)
         self._fixed = Fixed(params)
         if self._ngrams or self._bad_words:
             for token in prompt_ids:
@@ -198,41 +199,7 @@ class BadWords:
         return twin
 
 
-class Thought:
-    """Whether the output is inside of thinking, and how much of the budget is spent.
-
-    Every output token between the end of `start_ids` and the end of `end_ids` counts, over the whole output. Once the
-    budget is spent, the rest of `end_ids` is forced: what of them stands at the end already is not repeated.
-    """
-
-    def __init__(self, rules: Thinking) -> None:
-        self._rules = rules
-        self._is_inside = rules.is_open
-        self._matched = 0  # ids of the next mark, start or end, that stand at the end of the output
-        self._spent = 0
-
-    def append(self, token_id: int) -> None:
-        mark = self._rules.end_ids if self._is_inside else self._rules.start_ids
-        if not mark:
-            return
-        self._spent += self._is_inside
-        self._matched = matched(mark, self._matched, token_id)
-        if self._matched == len(mark):
-            self._is_inside, self._matched = not self._is_inside, 0
-
-    @property
-    def forced(self) -> int | None:
-        if self._is_inside and self._spent >= (self._rules.budget_tokens or 0):
-            return self._rules.end_ids[self._matched]
+def _thought(rules: TokenRules) -> Thought | None:
+    if rules.thinking is None or not limits_thinking(rules):
         return None
-
-    def copy(self) -> "Thought":
-        twin = Thought(self._rules)
-        twin._is_inside, twin._matched, twin._spent = self._is_inside, self._matched, self._spent
-        return twin
-
-
-def matched(mark: tuple[int, ...], before: int, token_id: int) -> int:
-    """How long a beginning of `mark` stands at the end, of which mark[:before] stood there before `token_id` came."""
-    tail = (*mark[:before], token_id)
-    return next((size for size in range(len(tail), 0, -1) if mark[:size] == tail[-size:]), 0)
+    return Thought(rules.thinking, comes_first=bool(rules.grammar))

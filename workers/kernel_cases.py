@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from rayline.kernels import onednn
 from rayline.kernels.backend import Weight
+from rayline.kernels.edits import Edit, mask_of
 from rayline.kernels.native_kernels import NativeKernels
 from rayline.kernels.sampling import SamplingRows, sample
 from rayline.workers.attention_cases import attention_cases
@@ -126,14 +127,28 @@ def _silu(rows: int, dim: int, kernels: NativeKernels, copies: int) -> Mapping[s
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """How tokens are drawn."""
+    """How tokens are drawn. penalised: so many logits are lowered first; masked: half of all ids are forbidden."""
 
     name: str
-    temperature: float
+    temperature: float = 1.0
     top_p: float = 1.0
+    typical_p: float = 1.0
+    top_n_sigma: float = 0.0
+    penalised: int = 0
+    masked: bool = False
+    logprobs: int | None = None
 
 
-DRAWS = (Draw("greedy", 0.0), Draw("random", 1.0), Draw("top-p 0.9", 1.0, 0.9))
+DRAWS = (
+    Draw("greedy", 0.0),
+    Draw("random"),
+    Draw("top-p 0.9", top_p=0.9),
+    Draw("typical-p 0.9", typical_p=0.9),
+    Draw("top-n-sigma 1", top_n_sigma=1.0),
+    Draw("penalties", penalised=1000),
+    Draw("mask", masked=True),
+    Draw("penalties, top-p 0.9, 5 logprobs", top_p=0.9, penalised=1000, logprobs=5),
+)
 
 
 def sample_cases(shape: ModelShape) -> list[Case]:
@@ -155,15 +170,24 @@ def _sample(rows: int, vocab: int, draw: Draw, kernels: NativeKernels, copies: i
         top_k=(0,) * rows,
         top_p=(draw.top_p,) * rows,
         min_p=(0.0,) * rows,
-        typical_p=(1.0,) * rows,
-        top_n_sigma=(0.0,) * rows,
+        typical_p=(draw.typical_p,) * rows,
+        top_n_sigma=(draw.top_n_sigma,) * rows,
         seed=several,
         position=several,
-        edits=(None,) * rows,
-        logprobs=(None,) * rows,
+        edits=(_edit(draw, vocab),) * rows,
+        logprobs=(draw.logprobs,) * rows,
     )
     ours = NativeSampler(kernels, Alone(), vocab, 0)
     return {OURS: lambda copy: ours.sample(logits[copy], how), TORCH: lambda copy: sample(logits[copy], how)}
+
+
+def _edit(draw: Draw, vocab: int) -> Edit | None:
+    if not draw.penalised and not draw.masked:
+        return None
+    seen = torch.arange(0, vocab, -(-vocab // draw.penalised)) if draw.penalised else None
+    counts = None if seen is None else torch.ones(len(seen))
+    mask = mask_of(range(0, vocab, 2), vocab) if draw.masked else None
+    return Edit(seen, counts, frequency_penalty=0.5, presence_penalty=0.5, mask=mask)
 
 
 # ---- the list

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from rayline.cluster.grammar_limits import failure, parser_limits
-from rayline.protos.types import Thinking
 
 Words = npt.NDArray[np.int32]
 """A bit for each token id, 32 to a word, lowest first."""
@@ -38,6 +37,9 @@ class Vocabulary:
             raise GrammarFailed(f"the model's tokenizer.json gives no bytes for its tokens: {error}") from None
         self.known = self.tokens.vocab_size
         self.words = -(-vocab_size // 32)
+        self.everything: Words = np.full(self.words, -1, dtype=np.int32)
+        if rest := vocab_size % 32:
+            self.everything[-1] = (1 << rest) - 1
 
     def compiled(self, grammar: str) -> llguidance.LLMatcher:
         """A matcher at the beginning of a grammar. Raises GrammarFailed."""
@@ -97,23 +99,35 @@ class Ends:
         return cls(stop_token_ids, eos_ids) if ignore_eos else cls((*eos_ids, *stop_token_ids))
 
 
+class EndWords:
+    """The ends of a sequence as bits. content: all tokens that are neither its ends nor the library's."""
+
+    def __init__(self, vocabulary: Vocabulary, ends: Ends):
+        self.ends = ends
+        self.usual = _bits(vocabulary, ends.ids)
+        self.all = _bits(vocabulary, (*ends.ids, *ends.avoided))
+        self.library = _bits(vocabulary, vocabulary.tokens.eos_tokens)
+        self.content: Words = ~(self.all | self.library) & vocabulary.everything
+
+
 class Matcher:
     """A grammar, at the place where a sequence is. Not thread-safe."""
 
-    def __init__(self, vocabulary: Vocabulary, start: llguidance.LLMatcher, ends: Ends):
+    def __init__(self, vocabulary: Vocabulary, start: llguidance.LLMatcher, ends: Ends | EndWords):
         """`start`: the grammar at its beginning, which is left as it is."""
         self._vocabulary = vocabulary
         self._grammar = start.deep_copy()
-        self._ends = ends
+        self._words = ends if isinstance(ends, EndWords) else EndWords(vocabulary, ends)
 
     def copy(self, ends: Ends) -> "Matcher":
         """The same place, to go another way from."""
-        return Matcher(self._vocabulary, self._grammar, ends)
+        return Matcher(self._vocabulary, self._grammar, self._words if ends == self._words.ends else ends)
 
     def consume(self, token_id: int) -> None:
         """Go on by one token. An end where the grammar may end leaves it there. Raises GrammarFailed."""
         self._check()
-        if token_id in (*self._ends.ids, *self._ends.avoided) and self._grammar.is_accepting():
+        ends = self._words.ends
+        if (token_id in ends.ids or token_id in ends.avoided) and self._grammar.is_accepting():
             return
         if self._grammar.is_stopped():
             raise GrammarFailed(f"token {token_id} comes after its end")
@@ -122,98 +136,38 @@ class Matcher:
 
     def mask(self) -> Mask:
         """Which tokens may come next. Raises GrammarFailed."""
-        words = np.zeros(-(-self._vocabulary.known // 32), dtype=np.int32)
-        self._grammar.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        words = np.zeros(max(self._vocabulary.words, -(-self._vocabulary.known // 32)), dtype=np.int32)
+        self._grammar.unsafe_compute_mask_ptr(words.ctypes.data, -(-self._vocabulary.known // 32) * words.itemsize)
         self._check()
-        return self._with_ends(self._fitted(words), self._grammar.is_accepting())
+        return self._with_ends(words[: self._vocabulary.words], self._grammar.is_accepting())
 
     def _check(self) -> None:
         if (why := failure(self._grammar)) is not None:
             raise GrammarFailed(why)
 
-    def _fitted(self, words: Words) -> Words:
-        """As wide as the model's vocabulary, without the bits of ids beyond it."""
-        fitted = np.zeros(self._vocabulary.words, dtype=np.int32)
-        shared = min(len(words), len(fitted))
-        fitted[:shared] = words[:shared]
-        if rest := self._vocabulary.size % 32:
-            fitted[-1] &= np.int32((1 << rest) - 1)
-        return fitted
-
     def _with_ends(self, words: Words, may_end: bool) -> Mask:
         """Tokens that end the sequence are allowed where the grammar may end, and nowhere else."""
-        library_ends = self._vocabulary.tokens.eos_tokens
-        content = words.copy()
-        _clear(content, (*library_ends, *self._ends.ids, *self._ends.avoided), self._vocabulary.size)
+        content = words & self._words.content
         goes_on = bool(content.any())
         if may_end:
-            _set(content, self._ends.ids if goes_on else (*self._ends.ids, *self._ends.avoided))
-            if not content.any():
+            content |= self._words.usual if goes_on else self._words.all
+            if not goes_on and not content.any():
                 raise GrammarFailed("it is complete, and the model has no token to end with: give stop_token_ids")
             return Mask(content, must_end=not goes_on)
         if goes_on:
             return Mask(content)
-        _clear(words, library_ends, self._vocabulary.size)  # only a stop token leads on: it is content, and ends
+        words &= ~self._words.library & self._vocabulary.everything  # a stop token alone leads on: as content, it ends
         if not words.any():
             raise GrammarFailed("no token of the vocabulary continues it")
         return Mask(words, must_end=True)
 
 
+def _bits(vocabulary: Vocabulary, token_ids: Sequence[int]) -> Words:
+    words = np.zeros(vocabulary.words, dtype=np.int32)
+    _set(words, [token_id for token_id in token_ids if token_id < vocabulary.size])
+    return words
+
+
 def _set(words: Words, token_ids: Sequence[int]) -> None:
     for token_id in token_ids:
         words.view(np.uint32)[token_id >> 5] |= np.uint32(1 << (token_id & 31))
-
-
-def _clear(words: Words, token_ids: Sequence[int], size: int) -> None:
-    for token_id in token_ids:
-        if token_id < size:
-            words.view(np.uint32)[token_id >> 5] &= np.uint32(~(1 << (token_id & 31)) & 0xFFFFFFFF)
-
-
-class Thought:
-    """Where a sequence is in its thinking, which comes before the part that follows the grammar."""
-
-    def __init__(self, thinking: Thinking | None):
-        self._thinking = thinking
-        self._matched = 0  # tokens of start_ids that have come, while thinking has not begun
-        self._recent: tuple[int, ...] = ()
-        self.is_open = thinking is not None and thinking.is_open
-        self.may_begin = thinking is not None and bool(thinking.start_ids) and not thinking.is_open
-
-    @property
-    def forced(self) -> int | None:
-        """The only token that may come: a marker of several tokens is written to its end."""
-        if self._thinking is None or not self.may_begin or not self._matched:
-            return None
-        return self._thinking.start_ids[self._matched]
-
-    @property
-    def first(self) -> int | None:
-        """The token that begins thinking, while it may begin."""
-        return self._thinking.start_ids[0] if self._thinking is not None and self.may_begin else None
-
-    def takes(self, token_id: int) -> bool:
-        """Whether a token belongs to the thinking, and is not the grammar's."""
-        if self._thinking is None:
-            return False
-        if self.is_open:
-            ends = self._thinking.end_ids
-            self._recent = (*self._recent, token_id)[-len(ends) :]
-            self.is_open = self._recent != ends
-            return True
-        if not self.may_begin:
-            return False
-        starts = self._thinking.start_ids
-        if token_id != starts[self._matched]:
-            self.may_begin = False
-            return False
-        self._matched += 1
-        if self._matched == len(starts):
-            self.may_begin, self.is_open = False, True
-        return True
-
-    def copy(self) -> "Thought":
-        twin = Thought(self._thinking)
-        twin._matched, twin._recent = self._matched, self._recent
-        twin.is_open, twin.may_begin = self.is_open, self.may_begin
-        return twin

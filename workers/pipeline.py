@@ -11,6 +11,7 @@ class RankStats:
     """One rank's share of the work. busy_s: computing; wall_s: since the statistics were last reset.
 
     step_bytes: of the weights, those every step reads: all but a table of which it takes single rows.
+    sample_s: of busy_s, from logits to tokens, in the `sample_steps` steps that had any to choose.
     """
 
     rank: int
@@ -22,6 +23,8 @@ class RankStats:
     resident_bytes: int
     read_bytes: int
     step_bytes: int
+    sample_s: float = 0.0
+    sample_steps: int = 0
 
 
 class Pipeline(Protocol):

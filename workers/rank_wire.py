@@ -72,6 +72,8 @@ def stats_to_pb(stats: RankStats) -> pb.RankStats:
         resident_bytes=stats.resident_bytes,
         read_bytes=stats.read_bytes,
         step_bytes=stats.step_bytes,
+        sample_s=stats.sample_s,
+        sample_steps=stats.sample_steps,
     )
 
 
@@ -86,4 +88,6 @@ def stats_of(message: pb.RankStats) -> RankStats:
         message.resident_bytes,
         message.read_bytes,
         message.step_bytes,
+        message.sample_s,
+        message.sample_steps,
     )

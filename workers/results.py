@@ -15,7 +15,7 @@ from rayline.protos.events import (
     Usage,
 )
 from rayline.protos.plan import Gain, Sampled, StepResult
-from rayline.workers.beams import Heir, end_ids
+from rayline.workers.beams import Heir, is_end
 from rayline.workers.draft import Draft
 from rayline.workers.roster import Roster
 from rayline.workers.scheduler_stats import SchedulerStats
@@ -23,6 +23,8 @@ from rayline.workers.searches import BeamSearch
 from rayline.workers.sequence import Place, Sequence
 from rayline.workers.tables import BlockTables
 from rayline.workers.tenants import OUTPUT_COST, TenantCounters
+
+NOTHING_LEFT = "no text is left that the grammar and the request's other rules allow"
 
 
 class Results:
@@ -89,7 +91,7 @@ class Results:
         begun = None if sequence.told else Begun(sequence.cached_tokens, sequence.queue_s)
         sequence.told = True
         yield TokenEvent(request.request_id, index, sampled.token_id, sampled.logprob, sampled.top_logprobs, begun)
-        if sampled.token_id in end_ids(request.params, request.rules, self._eos):
+        if is_end(sampled.token_id, request.params, request.rules, self._eos):
             named = sampled.token_id if sampled.token_id in request.params.stop_token_ids else None
             yield self.finish(request.request_id, FinishReason.STOP, named)
         elif sequence.known >= sequence.limit:
@@ -111,8 +113,10 @@ class Results:
         else:
             self._succeed(search, heirs)
 
-    def _end_search(self, request_id: str, search: BeamSearch) -> Finished:
+    def _end_search(self, request_id: str, search: BeamSearch) -> Finished | Failed:
         first, beams = self._roster.end(request_id), search.best
+        if not beams:
+            return Failed(request_id, InvalidRequest(NOTHING_LEFT, field="structured_output"))
         outputs = sum(len(beam.token_ids) for beam in beams)
         self._stats.output_tokens += outputs
         usage = Usage(len(first.request.prompt_ids), outputs, first.cached_tokens)

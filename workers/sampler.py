@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rayline.kernels.edits import Edit
-from rayline.kernels.sampling import SampledRows, SamplingRows
+from rayline.kernels.sampling import RowLogprobs, SampledRows, SamplingRows
 from rayline.protos.events import TokenLogprob
-from rayline.protos.plan import Sampled
+from rayline.protos.plan import Refused, Sampled
 from rayline.protos.types import PLAIN_RULES, SamplingParams, TokenRules
 from rayline.workers.history import History
+
+NOTHING_LEFT = (
+    "no token is left to choose: what allowed_token_ids and the grammar allow, bad_words, no_repeat_ngram_size or "
+    "min_tokens forbid"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +86,17 @@ def suppressed_ids(request: SampleRequest, eos_ids: Sequence[int], vocab_size: i
     return tuple(sorted({token for token in ends if token < vocab_size}))
 
 
-def sampled(requests: Sequence[SampleRequest], result: SampledRows) -> tuple[Sampled, ...]:
-    """What the leader is told, in the order of `requests`."""
-    records = []
-    for request, token_id, logprobs in zip(requests, result.token_ids.tolist(), result.logprobs, strict=True):
-        if logprobs is None:
-            records.append(Sampled(request.sequence, token_id))
-            continue
-        top = tuple(TokenLogprob(other, logprob) for other, logprob in logprobs.top)
-        records.append(Sampled(request.sequence, token_id, logprobs.logprob, top))
-    return tuple(records)
+def sampled(requests: Sequence[SampleRequest], result: SampledRows) -> tuple[tuple[Sampled, ...], tuple[Refused, ...]]:
+    """What the leader is told, in the order of `requests`: tokens, and which sequences can have none."""
+    records, stuck = [], set(result.stuck)
+    for at, (request, token_id) in enumerate(zip(requests, result.token_ids.tolist(), strict=True)):
+        if at not in stuck:
+            records.append(_record(request, token_id, result.logprobs[at]))
+    return tuple(records), tuple(Refused(requests[at].sequence, NOTHING_LEFT) for at in result.stuck)
+
+
+def _record(request: SampleRequest, token_id: int, logprobs: RowLogprobs | None) -> Sampled:
+    if logprobs is None:
+        return Sampled(request.sequence, token_id)
+    top = tuple(TokenLogprob(other, logprob) for other, logprob in logprobs.top)
+    return Sampled(request.sequence, token_id, logprobs.logprob, top)

@@ -212,9 +212,9 @@ class Scheduler:
         """Give `sequence` blocks for its first `tokens` tokens, preempting lower-ranked ones if need be."""
         if not self._preemption.make_room(sequence, self._tables.missing(sequence, tokens)):
             return False
-        copies = self._tables.extend(sequence, tokens)
-        self._draft.copies += copies
-        self.stats.copied_blocks += len(copies)
+        if (copy := self._tables.extend(sequence, tokens)) is not None:
+            self._draft.copies.append(copy)
+            self.stats.copied_blocks += 1
         return True
 
     def _account(self, sequence: Sequence, end: int) -> None:

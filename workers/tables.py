@@ -31,23 +31,17 @@ class BlockTables:
 
     def missing(self, sequence: Sequence, tokens: int) -> int:
         """Blocks that must be free before `sequence` can write its tokens up to `tokens`."""
-        return max(0, self._blocks(tokens) - len(sequence.blocks)) + len(self._written_by_others(sequence))
+        return max(0, self._blocks(tokens) - len(sequence.blocks)) + self._must_copy(sequence)
 
-    def extend(self, sequence: Sequence, tokens: int) -> list[Copy]:
-        """Give it blocks of its own for everything from `planned` to `tokens`."""
-        copies, unheld = [], self.pool.unheld
-        for index in self._written_by_others(sequence):
-            shared = sequence.blocks[index]
-            (own,) = self.pool.allocate(1)
-            copies.append(Copy(shared, own))
-            self.pool.release([shared])
-            sequence.blocks[index] = own
-            sequence.sent_blocks = min(sequence.sent_blocks, index)
+    def extend(self, sequence: Sequence, tokens: int) -> Copy | None:
+        """Give it blocks of its own for everything from `planned` to `tokens`; the copy that this takes."""
+        unheld = self.pool.unheld
+        copy = self._own(sequence) if self._must_copy(sequence) else None
         more = self._blocks(tokens) - len(sequence.blocks)
         if more > 0:
             sequence.blocks += self.pool.allocate(more)
         self.reservations.settle(sequence.request.request_id, unheld)
-        return copies
+        return copy
 
     def reusable(self, sequence: Sequence, relatives: Iterable[Sequence] = ()) -> list[int]:
         """Full blocks of its first tokens that are computed, in the prefix cache or by the other beams of its request.
@@ -99,10 +93,19 @@ class BlockTables:
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self._block_tokens)
 
-    def _written_by_others(self, sequence: Sequence) -> list[int]:
-        """Places in its table that it is to write to next, of blocks that it shares: one at most, part-filled."""
-        first = sequence.planned // self._block_tokens
-        return [i for i in range(first, len(sequence.blocks)) if self.pool.is_shared(sequence.blocks[i])]
+    def _must_copy(self, sequence: Sequence) -> bool:
+        """Whether it is to write into a block that it shares: only its last one, part-filled, can be that."""
+        index = sequence.planned // self._block_tokens
+        return index < len(sequence.blocks) and self.pool.is_shared(sequence.blocks[index])
+
+    def _own(self, sequence: Sequence) -> Copy:
+        """Put a block of its own in the place of the shared one."""
+        index = sequence.planned // self._block_tokens
+        shared, (own,) = sequence.blocks[index], self.pool.allocate(1)
+        self.pool.release([shared])
+        sequence.blocks[index] = own
+        sequence.sent_blocks = min(sequence.sent_blocks, index)
+        return Copy(shared, own)
 
 
 def _common(sequence: Sequence, other: Sequence, block_tokens: int) -> list[int]:

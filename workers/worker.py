@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 
 import psutil
@@ -16,15 +16,13 @@ from rayline.kernels.choice import Choice, Unfit, build, choose
 from rayline.kernels.compiled_kernels import bucket_of
 from rayline.kernels.cores import claim
 from rayline.kernels.native_kernels import native_misfit
-from rayline.kernels.sampling import RowLogprobs
 from rayline.protos.errors import ConfigError, NotEnoughMemory
-from rayline.protos.events import TokenLogprob
-from rayline.protos.plan import Candidates, Plan, Sampled, Scored, Slice, StepResult
-from rayline.workers.batch import ScoredRun, Wanted, first_tokens, forward_context, input_ids, wanted
-from rayline.workers.beams import candidates_needed
+from rayline.protos.plan import Plan, Slice, StepResult
+from rayline.workers.batch import Wanted, first_tokens, forward_context, input_ids, wanted
 from rayline.workers.cache import KvCache
 from rayline.workers.collectives import Collective
 from rayline.workers.grammar import Grammars
+from rayline.workers.last_stage import LastStage
 from rayline.workers.models.config import (
     ModelConfig,
     embedding_bytes,
@@ -36,7 +34,6 @@ from rayline.workers.models.config import (
 from rayline.workers.models.decoder import Decoder
 from rayline.workers.pipeline import RankStats
 from rayline.workers.resident import Residents
-from rayline.workers.sampler import SampleRequest, sampled, sampling_rows
 from rayline.workers.spec import Loaded, RankSpec
 from rayline.workers.stages import StageLinks
 from rayline.workers.token_sampler import token_sampler
@@ -55,15 +52,21 @@ class Worker:
         self.config = ModelConfig.load(spec.path)
         self._collective = collective
         self._stages = stages
-        self._sampler = token_sampler(kernels, collective, self.config.vocab_size, spec.parallel.tp_rank)
         self._device = torch.device(spec.device)
         self._dtype = torch_dtype(spec.dtype)
         self._residents = Residents()
-        self._grammars = Grammars(spec.path, self.config.vocab_size, self.config.eos_token_ids)
+        self._last_stage = self._new_last_stage() if spec.parallel.is_last_stage else None
         self._layers = stage_layers(self.config, spec.parallel, self._dtype.itemsize)
         self._read_bytes = 0
-        self._busy_s = 0.0
+        self._busy_s = self._sample_s = 0.0
+        self._sample_steps = 0
         self._since = time.perf_counter()
+
+    def _new_last_stage(self) -> LastStage:
+        config, tp_rank = self.config, self.spec.parallel.tp_rank
+        sampler = token_sampler(self._kernels, self._collective, config.vocab_size, tp_rank)
+        grammars = Grammars(self.spec.path, config.vocab_size, config.eos_token_ids)
+        return LastStage(sampler, grammars, self._residents, config, self._stages)
 
     # ---- start-up
 
@@ -145,22 +148,28 @@ class Worker:
         """Compute one plan. Only the reporting rank of the last stage returns a result."""
         began, waited = time.perf_counter(), self._waited_s
         self._residents.follow(plan)
-        if self.spec.parallel.is_last_stage:
-            self._grammars.follow(plan)
+        if self._last_stage is not None:
+            self._last_stage.follow(plan)
         if plan.copies:
             self._cache.copy(plan.copies)
         asked = wanted(plan.slices, self._residents)
         context = forward_context(plan.slices, self._residents, asked.tokens, self.spec.block_tokens, self._device)
         inputs = self._inputs(plan)
         output = self._decoder.forward(inputs, self._cache, context)
-        if not self.spec.parallel.is_last_stage:
+        sampling = time.perf_counter()
+        result: StepResult | None = None
+        if self._last_stage is None:
             self._hand_on(asked, output)
-        result = self._answer(plan, asked, output) if self.spec.parallel.is_last_stage else None
+        else:
+            result = self._last_stage.answer(plan, asked, output)
+        sample_s = 0.0 if result is None else time.perf_counter() - sampling
+        self._sample_s += sample_s
+        self._sample_steps += bool(asked.sampling or asked.beams)
         busy_s = time.perf_counter() - began - (self._waited_s - waited)
         self._busy_s += busy_s
         if result is None or not self.spec.parallel.reports:
             return None
-        return replace(result, busy_s=busy_s)
+        return replace(result, busy_s=busy_s, sample_s=sample_s)
 
     def stats(self) -> RankStats:
         """Work since the last call."""
@@ -175,8 +184,10 @@ class Worker:
             resident_bytes=psutil.Process().memory_info().rss,
             read_bytes=self._read_bytes,
             step_bytes=self._decoder.step_bytes,
+            sample_s=self._sample_s,
+            sample_steps=self._sample_steps,
         )
-        self._busy_s, self._since = 0.0, now
+        self._busy_s, self._sample_s, self._sample_steps, self._since = 0.0, 0.0, 0, now
         return stats
 
     def _inputs(self, plan: Plan) -> Tensor:
@@ -201,71 +212,6 @@ class Worker:
         self._stages.send_hidden(output.clone())  # the next step writes over it
         if self.spec.parallel.is_first_stage and asked.sampling:
             self._stages.expect_tokens(asked.sampling)
-
-    def _answer(self, plan: Plan, asked: Wanted, logits: Tensor) -> StepResult:
-        """What the last stage makes of its logits [N, this rank's share of the vocabulary]."""
-        samples, beams = len(asked.sampling), len(asked.sampling) + len(asked.beams)
-        scored = self._score(asked.scored, logits[beams:])
-        candidates = self._search(asked.beams, logits[samples:beams])
-        gained, refused = self._grammars.accept(self._sample(asked.sampling, logits[:samples]))
-        refused += self._grammars.refused(asked.beams)
-        return StepResult(plan.epoch, plan.step, gained, candidates=candidates, scored=scored, refused=refused)
-
-    def _sample(self, numbers: Sequence[int], logits: Tensor) -> tuple[Sampled, ...]:
-        if not numbers:
-            return ()
-        requests = [self._sample_request(number) for number in numbers]
-        rows = self._sampler.sample(logits, sampling_rows(requests, self.config.eos_token_ids, self.config.vocab_size))
-        gained = sampled(requests, rows)
-        for item in gained:
-            self._residents.gain(item.sequence, item.token_id)
-        if self._stages is not None:
-            self._stages.send_tokens(rows.token_ids)
-        return gained
-
-    def _search(self, numbers: Sequence[int], logits: Tensor) -> tuple[Candidates, ...]:
-        """The best next tokens of beams, from which the leader chooses."""
-        if not numbers:
-            return ()
-        requests = [self._sample_request(number) for number in numbers]
-        eos_ids, vocab_size = self.config.eos_token_ids, self.config.vocab_size
-        most = [min(candidates_needed(request.params, request.rules, eos_ids), vocab_size) for request in requests]
-        rows = self._sampler.candidates(logits, sampling_rows(requests, eos_ids, vocab_size), most)
-        return tuple(
-            Candidates(number, tuple(TokenLogprob(*pair) for pair in row))
-            for number, row in zip(numbers, rows, strict=True)
-        )
-
-    def _score(self, runs: Sequence[ScoredRun], logits: Tensor) -> tuple[Scored, ...]:
-        """Logprobs of prompt tokens, of the raw logits of the tokens before them."""
-        if not runs:
-            return ()
-        residents = [self._residents[run.sequence] for run in runs]
-        tokens = [t for run, known in zip(runs, residents, strict=True) for t in known.token_ids[run.start : run.end]]
-        tops = [
-            known.params.prompt_logprobs or 0
-            for run, known in zip(runs, residents, strict=True)
-            for _ in range(run.start, run.end)
-        ]
-        found = iter(self._sampler.score(logits, tokens, tops))
-        own = iter(tokens)
-        return tuple(
-            Scored(run.sequence, run.start, tuple(_scores(next(own), next(found)) for _ in range(run.start, run.end)))
-            for run in runs
-        )
-
-    def _sample_request(self, number: int) -> SampleRequest:
-        resident, mask = self._residents[number], self._grammars.mask(number)
-        return SampleRequest(
-            number,
-            resident.params,
-            len(resident.token_ids),
-            resident.output_tokens,
-            resident.rules,
-            resident.kept_history(),
-            None if mask.words is None else torch.from_numpy(mask.words),
-            mask.must_end,
-        )
 
     @property
     def _waited_s(self) -> float:
@@ -295,10 +241,6 @@ def kernel_choice(spec: RankSpec, config: ModelConfig) -> Choice:
     except Unfit as error:
         value = asdict(spec.kernels)[error.field]
         raise ConfigError(f"{error.field} = {value} cannot run here: {error}", field=error.field) from None
-
-
-def _scores(token_id: int, row: RowLogprobs) -> tuple[TokenLogprob, tuple[TokenLogprob, ...]]:
-    return TokenLogprob(token_id, row.logprob), tuple(TokenLogprob(*pair) for pair in row.top)
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import repeat
 from typing import Protocol
 
@@ -10,7 +11,7 @@ from rayline.deploy.bench.timeline import Arrival, Timeline
 from rayline.deploy.bench.workload import Job
 from rayline.protos.errors import RaylineError
 from rayline.protos.events import EngineEvent, Failed, TokenEvent
-from rayline.protos.types import EngineRequest, SamplingParams
+from rayline.protos.types import EngineRequest, SamplingParams, TokenRules
 
 
 class SteppedEngine(Protocol):
@@ -24,20 +25,24 @@ class SteppedEngine(Protocol):
     def has_work(self) -> bool: ...
 
 
-def request_of(job: Job, temperature: float) -> EngineRequest:
-    """The engine's form of a job: as many tokens as asked for, whatever they are."""
-    params = SamplingParams(temperature=temperature, seed=job.number, max_tokens=job.output_tokens, ignore_eos=True)
-    return EngineRequest(f"bench-{job.number}", job.prompt_ids, params)
+def request_of(job: Job, params: SamplingParams, grammar: str = "") -> EngineRequest:
+    """The engine's form of a job: as many tokens as asked for, whatever they are, or what `grammar` makes of them."""
+    own = replace(params, seed=job.number, max_tokens=job.output_tokens, ignore_eos=True)
+    return EngineRequest(f"bench-{job.number}", job.prompt_ids, own, rules=TokenRules(grammar=grammar))
 
 
 def measure_batch(
-    engine: SteppedEngine, jobs: Sequence[Job], temperature: float, clock: Callable[[], float] = time.perf_counter
+    engine: SteppedEngine,
+    jobs: Sequence[Job],
+    params: SamplingParams,
+    clock: Callable[[], float] = time.perf_counter,
+    grammar: str = "",
 ) -> BatchRun:
     """Run all jobs at once and time prefill and decode apart. Raises the error of a job that fails."""
     without_token = {f"bench-{job.number}" for job in jobs}
     start_s = clock()
     for job in jobs:
-        engine.add(request_of(job, temperature))
+        engine.add(request_of(job, params, grammar))
     while without_token:
         without_token -= _tokens_of(engine.step()).keys()
     prefilled_s = clock()
@@ -71,7 +76,7 @@ class EngineLoad:
         sleep: Callable[[float], None] = time.sleep,
     ):
         self._engine = engine
-        self._temperature = temperature
+        self._params = SamplingParams(temperature=temperature)
         self._clock = clock
         self._sleep = sleep
         self._running: dict[str, tuple[Job, float, float, list[Arrival]]] = {}
@@ -100,7 +105,7 @@ class EngineLoad:
         return self._timelines
 
     def _send(self, job: Job, due_s: float) -> None:
-        request = request_of(job, self._temperature)
+        request = request_of(job, self._params)
         self._running[request.request_id] = (job, due_s, self._clock(), [])
         try:
             self._engine.add(request)

@@ -1,4 +1,5 @@
-"""How busy the pipeline's stages were: measured idle time beside the formula of GPipe (Huang et al. 2019)."""
+"""How busy the pipeline's stages were: measured idle time beside the formula of GPipe (Huang et al. 2019), and what
+sampling took of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,27 @@ def stage_idle(batch: int, ranks: Sequence[RankStats], plans: int) -> StageIdle:
 def together(runs: Sequence[Sequence[RankStats]]) -> tuple[RankStats, ...]:
     """The times of several runs added up, rank by rank; what a rank holds is as it was in the last run."""
     return tuple(
-        replace(of_rank[-1], busy_s=sum(one.busy_s for one in of_rank), wall_s=sum(one.wall_s for one in of_rank))
+        replace(
+            of_rank[-1],
+            busy_s=sum(one.busy_s for one in of_rank),
+            wall_s=sum(one.wall_s for one in of_rank),
+            sample_s=sum(one.sample_s for one in of_rank),
+            sample_steps=sum(one.sample_steps for one in of_rank),
+        )
         for of_rank in zip(*runs, strict=True)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingCost:
+    """From logits to tokens at one batch size: a step's time on the slowest rank, and its share of a decode step."""
+
+    batch: int
+    step_ms: float
+    share: float | None
+
+
+def sampling_cost(batch: int, ranks: Sequence[RankStats], decode_step_ms: float | None) -> SamplingCost:
+    """decode_step_ms: of the whole step; None where nothing was decoded."""
+    step_ms = max(1e3 * rank.sample_s / max(1, rank.sample_steps) for rank in ranks)
+    return SamplingCost(batch, step_ms, step_ms / decode_step_ms if decode_step_ms else None)

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from rayline.deploy.bench.grammar_speed import GrammarSpeed
 from rayline.deploy.bench.memory import Memory
 from rayline.deploy.bench.report import Added, BatchReport, LoadReport, Percentiles
-from rayline.deploy.bench.stages import StageIdle
+from rayline.deploy.bench.stages import SamplingCost, StageIdle
 from rayline.workers.pipeline import RankStats
 
 
@@ -49,12 +50,29 @@ def batch_table(reports: Sequence[BatchReport], memory: Memory) -> Table:
     return table
 
 
+def grammar_table(speeds: Sequence[GrammarSpeed]) -> Table:
+    """Decoding with a grammar beside decoding without."""
+    table = Table("batch", "free tok/s", "with the schema", "share")
+    for speed in speeds:
+        row = (f"{speed.free_tokens_per_s:,.0f}", f"{speed.grammar_tokens_per_s:,.0f}", f"{speed.share:.1%}")
+        table.add_row(str(speed.batch), *row)
+    return table
+
+
 def stage_table(idle: Sequence[StageIdle]) -> Table:
     """Idle time of each stage beside what filling and draining the pipeline would cost."""
     stages = range(idle[0].stages)
     table = Table("batch", "plans", "(S-1)/(M+S-1)", *(f"stage {stage} idle" for stage in stages))
     for run in idle:
         table.add_row(str(run.batch), str(run.plans), f"{run.bubble:.1%}", *(f"{share:.1%}" for share in run.idle))
+    return table
+
+
+def sampling_table(costs: Sequence[SamplingCost]) -> Table:
+    """What it takes to go from logits to tokens."""
+    table = Table("batch", "sampling ms/step", "of a decode step")
+    for cost in costs:
+        table.add_row(str(cost.batch), f"{cost.step_ms:.2f}", "-" if cost.share is None else f"{cost.share:.1%}")
     return table
 
 

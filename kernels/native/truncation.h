@@ -166,13 +166,18 @@ inline Token last_of_nucleus(const Weighed& some, const Selection& memory, float
     const float bound = std::max(floor, bound_of_nucleus(some, total, top_p));
     const float range = static_cast<float>(some.best) - bound;
     const Buckets bucket_of{some.best_lanes, splat(0.9999f * kBuckets / (range > 1e-30f ? range : 1e-30f))};
-    double held[kBuckets + 1] = {};
+    double held[kBuckets] = {};
     some.each_lanes(bound, [&](int64_t i) {
         alignas(64) float bucket[kLanes], weight[kLanes];
-        const Lanes logits = some.logits(i);
-        store(bucket, bucket_of(logits));
+        const Lanes logits = some.logits(i), buckets = bucket_of(logits);
+        uint32_t inside = 0xffffu & ~at_most(splat(kBuckets), buckets);
+        if (inside == 0) return;
+        store(bucket, buckets);
         store(weight, zero_below(logits, splat(floor), weights(some.rough(logits))));
-        for (int lane = 0; lane < kLanes; ++lane) held[static_cast<int>(bucket[lane])] += static_cast<double>(weight[lane]);
+        for (; inside != 0; inside &= inside - 1) {
+            const int lane = __builtin_ctz(inside);
+            held[static_cast<int>(bucket[lane])] += static_cast<double>(weight[lane]);
+        }
     });
     int goal = 0;
     double running = 0.0;

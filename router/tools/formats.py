@@ -1,6 +1,7 @@
 """The notations in which models write tool calls, and which of them a chat template speaks."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,7 +36,8 @@ class ToolFormat:
 
     def begin_of(self, function: str) -> str:
         """The text before the arguments of a call of `function`."""
-        return self.begin.replace("NAME", json.dumps(function)).replace("BARE", function)
+        forms = {"NAME": json.dumps(function), "BARE": function}
+        return re.sub("NAME|BARE", lambda found: forms[found[0]], self.begin)
 
 
 _HERMES_BEGIN = '<tool_call>\n{"name": NAME, "arguments": '

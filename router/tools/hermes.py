@@ -13,13 +13,12 @@ Qwen 3 Coder writes the inside as tags:
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from rayline.router.tools.json_calls import MAX_NAME, is_name, read_call
 from rayline.router.tools.output import Output
 from rayline.router.tools.prose import give_up, read_prose
 from rayline.router.tools.source import Reading, Source
-from rayline.router.tools.values import json_of
+from rayline.router.tools.values import json_of, parameter_types
 
 CALL, CALL_END = "<tool_call>", "</tool_call>"
 FUNCTION, FUNCTION_END = "<function=", "</function>"
@@ -52,6 +51,7 @@ def qwen3_coder(source: Source, output: Output) -> Reading[None]:
 
 def _end(source: Source, output: Output, called: bool) -> Reading[None]:
     if called:
+        source.settle()
         yield from source.blanks()
         if (yield from source.marker(CALL_END)):
             source.skip(CALL_END)
@@ -67,7 +67,7 @@ def _function(source: Source, output: Output) -> Reading[bool]:
     output.begin(name)
     output.arguments("{")
     source.settle()
-    types = _types(output.tools.get(name, {}))
+    types = parameter_types(output.tools.get(name, {}))
     count = 0
     while True:
         yield from source.blanks()
@@ -127,27 +127,6 @@ def _attribute(source: Source) -> Reading[str | None]:
         return None
     source.take(1)
     return name
-
-
-def _types(schema: Mapping[str, Any]) -> dict[str, frozenset[str]]:
-    """JSON types of each parameter that says any."""
-    properties = schema.get("properties")
-    if not isinstance(properties, Mapping):
-        return {}
-    return {key: _types_of(value) for key, value in properties.items() if isinstance(value, Mapping)}
-
-
-def _types_of(schema: Mapping[str, Any]) -> frozenset[str]:
-    said = schema.get("type")
-    types = {name for name in (said if isinstance(said, list) else [said]) if isinstance(name, str)}
-    for branch in (*_branches(schema, "anyOf"), *_branches(schema, "oneOf")):
-        types |= _types_of(branch)
-    return frozenset(types or ({"any"} if {"enum", "const", "$ref", "allOf"} & schema.keys() else set()))
-
-
-def _branches(schema: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
-    branches = schema.get(key)
-    return [branch for branch in branches if isinstance(branch, Mapping)] if isinstance(branches, list) else []
 
 
 def _trimmed(text: str) -> str:

@@ -16,16 +16,22 @@ TAG = "<|python_tag|>"
 def llama3(source: Source, output: Output) -> Reading[None]:
     """Without the tag, an object at the very beginning is a call when it names one of the tools: JSON is also prose."""
     yield from source.blanks()
-    yield from _calls(source, output, output.tools)
-    give_up(source, output)
+    yield from _calls(source, output)
     while (yield from read_prose(source, output, (TAG,))):
+        yield from _calls(source, output)
+
+
+def _calls(source: Source, output: Output) -> Reading[None]:
+    known: Collection[str] | None = output.tools
+    if (yield from source.marker(TAG)):
         source.skip(TAG)
         yield from source.blanks()
-        yield from _calls(source, output, None)
-        give_up(source, output)
+        known = None
+    yield from _objects(source, output, known)
+    give_up(source, output)
 
 
-def _calls(source: Source, output: Output, known: Collection[str] | None) -> Reading[None]:
+def _objects(source: Source, output: Output, known: Collection[str] | None) -> Reading[None]:
     while (yield from source.peek()) == "{":
         if not (yield from read_call(source, output, known)):
             return

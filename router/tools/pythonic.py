@@ -22,22 +22,26 @@ _NAMES = {"true": True, "false": False, "null": None}
 def pythonic(source: Source, output: Output) -> Reading[None]:
     """Without the marker, a list at the very beginning holds calls when they name tools: lists are also prose."""
     yield from source.blanks()
+    yield from _list(source, output)
+    while (yield from read_prose(source, output, (START,))):
+        yield from _list(source, output)
+
+
+def _list(source: Source, output: Output) -> Reading[None]:
+    if (yield from source.marker(START)):
+        source.skip(START)
+        yield from source.blanks()
     if (yield from source.peek()) == "[":
         yield from _calls(source, output)
         yield from _end(source, output)
     give_up(source, output)
-    while (yield from read_prose(source, output, (START,))):
-        source.skip(START)
-        yield from source.blanks()
-        if (yield from source.peek()) == "[":
-            yield from _calls(source, output)
-        yield from _end(source, output)
-        give_up(source, output)
 
 
 def _end(source: Source, output: Output) -> Reading[None]:
     if (yield from source.marker(END)):
         source.skip(END)
+        if output.calls:
+            source.settle()
 
 
 def _calls(source: Source, output: Output) -> Reading[None]:

@@ -112,15 +112,15 @@ class Source:
 
         Blanks right before a marker are left out and stay raw: a parser that gives up tells them too.
         """
-        markers = {*ends, *self.hidden}
-        found = min(((at, -len(m), m) for m in markers if (at := self._text.find(m, self._at)) >= 0), default=None)
-        if found is not None:
-            return self._up_to_marker(*found, ends)
+        markers = (*ends, *self.hidden)
+        found = [(at, -len(m), m) for m in markers if (at := self._text.find(m, self._at)) >= 0]
+        if found:
+            return self._up_to_marker(*min(found), ends)
         rest = self.rest
         if self.ended:
             text = self.take(len(rest))
         else:
-            kept = max((overlap(rest, marker) for marker in markers), default=0)
+            kept = max([overlap(rest, marker) for marker in markers], default=0)
             text = self.take(len(_without_blanks(rest[: len(rest) - kept])))
         self.settle()
         if not text and not self.ended:

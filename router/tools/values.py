@@ -2,7 +2,7 @@
 
 import ast
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 
@@ -16,12 +16,33 @@ def as_json(value: Any) -> str:
     return text
 
 
+def parameter_types(schema: Mapping[str, Any]) -> dict[str, frozenset[str]]:
+    """JSON types that each parameter of a function may have; "any" where the schema leaves it open, none where it is
+    silent."""
+    properties = schema.get("properties")
+    if not isinstance(properties, Mapping):
+        return {}
+    return {key: _types_of(value) for key, value in properties.items() if isinstance(value, Mapping)}
+
+
 def json_of(text: str, types: Collection[str]) -> str:
     """A value written as plain text, of one of these JSON types: as itself where it is such a value, else a string."""
     value = _value_of(text.strip())
     if "any" in types or _type_of(value) in types or (_type_of(value) == "integer" and "number" in types):
         return as_json(value)
     return as_json(text if "string" in types else value)
+
+
+def _types_of(schema: Mapping[str, Any]) -> frozenset[str]:
+    types = {name for name in _listed(schema.get("type")) if isinstance(name, str)}
+    types |= {_type_of(value) for value in [*_listed(schema.get("enum")), *_listed(schema.get("const"))]}
+    for branch in (*_listed(schema.get("anyOf")), *_listed(schema.get("oneOf"))):
+        types |= _types_of(branch) if isinstance(branch, Mapping) else set()
+    return frozenset(types or ({"any"} if {"$ref", "allOf"} & schema.keys() else set()))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _value_of(text: str) -> Any:

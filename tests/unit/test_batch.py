@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from rayline.kernels.context import ForwardContext
-from rayline.protos.plan import Admission, Plan, Slice
+from rayline.protos.plan import Admission, Copy, Fork, Gain, Plan, Slice
 from rayline.protos.types import SamplingParams
-from rayline.workers.batch import forward_context, input_ids, wanted
+from rayline.workers.batch import ScoredRun, forward_context, input_ids, wanted
+from rayline.workers.cache import KvCache
 from rayline.workers.resident import Residents
 
 CPU = torch.device("cpu")
@@ -138,3 +139,69 @@ def test_a_token_that_comes_after_the_release_is_dropped() -> None:
 
 def test_a_release_of_a_sequence_this_rank_never_knew_is_ignored() -> None:
     Residents().follow(Plan(0, 0, released=(3,)))
+
+
+def test_rows_come_in_the_order_samples_beams_prompt_scores() -> None:
+    residents = Residents()
+    admitted = (
+        Admission(1, tuple(range(6)), (), SamplingParams(beam_width=2)),
+        Admission(2, tuple(range(5)), (), SamplingParams(prompt_logprobs=1)),
+        admission(3, range(2)),
+    )
+    slices = (
+        Slice(1, 0, 6, 0, (0, 1), True),
+        Slice(2, 1, 4, 0, (2, 3), True, scores=True),
+        Slice(3, 0, 2, 0, (4,), True),
+    )
+    residents.follow(Plan(0, 0, admitted, slices))
+    asked = wanted(slices, residents)
+    assert (asked.sampling, asked.beams) == ((2, 3), (1,))
+    assert asked.scored == (ScoredRun(2, 2, 5),)
+    assert asked.tokens == (9, 11, 5, 6, 7, 8)
+
+
+def test_choices_that_fork_sample_from_the_row_of_their_trunk() -> None:
+    residents = Residents()
+    item = Slice(1, 0, 5, 0, (0, 1), True, forks=(2, 3))
+    forked = (Fork(2, 1, SamplingParams(seed=2)), Fork(3, 1, SamplingParams(seed=3)))
+    residents.follow(Plan(0, 0, (admission(1, range(5)),), (item,), forked=forked))
+    asked = wanted((item,), residents)
+    assert (asked.sampling, asked.tokens) == ((1, 2, 3), (4, 4, 4))
+    assert [residents[number].params.seed for number in (2, 3)] == [2, 3]
+
+
+def test_the_last_token_of_a_prompt_tells_of_no_prompt_token() -> None:
+    residents = Residents()
+    item = Slice(1, 4, 1, 0, (0, 1), True, scores=True)
+    residents.follow(Plan(0, 0, (admission(1, range(5)),), (item,)))
+    assert wanted((item,), residents).scored == ()
+
+
+def test_a_fork_goes_its_own_way_with_its_own_table() -> None:
+    residents = Residents()
+    follow(residents, Slice(1, 0, 5, 0, (0, 1), True), admitted=(admission(1, range(5)),))
+    plan = Plan(0, 1, forked=(Fork(2, 1, SamplingParams()),), gained=(Gain(1, 70), Gain(2, 80)))
+    residents.follow(plan)
+    assert [residents[number].token_ids[5:] for number in (1, 2)] == [[70], [80]]
+    slices = (Slice(1, 5, 1, 1, (7,), True), Slice(2, 5, 1, 0, (0, 1), True))
+    context = follow(residents, *slices)
+    assert context.tables.tolist() == [[0, 7], [0, 1]]
+    assert context.slots.tolist() == [29, 5]
+
+
+def test_a_plan_is_followed_in_its_order_so_a_fork_may_outlive_a_parent_released_with_it() -> None:
+    residents = Residents()
+    follow(residents, Slice(1, 0, 5, 0, (0, 1), True), admitted=(admission(1, range(5)),))
+    residents.follow(Plan(0, 1, forked=(Fork(2, 1, SamplingParams()),), gained=(Gain(2, 80),), released=(1,)))
+    assert len(residents) == 1 and residents[2].token_ids == [0, 1, 2, 3, 4, 80]
+
+
+def test_all_sources_are_read_before_a_target_is_written() -> None:
+    cache = KvCache(2, 4, 1, 1, 2, torch.float32, CPU)
+    for layer in cache.layers:
+        layer.keys.copy_(torch.arange(8.0).view(4, 2))
+        layer.values.copy_(-torch.arange(8.0).view(4, 2))
+    cache.copy((Copy(0, 1), Copy(1, 2), Copy(2, 0)))
+    for layer in cache.layers:
+        assert layer.keys.view(4, 2).tolist() == [[4, 5], [0, 1], [2, 3], [6, 7]]
+        assert layer.values.view(4, 2).tolist() == [[-4, -5], [0, -1], [-2, -3], [-6, -7]]

@@ -1,5 +1,6 @@
 """Beams as sequences of the scheduler, over simulated ranks: what they share, whom they wait for, that they end."""
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -232,3 +233,33 @@ def test_the_blocks_that_are_asked_for_are_enough_for_all_beams(
     bench.run()
     assert bench.scheduler.stats.preemptions == 0
     assert bench.finished("r").beams == searched(asked)
+
+
+def test_nothing_leaks_over_thousands_of_requests_that_come_fork_and_go() -> None:
+    rng = random.Random(0)
+    bench = bench_with(blocks=14, max_running=8, max_waiting=10_000, max_model_len=32)
+    asked = 0
+    for number in range(1500):
+        prompt = tuple(rng.randrange(3) for _ in range(rng.randint(1, 12)))
+        kind = rng.choice(["search", "family", "sample"])
+        if kind == "search":
+            each = [request(f"{number}/0", prompt, rng.randint(2, 4), max_tokens=rng.randint(1, 8))]
+        else:
+            params = SamplingParams(max_tokens=rng.randint(1, 8), ignore_eos=True)
+            each = [
+                EngineRequest(f"{number}/{i}", prompt, replace(params, seed=i), family=str(number))
+                for i in range(3 if kind == "family" else 1)
+            ]
+        for one in each:
+            bench.scheduler.add(one, bench.now_s)
+        asked += len(each)
+        for _ in range(rng.randint(0, 4)):
+            bench.step()
+        if rng.random() < 0.3:
+            bench.events += bench.scheduler.abort(rng.choice(each).request_id)
+        bench.check()
+    bench.run()
+    assert bench.pool.available == bench.blocks and not bench.scheduler.live
+    assert sum(isinstance(event, Finished) for event in bench.events) == asked
+    assert len(bench.ranks.known) <= 8, "ranks are told of the last ends with the next plan"
+    assert min(bench.scheduler.stats.forks, bench.scheduler.stats.preemptions) > 100

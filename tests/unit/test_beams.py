@@ -11,8 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rayline.cluster.config import EngineSection, ParallelSection
-from rayline.protos.events import Beam, EngineEvent, Finished, FinishReason, TokenEvent
-from rayline.protos.types import EngineRequest, SamplingParams
+from rayline.protos.errors import InvalidRequest
+from rayline.protos.events import Beam, EngineEvent, Failed, Finished, FinishReason, TokenEvent
+from rayline.protos.types import EngineRequest, SamplingParams, TokenRules
 from rayline.workers.group import GroupSpec, StartedGroup, start_group
 from rayline.workers.local_launch import LocalLauncher
 
@@ -271,6 +272,15 @@ def test_masks_that_leave_fewer_texts_than_beams_give_fewer(path: Path) -> None:
     events = run(group, [EngineRequest("r", (8,), params)])
     (end,) = [event for event in events if isinstance(event, Finished)]
     assert [beam.token_ids for beam in end.beams] == [(9, 9, 9)]
+
+
+def test_masks_that_leave_no_text_at_all_are_the_requests_own_failure(path: Path) -> None:
+    group = start(path)
+    params = SamplingParams(beam_width=2, max_tokens=3, allowed_token_ids=(9,), seed=0)
+    events = run(group, [EngineRequest("r", (8,), params, rules=TokenRules(bad_words=((9,),))), *sampled(1)])
+    (end,) = [event for event in events if isinstance(event, Failed)]
+    assert isinstance(end.error, InvalidRequest) and "no text is left" in end.error.message
+    assert len(tokens(events, "s0")) == 24
 
 
 def test_length_penalties_at_their_ends_break_nothing(path: Path) -> None:

@@ -18,7 +18,7 @@ from rayline.deploy.bench.timeline import Timeline
 from rayline.deploy.bench.workload import Job, Shape, poisson_arrivals
 from rayline.protos.errors import ConfigError, Overloaded, RaylineError
 from rayline.protos.events import EngineEvent, Failed, Finished, FinishReason, Overhead, TokenEvent, Usage
-from rayline.protos.types import EngineRequest
+from rayline.protos.types import EngineRequest, SamplingParams
 
 SHAPE = Shape(input_tokens=6, output_tokens=3, vocab_size=50, seed=4)
 
@@ -179,7 +179,7 @@ def test_a_bare_engine_that_refuses_or_loses_a_request_goes_on_with_the_others()
 
 def test_a_batch_is_timed_in_two_parts() -> None:
     engine = CountingEngine()
-    run = measure_batch(engine, SHAPE.jobs(4), 0.0, engine.clock)
+    run = measure_batch(engine, SHAPE.jobs(4), SamplingParams(temperature=0.0), engine.clock)
     assert run.prompt_tokens == 24
     assert run.prefill_s == 1.0
     assert (run.decode_tokens, run.decode_steps, run.decode_s) == (8, 2, 2.0)
@@ -188,16 +188,16 @@ def test_a_batch_is_timed_in_two_parts() -> None:
 def test_a_batch_that_loses_a_request_is_no_measurement() -> None:
     with pytest.raises(Overloaded, match="lost"):
         engine = CountingEngine(breaks=frozenset({"bench-2"}))
-        measure_batch(engine, SHAPE.jobs(4), 0.0, engine.clock)
+        measure_batch(engine, SHAPE.jobs(4), SamplingParams(temperature=0.0), engine.clock)
 
 
 def test_a_job_asks_for_exactly_its_tokens() -> None:
-    request = request_of(SHAPE.jobs(3)[2], 0.5)
+    request = request_of(SHAPE.jobs(3)[2], SamplingParams(temperature=0.5, top_p=0.8))
     request.params.check()
     assert request.params.max_tokens == 3
     assert request.params.ignore_eos
     assert request.params.seed == 2
-    assert request.params.temperature == 0.5
+    assert (request.params.temperature, request.params.top_p) == (0.5, 0.8)
 
 
 def test_lengths_that_do_not_fit_the_model_are_refused_before_the_load() -> None:

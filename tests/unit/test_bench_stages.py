@@ -1,12 +1,18 @@
 """Idle shares of stages: arithmetic on hand-made rank statistics, and the tables that show them."""
 
+from dataclasses import replace
+
+import click
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from rayline.deploy.bench.stages import stage_idle, together
-from rayline.deploy.bench.tables import rank_table, stage_table
+from rayline.deploy.bench.stages import sampling_cost, stage_idle, together
+from rayline.deploy.bench.tables import rank_table, sampling_table, stage_table
+from rayline.deploy.commands.bench_engine import sampling_of
+from rayline.protos.errors import InvalidRequest
+from rayline.protos.types import SamplingParams
 from rayline.workers.pipeline import RankStats
 
 
@@ -52,3 +58,35 @@ def test_the_tables_show_shares_and_mebibytes() -> None:
 def test_the_times_of_several_runs_add_up_rank_by_rank() -> None:
     runs = [[rank(0, 0, 1.0, 2.0), rank(1, 1, 0.5, 2.0)], [rank(0, 0, 3.0, 4.0), rank(1, 1, 1.5, 4.0)]]
     assert together(runs) == (rank(0, 0, 4.0, 6.0), rank(1, 1, 2.0, 6.0))
+
+
+def test_sampling_is_told_by_the_slowest_rank_beside_a_decode_step() -> None:
+    ranks = [
+        replace(rank(0, 0, 9.0), sample_s=0.2, sample_steps=100),
+        replace(rank(1, 0, 9.0), sample_s=0.5, sample_steps=100),
+    ]
+    cost = sampling_cost(64, together([ranks, ranks]), decode_step_ms=50.0)
+    assert (cost.step_ms, cost.share) == (pytest.approx(5.0), pytest.approx(0.1))
+    assert sampling_cost(1, [rank(0, 0, 1.0)], None).share is None
+    console = Console(record=True, width=120)
+    console.print(sampling_table([cost]))
+    assert "10.0%" in console.export_text()
+
+
+def test_the_sampling_of_a_benchmark_is_read_by_name() -> None:
+    params = sampling_of("top_p=0.9,presence_penalty=0.5,logprobs=5", 0.7)
+    assert params == SamplingParams(temperature=0.7, top_p=0.9, presence_penalty=0.5, logprobs=5)
+    assert sampling_of("", 0.0) == SamplingParams(temperature=0.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"), [("top_q=1", "top_q is no number to set"), ("stop=x", "stop"), ("top_k=many", "'many' is no")]
+)
+def test_sampling_that_is_no_number_is_refused_by_name(text: str, problem: str) -> None:
+    with pytest.raises(click.UsageError, match=problem):
+        sampling_of(text, 1.0)
+
+
+def test_sampling_out_of_range_is_refused_as_in_any_request() -> None:
+    with pytest.raises(InvalidRequest, match="top_p"):
+        sampling_of("top_p=7", 1.0)

@@ -138,3 +138,21 @@ def test_the_invariant_holds_after_every_operation(data: st.DataObject) -> None:
         elif action == "release" and held:
             pool.release(held.pop(data.draw(st.integers(0, len(held) - 1))))
         pool.check(held)
+
+
+def test_chains_of_different_salts_have_no_hash_in_common() -> None:
+    tokens = list(range(12))
+    chains = [list(block_hashes(tokens, 4, salt)) for salt in ("", "a", "b", "salt:", "a")]
+    assert chains[1] == chains[4]
+    assert len({name for chain in chains for name in chain}) == 4 * 3
+    assert chains[0] == list(block_hashes(tokens, 4))
+
+
+def test_a_block_with_two_holders_is_shared_until_one_lets_go() -> None:
+    pool = BlockPool(2)
+    (block,) = pool.allocate(1)
+    assert not pool.is_shared(block)
+    pool.share([block])
+    assert pool.is_shared(block)
+    pool.release([block])
+    assert not pool.is_shared(block)

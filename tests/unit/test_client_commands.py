@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -345,3 +346,94 @@ async def test_an_http_server_that_is_not_there_is_unavailable() -> None:
             await target.describe()
         (timeline,) = await closed_loop(target, SHAPE.jobs(1), 1)
     assert timeline.error is not None
+
+
+def test_every_choice_is_in_the_json_with_its_score_and_the_prompts_ids() -> None:
+    group = FakeGroup(saying("hello"), logprob_of=lambda request: -float(request.request_id[-1]))
+    with served(group) as address:
+        asked = run("generate", "--address", address, "--json", "--token-ids", "3, 4", "--n", "2", "--best-of", "3")
+    found = json.loads(asked.output)
+    assert [choice["text"] for choice in found["choices"]] == ["hello", "hello"]
+    assert [choice["score"] for choice in found["choices"]] == [0.0, -1.0]
+    assert found["prompt_ids"] == [3, 4] and found["text"] == "hello" and found["usage"]["prompt_tokens"] == 2
+
+
+def test_several_answers_are_printed_under_their_numbers() -> None:
+    with served(FakeGroup(saying("hello"))) as address:
+        assert run("generate", "a", "--address", address, "--n", "2").output == "[0]\nhello\n[1]\nhello\n"
+        assert run("generate", "a", "--address", address, "--echo").output == "ahello\n"
+
+
+# A flag for each field, with a value that is not its default.
+FLAGS: dict[str, tuple[list[str], Any]] = {
+    "temperature": (["0.5"], 0.5),
+    "top_k": (["5"], 5),
+    "top_p": (["0.5"], 0.5),
+    "min_p": (["0.25"], 0.25),
+    "typical_p": (["0.5"], 0.5),
+    "top_n_sigma": (["1.5"], 1.5),
+    "presence_penalty": (["0.5"], 0.5),
+    "frequency_penalty": (["-0.5"], -0.5),
+    "repetition_penalty": (["1.25"], 1.25),
+    "no_repeat_ngram_size": (["3"], 3),
+    "logit_bias": (["5=-2"], ((5, -2.0),)),
+    "allowed_token_ids": (["7"], (7,)),
+    "seed": (["9"], 9),
+    "length_penalty": (["2"], 2.0),
+    "early_stopping": (["never"], "never"),
+    "max_tokens": (["4"], 4),
+    "min_tokens": (["2"], 2),
+    "stop": (["x"], ("x",)),
+    "include_stop_str_in_output": ([], True),
+    "stop_token_ids": (["7"], (7,)),
+    "ignore_eos": ([], True),
+    "logprobs": (["1"], 1),
+    "prompt_logprobs": (["1"], 1),
+}
+ELSEWHERE = {"bad_words", "n", "best_of", "beam_width", "skip_special_tokens", "thinking_budget", "structured_output"}
+
+
+def test_every_parameter_is_a_flag_in_these_tests() -> None:
+    assert set(FLAGS) | ELSEWHERE == set(SamplingParams.__slots__)
+
+
+def test_flags_reach_the_group() -> None:
+    group = FakeGroup(saying("hello"))
+    with served(group) as address:
+        for field, (words, value) in FLAGS.items():
+            flag = "--" + field.replace("_", "-")
+            done = run("generate", "a", "--address", address, flag, *words)
+            assert done.exception is None, (field, done.exception)
+            assert getattr(group.requests[-1].params, field) == value
+        run("generate", "a", "--address", address, "--no-skip-special-tokens", "--bad-words", "fox", "--tenant", "t")
+        last = group.requests[-1]
+        assert not last.params.skip_special_tokens and last.rules.bad_words and last.tenant == "t"
+
+
+@pytest.mark.parametrize(
+    ("flags", "field"),
+    [
+        (["--logit-bias", "five"], "logit_bias"),
+        (["--json-object", "--regex", "a"], "structured_output"),
+        (["--token-ids", "1,x"], "token_ids"),
+        (["--temperature", "-1"], "temperature"),
+        (["--max-tokens", "0"], "max_tokens"),
+        (["--grammar", "@/no/such/file"], None),
+    ],
+)
+def test_a_flag_that_makes_no_sense_is_refused_before_anything_is_asked(flags: list[str], field: str | None) -> None:
+    group = FakeGroup(saying("x"))
+    with served(group) as address:
+        error = run("generate", "a", "--address", address, *flags).exception
+    assert isinstance(error, RaylineError) and error.field == field and not group.requests
+
+
+def test_tools_of_a_chat_come_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "tools.json"
+    file.write_text(json.dumps([{"type": "function", "function": {"name": "weather"}}]))
+    with served(FakeGroup(saying("x"))) as address:
+        error = run("chat", "hi", "--address", address, "--tools", f"@{file}").exception
+        assert isinstance(error, RaylineError) and "not known how this model calls them" in error.message
+        assert run("chat", "hi", "--address", address, "--tools", f"@{file}", "--tool-choice", "none").output == "x\n"
+        error = run("chat", "hi", "--address", address, "--tools", "[{}]").exception
+    assert isinstance(error, RaylineError) and error.field == "tools"

@@ -17,6 +17,8 @@ ACCEPTED: dict[str, dict[str, list[Any]]] = {
         "name": ["", "x"],
         "dtype": ["auto", "bfloat16", "float16", "float32"],
         "max_model_len": [0, 2, 131_072],
+        "tool_parser": ["auto", "none", "hermes", "mistral_v11", "deepseek"],
+        "reasoning_parser": ["auto", "none", "think", "mistral"],
     },
     "engine": {
         "block_tokens": [1, 16, 256],
@@ -57,6 +59,8 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
         "name": [3, ["x"]],
         "dtype": ["int8", "", None, 16],
         "max_model_len": [-1, "long", 1.5],
+        "tool_parser": ["", "Hermes", None, "think"],
+        "reasoning_parser": ["", "hermes", None, True],
     },
     "engine": {
         "block_tokens": [0, -16, "many", None],

@@ -356,3 +356,93 @@ async def test_a_bigger_vocabulary_than_the_tokenizers_is_served() -> None:
     async with door(service_of(group)) as channel:
         events = await generate(channel, request())
     assert [list(event.delta.token_ids) for event in events[1:-2]] == [[262], [5000], [262]]
+
+
+async def test_choices_ranks_and_prompt_scores_go_through_grpc() -> None:
+    group = FakeGroup(saying(SAYING), logprob_of=lambda r: -float(r.request_id[-1]))
+    asked = pb.GenerateRequest(
+        text="the lazy dog",
+        request_id="r",
+        echo=True,
+        return_prompt_ids=True,
+        params=pb.SamplingParams(n=2, best_of=3, max_tokens=20, prompt_logprobs=1),
+    )
+    async with door(service_of(group)) as channel:
+        events = await generate(channel, asked)
+    kinds = [event.WhichOneof("event") for event in events]
+    assert kinds[:4] == ["started", "prompt_scored", "delta", "delta"] and kinds[-1] == "finished"
+    assert events[2].delta.is_echo and events[2].delta.text == "the lazy dog"
+    assert list(events[0].started.prompt_ids) == [c.chosen.token_id for c in events[1].prompt_scored.tokens]
+    ends = [event.choice_ended for event in events if event.WhichOneof("event") == "choice_ended"]
+    assert [(end.choice, end.score) for end in ends] == [(0, 0.0), (1, -1.0)]
+    assert events[-1].finished.usage.output_tokens == 3 * len(group.script(group.requests[0]))
+
+
+async def test_the_tenant_is_the_requests_own_or_that_of_its_metadata() -> None:
+    group = FakeGroup(saying("x"))
+    async with door(service_of(group)) as channel:
+        stub = pb_grpc.InferenceServiceStub(channel)
+        for tenant in ("own", ""):
+            asked = pb.GenerateRequest(text="a", tenant=tenant)
+            async for _ in stub.Generate(asked, metadata=(("rayline-tenant", "proxy"),)):
+                pass
+    assert [request.tenant for request in group.requests] == ["own", "proxy"]
+
+
+async def test_a_conversation_with_tools_can_be_counted_before_it_is_sent() -> None:
+    template = "{{ tools | tojson }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    async with door(service_of(FakeGroup(saying("x")), template=template)) as channel:
+        stub = pb_grpc.InferenceServiceStub(channel)
+        turns = [pb.ChatMessage(role="user", content="hi")]
+        plain = await stub.Tokenize(pb.TokenizeRequest(messages=pb.Conversation(messages=turns)))
+        tools = [pb.Tool(name="weather", description="rain or sun")]
+        longer = await stub.Tokenize(pb.TokenizeRequest(messages=pb.Conversation(messages=turns, tools=tools)))
+        shown = await stub.Detokenize(pb.DetokenizeRequest(token_ids=longer.token_ids))
+    assert "rain or sun" in shown.text and len(longer.token_ids) > len(plain.token_ids)
+
+
+BAD_PARAMETERS: dict[str, Any] = {
+    "temperature": -0.5,
+    "top_k": 2**31,
+    "top_p": 0.0,
+    "min_p": 1.5,
+    "typical_p": 0.0,
+    "top_n_sigma": -1.0,
+    "presence_penalty": 2.5,
+    "frequency_penalty": -2.5,
+    "repetition_penalty": 0.0,
+    "no_repeat_ngram_size": 1001,
+    "logit_bias": {3: 101.0},
+    "allowed_token_ids": [400],
+    "bad_words": [""],
+    "seed": 2**63,
+    "n": 65,
+    "best_of": 65,
+    "beam_width": 65,
+    "length_penalty": 101.0,
+    "max_tokens": 0,
+    "min_tokens": 21,
+    "stop": [""],
+    "stop_token_ids": [400],
+    "logprobs": 21,
+    "prompt_logprobs": 21,
+    "thinking_budget": 5,
+    "structured_output": pb.StructuredOutput(regex="("),
+}
+WITHOUT_RANGE = {"ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "early_stopping"}
+
+
+def test_every_parameter_with_a_range_has_a_bad_value_here() -> None:
+    assert set(BAD_PARAMETERS) | WITHOUT_RANGE == {field.name for field in pb.SamplingParams.DESCRIPTOR.fields}
+
+
+@pytest.mark.parametrize("field", BAD_PARAMETERS)
+async def test_a_bad_parameter_is_named_in_status_and_metadata(field: str) -> None:
+    group = FakeGroup(saying("x"))
+    params = pb.SamplingParams(**({"max_tokens": 20} | {field: BAD_PARAMETERS[field]}))
+    async with door(service_of(group)) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await generate(channel, pb.GenerateRequest(text="a", params=params))
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT and field in (refused.value.details() or "")
+    trailing = dict(refused.value.trailing_metadata() or ())
+    assert trailing["rayline-error-field"] == field and not group.requests

@@ -2,70 +2,22 @@
 
 import asyncio
 import json
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import httpx
 import openai
 import pytest
-import uvicorn
+from doors import CHAT, COMPLETION, HI, client_of, http_of, serving, until
 from fakes import FakeGroup, saying, service_of
 from prometheus_client.parser import text_string_to_metric_families
 from small_tokenizers import served
 
-from rayline.cluster.config import LimitsSection, SecuritySection, SystemConfig
 from rayline.protos.errors import Overloaded, Unavailable
 from rayline.protos.group import GroupLoad
-from rayline.router.http_api import build_http_app
-from rayline.router.service import Service
 
 SAYING = "the quick brown fox jumps"
-HI: Any = [{"role": "user", "content": "hi"}]
-
-
-@contextmanager
-def serving(service: Service, *, api_keys: Sequence[str] = (), max_message_bytes: int = 2**20) -> Iterator[str]:
-    """The address of a server that runs in a thread of its own."""
-    config = SystemConfig(
-        security=SecuritySection(api_keys=tuple(api_keys)), limits=LimitsSection(max_message_bytes=max_message_bytes)
-    )
-    app = build_http_app(service, config)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        until(lambda: server.started)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
-
-
-def until(condition: Callable[[], object]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.005)
-    raise AssertionError("did not happen within 5 s")
-
-
-@contextmanager
-def client_of(service: Service, api_key: str = "none", **options: Any) -> Iterator[openai.OpenAI]:
-    with (
-        serving(service, **options) as url,
-        openai.OpenAI(base_url=f"{url}/v1", api_key=api_key, max_retries=0) as client,
-    ):
-        yield client
-
-
-@contextmanager
-def http_of(service: Service, **options: Any) -> Iterator[httpx.Client]:
-    with serving(service, **options) as url, httpx.Client(base_url=url, timeout=20) as client:
-        yield client
 
 
 def test_models_are_listed_and_found_by_name() -> None:
@@ -267,10 +219,6 @@ def test_completion_logprobs_carry_offsets(stream: bool) -> None:
     )
     assert [list(top) for part in parts for top in part.top_logprobs] == [[token] for token in tokens]
     assert {logprob for part in parts for logprob in part.token_logprobs} == {-0.5}
-
-
-COMPLETION = {"model": "tiny", "prompt": "the dog"}
-CHAT = {"model": "tiny", "messages": HI}
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ def test_what_a_rank_loaded_comes_back_as_it_was(loaded: Loaded) -> None:
     assert loaded_of(pb.Loaded.FromString(loaded_to_pb(loaded).SerializeToString())) == loaded
 
 
-@given(st.builds(RankStats, uint32, uint32, real, real, uint64, uint64, uint64, uint64, uint64))
+@given(st.builds(RankStats, uint32, uint32, real, real, uint64, uint64, uint64, uint64, uint64, real, uint64))
 def test_the_statistics_of_a_rank_come_back_as_they_were(stats: RankStats) -> None:
     assert stats_of(pb.RankStats.FromString(stats_to_pb(stats).SerializeToString())) == stats
 

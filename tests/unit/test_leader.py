@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -24,6 +25,7 @@ from rayline.protos.internal_pb2_grpc import (
     add_GroupChannelServicer_to_server,
 )
 from rayline.protos.types import EngineRequest
+from rayline.router import link as link_module
 from rayline.router.link import GroupLink
 
 TESTS = Path(__file__).parents[1]
@@ -326,3 +328,24 @@ async def test_a_killed_leader_ends_each_open_stream_with_one_failed() -> None:
                 assert not link.alive
         finally:
             process.kill()
+
+
+async def test_the_prompt_of_several_choices_crosses_the_wire_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[pb.Submit] = []
+    submit = link_module.submit_to_pb
+
+    def spied(stream: int, asked: EngineRequest, repeats_prompt: bool = False) -> pb.Submit:
+        sent.append(submit(stream, asked, repeats_prompt))
+        return sent[-1]
+
+    monkeypatch.setattr(link_module, "submit_to_pb", spied)
+    prompt = tuple(range(2, 22))
+    choices = [replace(request(f"r/{n}", prompt, tokens=4), family="r") for n in range(3)]
+    other = request("other", (7, 8), tokens=4)
+    async with leading(engine_over(TimedRanks())) as leader, linked(leader.address) as link:
+        asked_for = (*choices, other, replace(choices[0], request_id="late", family=""))
+        answers = await asyncio.gather(*(collect(link, each) for each in asked_for))
+    for asked, events in zip(asked_for, answers, strict=True):
+        assert said(events) == answer(asked)
+    assert [len(each.prompt_ids) for each in sent] == [20, 0, 0, 2, 20]
+    assert [each.repeats_prompt for each in sent] == [False, True, True, False, False]

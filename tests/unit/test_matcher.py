@@ -7,8 +7,7 @@ import pytest
 from grammars import allowed, byte_ids, matcher, tokenizer, vocabulary
 from small_tokenizers import write
 
-from rayline.protos.types import Thinking
-from rayline.workers.matcher import Ends, GrammarFailed, Mask, Matcher, Thought, Vocabulary
+from rayline.workers.matcher import Ends, GrammarFailed, Mask, Matcher, Vocabulary
 
 EOS = 2
 
@@ -136,38 +135,3 @@ def test_a_model_without_tokenizer_json_fails_the_request(tmp_path: Path) -> Non
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(GrammarFailed, match=r"tokenizer\.json"):
         Vocabulary(tmp_path, 1000, (2,))
-
-
-def took(thought: Thought, tokens: list[int]) -> list[bool]:
-    return [thought.takes(token) for token in tokens]
-
-
-def test_thinking_that_the_prompt_opened_goes_on_to_its_end() -> None:
-    thought = Thought(Thinking((10,), (11, 12), is_open=True))
-    assert took(thought, [5, 11, 11, 12, 5]) == [True, True, True, True, False]
-    assert not thought.is_open and thought.first is None
-
-
-def test_thinking_may_begin_with_the_first_token_alone() -> None:
-    thought = Thought(Thinking((10,), (11,)))
-    assert thought.first == 10
-    assert took(thought, [10, 3, 11, 10]) == [True, True, True, False]
-    other = Thought(Thinking((10,), (11,)))
-    assert took(other, [3, 10]) == [False, False] and other.first is None
-
-
-def test_a_marker_of_several_tokens_is_written_to_its_end() -> None:
-    thought = Thought(Thinking((10, 11, 12), (13,)))
-    assert thought.forced is None and thought.takes(10) and thought.forced == 11
-    assert thought.takes(11) and thought.forced == 12 and thought.takes(12)
-    assert thought.is_open and thought.forced is None
-
-
-def test_without_thinking_every_token_is_the_grammars() -> None:
-    thought = Thought(None)
-    assert (
-        not thought.is_open
-        and thought.first is None
-        and thought.forced is None
-        and took(thought, [1, 2]) == [False] * 2
-    )

@@ -1,15 +1,19 @@
 """Sampling in C++ against the torch implementation, whole and in parts of the vocabulary."""
 
+import random
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from native import every_isa, native_kernels
 from torch import Tensor
 
-from rayline.kernels.edits import Edit
-from rayline.kernels.sampling import SampledRows, SamplingRows, sample
+from rayline.kernels.edits import Edit, edited, mask_of
+from rayline.kernels.sampling import SampledRows, SamplingRows, best_candidates, sample, score
 from rayline.kernels.vocabulary import vocab_segment, vocab_share
 from rayline.workers.collectives import Alone, Collective
 from rayline.workers.token_sampler import NativeSampler
@@ -108,18 +112,21 @@ def natively(logits: Tensor, batch: SamplingRows, isa: str | None = None, thread
     return sampler.sample(logits.clone(), batch)
 
 
-def in_parts(logits: Tensor, batch: SamplingRows, tp_size: int) -> list[SampledRows]:
-    """What each of `tp_size` ranks finds, of which each holds its part of the logits and noise behind its end."""
+Answer = TypeVar("Answer")
+
+
+def by_rank(logits: Tensor, tp_size: int, ask: Callable[[NativeSampler, Tensor], Answer]) -> list[Answer]:
+    """What each of `tp_size` ranks answers, of which each holds its part of the logits and noise behind its end."""
     vocab, group = logits.shape[-1], InThreads(tp_size)
     share = vocab_share(vocab, tp_size)
     padded = torch.full((len(logits), share * tp_size), 99.0)
     padded[:, :vocab] = logits
-    found: dict[int, SampledRows] = {}
+    found: dict[int, Answer] = {}
 
     def rank(number: int) -> None:
         collective: Collective = group.rank(number)
         sampler = NativeSampler(native_kernels(), collective, vocab, number)
-        found[number] = sampler.sample(padded[:, number * share : (number + 1) * share].clone(), batch)
+        found[number] = ask(sampler, padded[:, number * share : (number + 1) * share].clone())
 
     threads = [threading.Thread(target=rank, args=(number,)) for number in range(tp_size)]
     for thread in threads:
@@ -127,6 +134,10 @@ def in_parts(logits: Tensor, batch: SamplingRows, tp_size: int) -> list[SampledR
     for thread in threads:
         thread.join()
     return [found[number] for number in range(tp_size)]
+
+
+def in_parts(logits: Tensor, batch: SamplingRows, tp_size: int) -> list[SampledRows]:
+    return by_rank(logits, tp_size, lambda sampler, mine: sampler.sample(mine, batch))
 
 
 def same(a: SampledRows, b: SampledRows) -> bool:
@@ -230,3 +241,105 @@ def test_parts_hold_whole_segments_and_cover_the_vocabulary() -> None:
             share = vocab_share(vocab, tp_size)
             assert share % vocab_segment(vocab) == 0
             assert share * tp_size >= vocab
+
+
+@given(st.integers(0, 2**31), st.sampled_from([1, 64, 131, 3001, 20_000]), st.sampled_from([0.01, 1.0, 4.0, 30.0]))
+@settings(max_examples=40, deadline=None)
+def test_any_truncation_of_any_row_keeps_what_torch_keeps(seed: int, vocab: int, spread: float) -> None:
+    """Rounded logits, so that equals stand on both sides of a border."""
+    draw = random.Random(seed)
+    each = [
+        {
+            "temperature": draw.choice([0.3, 1.0, 2.0, 50.0]),
+            "top_k": draw.choice([0, 0, 1, 5, 100, 3000]),
+            "top_p": draw.choice([1.0, 0.1, 0.5, 0.9, 0.999999, 1 - 1e-15]),
+            "min_p": draw.choice([0.0, 0.1, 0.001]),
+            "typical_p": draw.choice([1.0, 0.3, 0.9]),
+            "top_n_sigma": draw.choice([0.0, 1.0, 0.2, 3.0]),
+        }
+        for _ in range(6)
+    ]
+    logits = torch.randn(6, vocab, generator=torch.Generator().manual_seed(seed)) * spread
+    logits = (logits * draw.choice([1, 4])).round() / 4 if draw.random() < 0.5 else logits
+    assert natively(logits, rows(each)).token_ids.tolist() == sample(logits, rows(each)).token_ids.tolist()
+
+
+def test_nothing_is_edited_or_cut_where_nothing_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All operations of a step of plain requests: the best, and a draw."""
+    kernels, called = native_kernels(), []
+    call = kernels.operations.call
+
+    def noting(name: str, *args: Any, **values: Any) -> None:
+        called.append(name)
+        call(name, *args, **values)
+
+    monkeypatch.setattr(kernels.operations, "call", noting)
+    sampler = NativeSampler(kernels, Alone(), 130, 0)
+    sampler.sample(torch.zeros(2, 130), rows([{}, {"temperature": 0.0}]))
+    assert called == ["BestToken", "DrawToken"]
+    called.clear()
+    sampler.sample(torch.zeros(2, 130), rows([{}, {"edits": Edit(banned=(3,))}]))
+    assert called == ["EditLogits", "BestToken", "DrawToken", "RestoreLogits"]
+
+
+@pytest.mark.parametrize("tp_size", [1, 4])
+def test_a_row_that_is_left_without_a_token_is_named_and_harms_no_other(tp_size: int) -> None:
+    nothing = Edit(mask=mask_of([], 130))
+    banned = Edit(mask=mask_of([7], 130), banned=(7,))
+    for setting in ({}, {"temperature": 0.0}, {"top_p": 0.5}, {"typical_p": 0.5, "top_n_sigma": 1.0}, {"top_k": 3}):
+        each = [setting, {**setting, "edits": nothing}, {**setting, "edits": banned, "logprobs": 1}, setting]
+        logits = random_logits(4, 130)
+        plain = natively(logits, rows([setting] * 4))
+        for found in [*in_parts(logits, rows(each), tp_size), sample(logits, rows(each))]:
+            assert found.stuck == (1, 2)
+            assert found.token_ids[[0, 3]].tolist() == plain.token_ids[[0, 3]].tolist()
+
+
+# ---- beams and prompts
+
+
+def asked(count: int, vocab: int) -> tuple[SamplingRows, list[int]]:
+    """Rows with edits of all kinds, and how many candidates each wants."""
+    edits = [None, Edit(**PENALTIES), Edit(mask=EVEN, banned=(4,)), Edit(forced=5), Edit(banned=(1, 2))]
+    return rows([{"edits": edits[i % 5]} for i in range(count)]), [1 + i % 9 for i in range(count)]
+
+
+@pytest.mark.parametrize("vocab", [9, 1003, 20_000])
+@pytest.mark.parametrize("tp_size", [1, 2, 3, 8])
+def test_candidates_are_the_best_of_the_edited_log_softmax(vocab: int, tp_size: int) -> None:
+    logits = random_logits(10, vocab)
+    batch, most = asked(10, vocab)
+    values = edited(logits.log_softmax(-1), batch.edits)
+    oracle = best_candidates(logits, batch, most)
+    everyone = by_rank(logits, tp_size, lambda sampler, mine: sampler.candidates(mine, batch, most))
+    assert all(found == everyone[0] for found in everyone)
+    assert everyone[0] == by_rank(logits, 1, lambda sampler, mine: sampler.candidates(mine, batch, most))[0]
+    for row, (found, wanted) in enumerate(zip(everyone[0], oracle, strict=True)):
+        assert [token for token, _ in found] == [token for token, _ in wanted]
+        assert [value for _, value in found] == pytest.approx(
+            values[row, [token for token, _ in found]].tolist(), abs=3e-6
+        )
+        assert len(found) == min(most[row], int(values[row].isfinite().sum()))
+
+
+@pytest.mark.parametrize("tp_size", [1, 2, 8])
+def test_scores_are_the_logprobs_of_the_tokens_asked_for(tp_size: int) -> None:
+    logits = random_logits(130, 1003)
+    ids, tops = [(37 * i) % 1003 for i in range(130)], [i % 4 for i in range(130)]
+    everyone = by_rank(logits, tp_size, lambda sampler, mine: sampler.score(mine, ids, tops))
+    assert all(found == by_rank(logits, 1, lambda s, mine: s.score(mine, ids, tops))[0] for found in everyone)
+    for found, wanted, token, row in zip(
+        everyone[0], score(logits, ids, tops), ids, logits.log_softmax(-1), strict=True
+    ):
+        assert found.logprob == pytest.approx(float(row[token]), abs=3e-6)
+        assert [other for other, _ in found.top] == [other for other, _ in wanted.top]
+
+
+@every_isa
+def test_a_log_softmax_in_cpp_is_that_of_torch(isa: str) -> None:
+    logits = random_logits(5, 1003)
+    sampler = NativeSampler(native_kernels(isa), Alone(), 1003, 0)
+    found = sampler.candidates(logits, rows([{}] * 5), [1003] * 5)
+    for row, pairs in zip(logits.log_softmax(-1), found, strict=True):
+        ids, values = zip(*pairs, strict=True)
+        torch.testing.assert_close(torch.tensor(values), row[list(ids)], rtol=0, atol=3e-6)

@@ -18,7 +18,7 @@ from transformers.generation.logits_process import (
     TypicalLogitsWarper,
 )
 
-from rayline.kernels.edits import Edit
+from rayline.kernels.edits import Edit, edited
 from rayline.kernels.philox import SAMPLE, gumbel, noise_words
 from rayline.kernels.sampling import SamplingRows, sample
 from rayline.kernels.truncation import Rules, kept, least_score
@@ -132,6 +132,20 @@ def test_sampled_tokens_follow_the_softmax_of_what_is_kept(setting: dict[str, An
     if expected[-1] == 0:
         observed, expected = observed[:-1], expected[:-1]
     assert stats.chisquare(observed, expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("setting", [{}, {"top_p": 0.9, "temperature": 1.4}, {"typical_p": 0.8}], ids=str)
+def test_sampled_tokens_follow_the_softmax_of_the_edited_logits(setting: dict[str, Any]) -> None:
+    logits, draws = torch.randn(20, generator=torch.Generator().manual_seed(8)) * 2, 20_000
+    seen, counts = torch.arange(0, 20, 3), torch.tensor([1.0, 0, 2, 1, 0, 5, 1])
+    edit = Edit(seen, counts, 1.4, 0.2, 0.3, (torch.tensor([1, 2]), torch.tensor([1.5, -0.5])), (4, 9))
+    tokens = sample(logits.expand(draws, -1), rows(draws, edits=edit, **setting)).token_ids
+    wanted = np.exp(warped(edited(logits[None], [edit]), setting)[0].double().log_softmax(-1).numpy())
+    counted = np.bincount(tokens.numpy(), minlength=20)
+    common = wanted * draws >= 5
+    assert counted[wanted == 0].sum() == 0
+    share = wanted[common] / wanted[common].sum()
+    assert stats.chisquare(counted[common], share * counted[common].sum()).pvalue > 1e-3
 
 
 def warped(logits: Tensor, setting: dict[str, Any]) -> Tensor:

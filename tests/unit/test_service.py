@@ -375,3 +375,21 @@ def test_ids_outside_the_vocabulary_do_not_detokenise() -> None:
     size = service.models()[0].tokenizer.vocab_size
     with pytest.raises(InvalidRequest, match=f"token_ids = {size}"):
         service.detokenize("tiny", [1, size])
+
+
+def test_other_work_goes_on_while_a_long_prompt_is_prepared() -> None:
+    service = service_of(FakeGroup(saying("x"), info=info(max_model_len=10**6)))
+    turns: list[int] = []
+
+    async def beside() -> None:
+        while True:
+            await asyncio.sleep(0.001)
+            turns.append(1)
+
+    async def scenario() -> None:
+        other = asyncio.create_task(beside())
+        await collect(service, spec(prompt="the quick brown fox jumps over " * 8000))
+        other.cancel()
+
+    asyncio.run(scenario())
+    assert len(turns) > 10, "tokenising held the loop, or the interpreter's lock"

@@ -66,3 +66,11 @@ def test_of_two_that_complete_together_the_longer_wins() -> None:
     stream = StopStrings(["end", "the end"])
     assert stream.push("this is the end.") == "this is "
     assert stream.matched == "the end"
+
+
+@given(st.text(alphabet="ab<", max_size=12), st.lists(st.text(alphabet="ab<", min_size=1, max_size=3), max_size=3))
+def test_an_included_stop_string_is_all_that_is_added(text: str, stops: list[str]) -> None:
+    without, included = StopStrings(stops), StopStrings(stops, included=True)
+    said = [one.push(text) + one.finish() for one in (without, included)]
+    assert included.matched == without.matched
+    assert said[1] == said[0] + (without.matched or "")

@@ -1,12 +1,23 @@
 """Tokens to deltas: stop strings over token borders, min_tokens, stop tokens, logprobs."""
 
+from dataclasses import replace
+from functools import reduce
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_tokenizers import KINDS, served
+from small_tokenizers import KINDS, byte_level, served
+from tokenizers import AddedToken
 
-from rayline.protos.events import Delta, TokenEvent, TokenLogprob
+from rayline.protos.conversation import Tool
+from rayline.protos.events import Delta, FinishReason, TokenEvent, TokenLogprob
 from rayline.protos.types import SamplingParams
-from rayline.router.text_stream import TextStream
+from rayline.router.output_form import OutputForm
+from rayline.router.reasoning import MISTRAL, THINK
+from rayline.router.text_stream import TextStream, joined
+from rayline.router.tokenizer import Tokenizer
+from rayline.router.tools.formats import FORMATS
 
 TOKENIZER = served("byte_level")
 
@@ -109,3 +120,126 @@ def test_every_kind_of_tokenizer_serves() -> None:
         stream = TextStream(tokenizer, SamplingParams(stop=("dog",)))
         assert text_of(run(stream, tokens)).rstrip() == "the", kind
         assert stream.stopped == "dog", kind
+
+
+def test_a_stop_string_or_token_can_be_part_of_the_text() -> None:
+    tokens = events("the quick fox.")
+    params = SamplingParams(stop=("k f",), include_stop_str_in_output=True)
+    assert text_of(run(TextStream(TOKENIZER, params), tokens)) == "the quick f"
+    params = SamplingParams(stop_token_ids=(tokens[-1].token_id,), include_stop_str_in_output=True)
+    assert text_of(run(TextStream(TOKENIZER, params), tokens)) == "the quick fox."
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_can_be_shown(kind: str) -> None:
+    tokenizer = served(kind)
+    special = sorted(tokenizer.special_ids)[:2]
+    ids = [*special, *tokenizer.encode("the dog", add_special_tokens=False), *special]
+    tokens = [TokenEvent("r", n, i) for n, i in enumerate(ids)]
+    shown = text_of(run(TextStream(tokenizer, SamplingParams(skip_special_tokens=False)), tokens))
+    assert shown == tokenizer.decode(ids, skip_special_tokens=False)
+    assert text_of(run(TextStream(tokenizer, SamplingParams()), tokens)) == tokenizer.decode(ids)
+
+
+def test_the_end_of_sequence_is_no_text_even_where_special_tokens_are_shown() -> None:
+    tokenizer = served("byte_level", eos_token="</s>")
+    tokens = [TokenEvent("r", n, i) for n, i in enumerate(tokenizer.encode("a<s>b</s>"))]
+    shown = SamplingParams(skip_special_tokens=False)
+    assert text_of(run(TextStream(tokenizer, shown), tokens)) == "a<s>b"
+    for params in (replace(shown, ignore_eos=True), replace(shown, include_stop_str_in_output=True)):
+        assert text_of(run(TextStream(tokenizer, params), tokens)) == "a<s>b</s>"
+
+
+NOW = (Tool("now", "", '{"type": "object"}'),)
+HERMES = OutputForm(THINK, False, FORMATS["hermes"], NOW)
+CALL = '<tool_call>\n{"name": "now", "arguments": {"x": "</think>"}}\n</tool_call>'
+
+
+def with_specials(*names: str) -> Tokenizer:
+    """A byte-level tokenizer with further special tokens."""
+    backend = byte_level()
+    backend.add_special_tokens([AddedToken(name, special=True) for name in names])
+    return Tokenizer(backend, {}, {})
+
+
+def spoken(tokenizer: Tokenizer, form: OutputForm, output: str, **params: Any) -> tuple[TextStream, Delta]:
+    """The stream after an output, and all its deltas joined."""
+    stream = TextStream(tokenizer, SamplingParams(**params), (1, 2), 0, form)
+    tokens = [TokenEvent("r", n, i) for n, i in enumerate(tokenizer.encode(output, add_special_tokens=False))]
+    whole = reduce(joined, run(stream, tokens), Delta(0, (), ""))
+    assert len(whole.token_ids) == stream.output_tokens
+    return stream, whole
+
+
+def test_thoughts_answer_and_calls_come_apart() -> None:
+    stream, delta = spoken(TOKENIZER, HERMES, f"<think>\nHm <tool_call>\n</think>\n\nNow:\n{CALL}\n")
+    assert (delta.reasoning, delta.text) == ("Hm <tool_call>", "Now:")
+    assert [(call.index, call.name) for call in delta.tool_calls if call.name] == [(0, "now")]
+    assert "".join(call.arguments for call in delta.tool_calls) == '{"x": "</think>"}'
+    assert stream.reason(FinishReason.STOP) is FinishReason.TOOL_CALLS
+    assert stream.reason(FinishReason.LENGTH) is FinishReason.LENGTH
+
+
+def test_an_output_without_calls_ends_as_it_would_without_tools() -> None:
+    stream, delta = spoken(TOKENIZER, HERMES, "No <tool_call> here.\n")
+    assert delta.text == "No <tool_call> here.\n" and not delta.tool_calls
+    assert stream.reason(FinishReason.STOP) is FinishReason.STOP
+    assert TextStream(TOKENIZER, SamplingParams()).reason(FinishReason.STOP) is FinishReason.STOP
+
+
+@pytest.mark.parametrize(
+    ("output", "is_open", "thought"),
+    [
+        ("<think>a b</think> c d", False, "<think>a b</think>"),
+        ("a b</think> c d", True, "a b</think>"),
+        ("<think>a b c d", False, "<think>a b c d"),
+        ("a b c d", True, "a b c d"),
+        ("a b c d", False, ""),
+    ],
+)
+def test_tokens_up_to_the_end_of_thinking_are_counted(output: str, is_open: bool, thought: str) -> None:
+    tokenizer = with_specials("<think>", "</think>")
+    stream, _ = spoken(tokenizer, OutputForm(THINK, is_open), output)
+    assert stream.reasoning_tokens == len(tokenizer.encode(thought, add_special_tokens=False))
+
+
+def test_marks_that_are_special_tokens_are_seen_by_the_parsers_and_by_nobody_else() -> None:
+    tokenizer = with_specials("[THINK]", "[/THINK]", "[TOOL_CALLS]", "[ARGS]")
+    form = OutputForm(MISTRAL, False, FORMATS["mistral_v11"], NOW)
+    _, delta = spoken(tokenizer, form, '[THINK]hm[/THINK]Hi[ARGS] you.[TOOL_CALLS]now[ARGS]{"x": 1}<s>')
+    assert (delta.reasoning, delta.text) == ("hm", "Hi you.")
+    assert "".join(call.arguments for call in delta.tool_calls) == '{"x": 1}'
+    assert len(delta.tool_calls[0].id) == 9
+    _, delta = spoken(tokenizer, OutputForm(MISTRAL), "[/THINK]Hi[THINK]<s>!")
+    assert (delta.reasoning, delta.text) == ("", "Hi!")
+    _, delta = spoken(tokenizer, OutputForm(MISTRAL), "Hi[THINK]<s>", skip_special_tokens=False)
+    assert delta.text == "Hi[THINK]<s>"
+
+
+def test_stop_strings_end_the_raw_text_whatever_it_is_part_of() -> None:
+    stream, delta = spoken(TOKENIZER, HERMES, f"<think>a b</think>Hi the {CALL}", stop=("b</t",))
+    assert stream.stopped == "b</t" and (delta.reasoning, delta.text) == ("a", "")
+    stream, delta = spoken(TOKENIZER, HERMES, f"Hi \n{CALL}", stop=('"x"',))
+    assert stream.stopped == '"x"' and delta.text == "Hi" and delta.tool_calls[-1].arguments.endswith("{")
+    stream, delta = spoken(TOKENIZER, HERMES, "Hi <tool", stop=("ool",))
+    assert delta.text == "Hi <t"
+
+
+def test_the_last_delta_holds_all_that_a_stop_string_left() -> None:
+    """Nobody asks a stopped stream for more."""
+    stream = TextStream(TOKENIZER, SamplingParams(stop=("dog",)), (), 0, HERMES)
+    tokens = [TokenEvent("r", n, i) for n, i in enumerate(TOKENIZER.encode("the <tool dog"))]
+    assert text_of([stream.push(token) for token in tokens]) == "the <tool "
+    assert stream.stopped == "dog"
+
+
+@given(st.lists(st.sampled_from(["<think>", "</think>", CALL, "<tool_call>", "\n", "the ", '{"a":']), max_size=6))
+def test_tokens_pushed_together_say_the_same_through_parsers(parts: list[str]) -> None:
+    tokens = events("".join(parts))
+    one, many = (TextStream(TOKENIZER, SamplingParams(), (1,), 0, HERMES) for _ in range(2))
+    singly = reduce(joined, run(one, tokens), Delta(0, (), ""))
+    together = many.push(*tokens)
+    rest = many.finish()
+    whole = together if rest is None else joined(together, rest)
+    assert (whole.text, whole.reasoning) == (singly.text, singly.reasoning)
+    assert "".join(c.arguments for c in whole.tool_calls) == "".join(c.arguments for c in singly.tool_calls)

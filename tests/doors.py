@@ -1,0 +1,60 @@
+"""The HTTP door over a loopback port, and clients of it."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import openai
+import uvicorn
+
+from rayline.cluster.config import LimitsSection, SecuritySection, SystemConfig
+from rayline.router.http_api import build_http_app
+from rayline.router.service import Service
+
+HI: Any = [{"role": "user", "content": "hi"}]
+COMPLETION = {"model": "tiny", "prompt": "the dog"}
+CHAT = {"model": "tiny", "messages": HI}
+
+
+@contextmanager
+def serving(service: Service, *, api_keys: Sequence[str] = (), max_message_bytes: int = 2**20) -> Iterator[str]:
+    """The address of a server that runs in a thread of its own."""
+    config = SystemConfig(
+        security=SecuritySection(api_keys=tuple(api_keys)), limits=LimitsSection(max_message_bytes=max_message_bytes)
+    )
+    app = build_http_app(service, config)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until(lambda: server.started)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+def until(condition: Callable[[], object]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.005)
+    raise AssertionError("did not happen within 5 s")
+
+
+@contextmanager
+def client_of(service: Service, api_key: str = "none", **options: Any) -> Iterator[openai.OpenAI]:
+    with (
+        serving(service, **options) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key=api_key, max_retries=0) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def http_of(service: Service, **options: Any) -> Iterator[httpx.Client]:
+    with serving(service, **options) as url, httpx.Client(base_url=url, timeout=20) as client:
+        yield client

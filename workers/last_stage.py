@@ -1,0 +1,115 @@
+"""The last stage of a pipeline: logits to sampled tokens, candidates of beams, and scores of prompts."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rayline.kernels.sampling import RowLogprobs
+from rayline.protos.events import TokenLogprob
+from rayline.protos.plan import Candidates, Plan, Refused, Sampled, Scored, StepResult
+from rayline.workers.batch import ScoredRun, Wanted
+from rayline.workers.beams import candidates_needed
+from rayline.workers.grammar import Grammars
+from rayline.workers.models.config import ModelConfig
+from rayline.workers.resident import Residents
+from rayline.workers.sampler import SampleRequest, sampled, sampling_rows
+from rayline.workers.stages import StageLinks
+from rayline.workers.token_sampler import TokenSampler
+
+
+class LastStage:
+    """Every rank of the stage does the same, so that all know the same tokens. `stages`: None in a group of one."""
+
+    def __init__(
+        self,
+        sampler: TokenSampler,
+        grammars: Grammars,
+        residents: Residents,
+        config: ModelConfig,
+        stages: StageLinks | None,
+    ) -> None:
+        self._sampler = sampler
+        self._grammars = grammars
+        self._residents = residents
+        self._eos_ids = config.eos_token_ids
+        self._vocab_size = config.vocab_size
+        self._stages = stages
+
+    def follow(self, plan: Plan) -> None:
+        """Take in what `plan` says of grammars, before it is computed."""
+        self._grammars.follow(plan)
+
+    def answer(self, plan: Plan, asked: Wanted, logits: Tensor) -> StepResult:
+        """What becomes of the logits [N, this rank's share of the vocabulary], in the order of `asked`."""
+        samples, beams = len(asked.sampling), len(asked.sampling) + len(asked.beams)
+        scored = self._score(asked.scored, logits[beams:])
+        candidates = self._search(asked.beams, logits[samples:beams])
+        chosen, stuck = self._sample(asked.sampling, logits[:samples])
+        gained, refused = self._grammars.accept(chosen)
+        refused += stuck + self._grammars.refused(asked.beams)
+        return StepResult(plan.epoch, plan.step, gained, candidates=candidates, scored=scored, refused=refused)
+
+    def _sample(self, numbers: Sequence[int], logits: Tensor) -> tuple[tuple[Sampled, ...], tuple[Refused, ...]]:
+        """A token for each sequence, or why it gets none."""
+        if not numbers:
+            return (), ()
+        requests = [self._sample_request(number) for number in numbers]
+        rows = self._sampler.sample(logits, sampling_rows(requests, self._eos_ids, self._vocab_size))
+        token_ids = rows.token_ids
+        token_ids[list(rows.stuck)] = 0  # plans in flight count on a token, whatever it is
+        for number, token_id in zip(numbers, token_ids.tolist(), strict=True):
+            self._residents.gain(number, token_id)
+        if self._stages is not None:
+            self._stages.send_tokens(token_ids)
+        return sampled(requests, rows)
+
+    def _search(self, numbers: Sequence[int], logits: Tensor) -> tuple[Candidates, ...]:
+        """The best next tokens of beams, from which the leader chooses."""
+        if not numbers:
+            return ()
+        requests = [self._sample_request(number) for number in numbers]
+        most = [
+            min(candidates_needed(request.params, request.rules, self._eos_ids), self._vocab_size)
+            for request in requests
+        ]
+        rows = self._sampler.candidates(logits, sampling_rows(requests, self._eos_ids, self._vocab_size), most)
+        return tuple(
+            Candidates(number, tuple(TokenLogprob(*pair) for pair in row))
+            for number, row in zip(numbers, rows, strict=True)
+        )
+
+    def _score(self, runs: Sequence[ScoredRun], logits: Tensor) -> tuple[Scored, ...]:
+        """Logprobs of prompt tokens, of the raw logits of the tokens before them."""
+        if not runs:
+            return ()
+        residents = [self._residents[run.sequence] for run in runs]
+        tokens = [t for run, known in zip(runs, residents, strict=True) for t in known.token_ids[run.start : run.end]]
+        tops = [
+            known.params.prompt_logprobs or 0
+            for run, known in zip(runs, residents, strict=True)
+            for _ in range(run.start, run.end)
+        ]
+        found = iter(self._sampler.score(logits, tokens, tops))
+        own = iter(tokens)
+        return tuple(
+            Scored(run.sequence, run.start, tuple(_scores(next(own), next(found)) for _ in range(run.start, run.end)))
+            for run in runs
+        )
+
+    def _sample_request(self, number: int) -> SampleRequest:
+        resident, mask = self._residents[number], self._grammars.mask(number)
+        return SampleRequest(
+            number,
+            resident.params,
+            len(resident.token_ids),
+            resident.output_tokens,
+            resident.rules,
+            resident.kept_history(),
+            None if mask.words is None else torch.from_numpy(mask.words),
+            mask.must_end,
+        )
+
+
+def _scores(token_id: int, row: RowLogprobs) -> tuple[TokenLogprob, tuple[TokenLogprob, ...]]:
+    return TokenLogprob(token_id, row.logprob), tuple(TokenLogprob(*pair) for pair in row.top)
