@@ -1,8 +1,8 @@
 """Start one replica group: ranks, weights, KV cache, warm-up. What comes out is an engine that serves."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -69,6 +69,7 @@ class GroupSpec:
     epoch: int = 0
     sharing: int = 1
     spare_cores: int = 0
+    tenant_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +283,10 @@ def _engine(spec: GroupSpec, config: ModelConfig, kv: KvPlan, pipeline: Pipeline
         max_waiting=spec.max_waiting,
         depth=spec.parallel.pp,
         prefix_caching=spec.engine.prefix_caching,
+        max_preemptions=spec.engine.max_preemptions,
+        priority_aging_s=spec.engine.priority_aging_s,
+        tenant_weights=spec.tenant_weights,
+        decode_stretch=spec.engine.decode_stretch,
     )
     scheduler = Scheduler(limits, BlockPool(kv.blocks), frozenset(config.eos_token_ids), spec.epoch)
     return Engine(scheduler, pipeline, config.vocab_size, clock)
