@@ -82,6 +82,15 @@ class EngineSection:
         default=512, metadata=says("token budget of one step: longer prompts are computed in chunks")
     )
     max_running: Count = field(default=64, metadata=says("sequences that run at once in a group"))
+    decode_stretch: Annotated[float, Ge(1), Le(1000)] = field(
+        default=2.0, metadata=says("how many times longer a step of running streams may get by others' prompts")
+    )
+    max_preemptions: Annotated[int, Ge(0)] = field(
+        default=3, metadata=says("times a request may lose its KV blocks; then it keeps all it may need")
+    )
+    priority_aging_s: Annotated[float, Ge(0)] = field(
+        default=5.0, metadata=says("seconds of waiting that count as one class of priority; 0: priorities are strict")
+    )
     prefix_caching: bool = field(default=True, metadata=says("reuse the blocks of equal prefixes"))
     threads: Annotated[int, Ge(0)] = field(
         default=0, metadata=says("compute threads of each rank; 0: the cores divided by the ranks")
@@ -153,12 +162,33 @@ class LimitsSection:
 
 
 @dataclass(frozen=True)
+class TenantSection:
+    """One of those who share the machine. Anyone who shows one of the keys calls in its name."""
+
+    __pydantic_config__ = _STRICT
+
+    name: str
+    api_keys: tuple[str, ...] = ()
+    weight: Annotated[float, Ge(0.001), Le(1000)] = 1.0
+
+
+@dataclass(frozen=True)
 class SecuritySection:
     """Who may call."""
 
     __pydantic_config__ = _STRICT
 
     api_keys: tuple[str, ...] = field(default=(), metadata=says("bearer tokens that are let in; none: everybody"))
+    tenants: tuple[TenantSection, ...] = field(
+        default=(), metadata=says("name, api_keys and weight of each who shares the machine; in a file alone")
+    )
+    isolate_tenants: bool = field(
+        default=False, metadata=says("tenants share no cached prefix, so that timing tells nothing of others' prompts")
+    )
+
+    @property
+    def tenant_weights(self) -> dict[str, float]:
+        return {tenant.name: tenant.weight for tenant in self.tenants}
 
 
 @dataclass(frozen=True)
@@ -195,7 +225,18 @@ def parse(tree: Mapping[str, Any]) -> SystemConfig:
         raise ConfigError("; ".join(_sentence(e) for e in error.errors()), field=_path(error.errors()[0])) from None
     if not config.models:
         raise ConfigError("models is empty: at least one model must be served", field="models")
+    _check_tenants(config.security)
     return config
+
+
+def _check_tenants(security: SecuritySection) -> None:
+    """Names and keys tell tenants apart. The messages show no key."""
+    names = [tenant.name for tenant in security.tenants]
+    if not all(names) or len(set(names)) < len(names):
+        raise ConfigError(f"security.tenants has the names {names}: each needs its own", field="tenants")
+    keys = [*security.api_keys, *(key for tenant in security.tenants for key in tenant.api_keys)]
+    if len(set(keys)) < len(keys):
+        raise ConfigError("security holds an api key twice: each belongs to one tenant", field="tenants")
 
 
 def load(file: Path) -> SystemConfig:

@@ -277,6 +277,7 @@ def _group_spec(config: SystemConfig, model: ModelSection) -> GroupSpec:
         engine=config.engine,
         parallel=config.parallel,
         max_waiting=config.limits.max_waiting,
+        tenant_weights=config.security.tenant_weights,
     )
 
 

@@ -130,6 +130,8 @@ def load_to_pb(load: GroupLoad) -> pb.Load:
         free_blocks=load.free_blocks,
         total_blocks=load.total_blocks,
         draining=load.draining,
+        preemptions=load.preemptions,
+        recomputed_tokens=load.recomputed_tokens,
     )
 
 
@@ -141,6 +143,8 @@ def load_of(message: pb.Load) -> GroupLoad:
         free_blocks=message.free_blocks,
         total_blocks=message.total_blocks,
         draining=message.draining,
+        preemptions=tuple(message.preemptions),
+        recomputed_tokens=message.recomputed_tokens,
     )
 
 

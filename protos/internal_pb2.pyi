@@ -464,20 +464,24 @@ class Failed(_message.Message):
     def __init__(self, stream: _Optional[int] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., retry_after_s: _Optional[float] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("running", "waiting", "outstanding_tokens", "free_blocks", "total_blocks", "draining")
+    __slots__ = ("running", "waiting", "outstanding_tokens", "free_blocks", "total_blocks", "draining", "preemptions", "recomputed_tokens")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     OUTSTANDING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     outstanding_tokens: int
     free_blocks: int
     total_blocks: int
     draining: bool
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., outstanding_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., draining: _Optional[bool] = ...) -> None: ...
+    preemptions: _containers.RepeatedScalarFieldContainer[int]
+    recomputed_tokens: int
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., outstanding_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., draining: _Optional[bool] = ..., preemptions: _Optional[_Iterable[int]] = ..., recomputed_tokens: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("group_id", "model", "numerics", "exact", "max_model_len", "vocab_size", "block_tokens", "total_blocks", "max_waiting", "epoch")

@@ -3,7 +3,6 @@
 import logging
 import uuid
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -17,16 +16,14 @@ from rayline.protos.errors import InternalError, InvalidRequest, PortInUse, Rayl
 from rayline.protos.event_wire import event_to_pb
 from rayline.protos.events import Failed
 from rayline.protos.request_wire import conversation_of, spec_of
-from rayline.protos.types import Spec
-from rayline.router.auth import ApiKeys
-from rayline.router.grpc_gate import Gate
+from rayline.router.auth import TENANT_HEADER, ApiKeys
+from rayline.router.grpc_gate import Gate, metadata_text
 from rayline.router.grpc_health import LiveHealth
 from rayline.router.grpc_status import abort_with
 from rayline.router.ports import probe_port
 from rayline.router.service import ServedModel, Service
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
-TENANT_KEY = "rayline-tenant"
 MAX_CONNECTION_AGE_MS = 3_600_000  # clients behind a balancer find new routers within the hour; streams may end first
 
 log = logging.getLogger("rayline.router")
@@ -41,8 +38,9 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
     cancelled or is past its deadline; that closes the stream's generator, which aborts the request.
     """
 
-    def __init__(self, service: Service):
+    def __init__(self, service: Service, keys: ApiKeys):
         self._service = service
+        self._keys = keys
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         await self._stream(request, context)
@@ -71,7 +69,9 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         failure: RaylineError | None = None
         try:
             index = 0
-            spec = _with_tenant(spec_of(request, _new_id), context)
+            metadata = context.invocation_metadata()
+            named = metadata_text(metadata, TENANT_HEADER)
+            spec = self._keys.sign(spec_of(request, _new_id), metadata_text(metadata, "authorization"), named)
             async with aclosing(self._service.generate(spec)) as events:
                 async for event in events:
                     await context.write(event_to_pb(index, event))
@@ -120,11 +120,12 @@ def build_grpc_server(service: Service, config: SystemConfig, *, share_port: boo
     host, port = config.router.host, config.router.grpc_port
     if not share_port:
         probe_port(host, port, "grpc_port")
-    gate = Gate(ApiKeys(config.security.api_keys), f"/{SERVICE_NAME}/")
+    keys = ApiKeys(config.security)
+    gate = Gate(keys, f"/{SERVICE_NAME}/")
     server = grpc.aio.server(
         interceptors=[gate], options=_options(config.limits.max_message_bytes, share_port=share_port)
     )
-    pb_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(service), server)
+    pb_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(service, keys), server)
     health_pb2_grpc.add_HealthServicer_to_server(LiveHealth(service, SERVICE_NAME), server)
     reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
@@ -145,12 +146,6 @@ def _options(max_message_bytes: int, *, share_port: bool) -> list[tuple[str, int
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE_MS),
     ]
-
-
-def _with_tenant(spec: Spec, context: Context) -> Spec:
-    """A proxy names the tenant beside the request; the request's own word comes first."""
-    named = dict(context.invocation_metadata() or ()).get(TENANT_KEY, "")
-    return spec if spec.tenant or not named else replace(spec, tenant=str(named))
 
 
 def _new_id() -> str:

@@ -33,12 +33,17 @@ class Gate(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or not handler_call_details.method.startswith(self._guarded):
             return handler
-        header = dict(handler_call_details.invocation_metadata or ()).get("authorization")
         try:
-            self._keys.check(header.decode(errors="replace") if isinstance(header, bytes) else header)
+            self._keys.tenant(metadata_text(handler_call_details.invocation_metadata, "authorization"), None)
         except Unauthenticated as error:
             return _gated(handler, error)
         return _gated(handler, None)
+
+
+def metadata_text(metadata: Any, key: str) -> str | None:
+    """What a call's metadata says under `key`."""
+    value = dict(metadata or ()).get(key)
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _gated(handler: Handler, refusal: RaylineError | None) -> Handler:

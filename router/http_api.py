@@ -2,7 +2,6 @@
 
 import time
 import uuid
-from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,7 +15,7 @@ from rayline.protos.openai_completion import CompletionBody
 from rayline.protos.openai_sampling import SamplingBody
 from rayline.protos.types import Spec
 from rayline.router import http_errors, metrics
-from rayline.router.auth import ApiKeys
+from rayline.router.auth import TENANT_HEADER, ApiKeys
 from rayline.router.fan_in import fan_in
 from rayline.router.http_body import FastRoute
 from rayline.router.http_gate import HttpGate
@@ -30,9 +29,10 @@ def build_http_app(service: Service, config: SystemConfig) -> FastAPI:
     """The app for `service`. Every error is an OpenAI error body; a client that goes away aborts its request."""
     app = FastAPI(title="Rayline", redoc_url=None)
     app.router.route_class = FastRoute
-    app.add_middleware(HttpGate, keys=ApiKeys(config.security.api_keys), max_body_bytes=config.limits.max_message_bytes)
+    keys = ApiKeys(config.security)
+    app.add_middleware(HttpGate, keys=keys, max_body_bytes=config.limits.max_message_bytes)
     http_errors.install(app)
-    door = HttpDoor(service)
+    door = HttpDoor(service, keys)
     app.get("/health")(door.health)
     app.get("/metrics")(door.metrics)
     app.get("/v1/models")(door.models)
@@ -47,14 +47,17 @@ def build_http_app(service: Service, config: SystemConfig) -> FastAPI:
 class HttpDoor:
     """The handlers of the paths above."""
 
-    def __init__(self, service: Service):
+    def __init__(self, service: Service, keys: ApiKeys):
         self._service = service
+        self._keys = keys
 
     async def health(self) -> Response:
-        """200 while every model can be served, 503 while draining or without a live group."""
+        """200 while every model can be served, 503 while draining or where one has no live group."""
+        models = {model.name: "ok" if model.alive else "unavailable" for model in self._service.models()}
         if self._service.ready:
-            return JSONResponse({"status": "ok"})
-        return JSONResponse({"status": "draining" if self._service.draining else "unavailable"}, 503)
+            return JSONResponse({"status": "ok", "models": models})
+        status = "draining" if self._service.draining else "unavailable"
+        return JSONResponse({"status": status, "models": models}, 503)
 
     async def metrics(self) -> Response:
         """Prometheus' text format."""
@@ -101,8 +104,8 @@ class HttpDoor:
         request_id = specs[0].request_id if len(specs) == 1 else specs[0].request_id.rpartition("-")[0]
         created_s, model = int(time.time()), self._service.model(body.model).name
         headers = {"x-request-id": request_id}
-        tenant = request.headers.get("x-rayline-tenant", "")
-        events = fan_in([self._service.generate(replace(spec, tenant=tenant)) for spec in specs])
+        caller = (request.headers.get("authorization"), request.headers.get(TENANT_HEADER))
+        events = fan_in([self._service.generate(self._keys.sign(spec, *caller)) for spec in specs])
         first = await unless_gone(request, _first(events))
         head = Head(request_id, created_s, model, fingerprint(first[1]))
         events = after_first(events, first)

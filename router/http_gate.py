@@ -31,7 +31,7 @@ class HttpGate:
         headers = Headers(scope=scope)
         try:
             if scope["path"] not in OPEN_PATHS:
-                self._keys.check(headers.get("authorization"))
+                self._keys.tenant(headers.get("authorization"), None)
         except Unauthenticated as error:
             await error_response(error)(scope, receive, send)
             return

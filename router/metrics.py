@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from rayline.protos.group import PreemptionReason
 from rayline.router.service import ServedModel, Service
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -28,6 +29,7 @@ class GroupCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         models = list(self._service.models())
         yield _info(models)
+        yield from _preemptions(models)
         gauges = {name: GaugeMetricFamily(name, text, labels=LABELS) for name, text in GAUGES.items()}
         for model in models:
             for group in model.groups.values():
@@ -38,6 +40,23 @@ class GroupCollector(Collector):
                 for gauge, value in zip(gauges.values(), values, strict=True):
                     gauge.add_metric((model.name, group.info.group_id), value)
         yield from gauges.values()
+
+
+def _preemptions(models: Iterable[ServedModel]) -> Iterator[Metric]:
+    """Counts of a group since its start: one that replaces it has another id."""
+    text = "Requests that lost their KV blocks to others."
+    times = CounterMetricFamily("rayline_preemptions", text, labels=(*LABELS, "reason"))
+    text = "Tokens computed once more because of preemptions."
+    tokens = CounterMetricFamily("rayline_recomputed_tokens", text, labels=LABELS)
+    for model in models:
+        for group in model.groups.values():
+            if not group.alive:
+                continue
+            labels = (model.name, group.info.group_id)
+            for reason, count in zip(PreemptionReason, group.load.preemptions, strict=False):
+                times.add_metric((*labels, reason), count)
+            tokens.add_metric(labels, group.load.recomputed_tokens)
+    yield from (times, tokens)
 
 
 def _info(models: Iterable[ServedModel]) -> InfoMetricFamily:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from rayline.protos.plan import Admission, Copy, Fork, Gain, Plan, Slice
+from rayline.workers.pace import Allowance, Work
 
 SCORED_TOKENS = 128  # of one step at most: the logits of each are a whole row of the vocabulary
 
@@ -19,12 +20,26 @@ class Draft:
     slices: list[Slice] = field(default_factory=list)
     members: set[int] = field(default_factory=set)  # sequences that this plan computes or samples
     budget: int = 0
+    allowance: Allowance = field(default_factory=Allowance)  # of time for prompts
+    work: Work = field(default_factory=Work)
     scores_budget: int = 0
 
     def open(self, budget: int) -> None:
         self.budget, self.scores_budget = budget, SCORED_TOKENS
+        self.allowance, self.work = Allowance(), Work()
 
-    def add(self, item: Slice) -> None:
+    @property
+    def has_room(self) -> bool:
+        """Whether one more sequence could have a slice."""
+        return self.budget > 0 and not self.allowance.is_spent
+
+    def add(self, item: Slice, is_prompt: bool) -> None:
+        """is_prompt: it is a chunk of many tokens, not the next one of a stream."""
+        if is_prompt:
+            self.allowance.take(item.start, item.count)
+            self.work = self.work.with_prompt(item.start, item.count)
+        else:
+            self.work = self.work.with_decode()
         self.slices.append(item)
         self.members.update((item.sequence, *item.forks))
         self.budget -= item.count

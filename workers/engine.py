@@ -1,5 +1,7 @@
 """The engine of one group: requests in, token events out, one step at a time. Single-threaded."""
 
+import math
+from collections import deque
 from collections.abc import Callable
 
 from rayline.protos.errors import InvalidRequest
@@ -19,6 +21,8 @@ class Engine:
         self.pipeline = pipeline
         self._vocab_size = vocab_size
         self._clock = clock
+        self._submitted_s: deque[float] = deque()
+        self._last_result_s = -math.inf
 
     def add(self, request: EngineRequest) -> None:
         """Accept a request: exactly one Finished will follow. Raises InvalidRequest or Overloaded instead."""
@@ -33,11 +37,16 @@ class Engine:
         """Keep the pipeline full, then take in the oldest result."""
         while self.pipeline.in_flight < self.pipeline.window and (plan := self.scheduler.plan(self._clock())):
             self.pipeline.submit(plan)
+            self._submitted_s.append(self._clock())
         return self.take_result() if self.pipeline.in_flight else []
 
     def take_result(self) -> list[EngineEvent]:
-        """Wait for the oldest plan in flight and plan nothing new."""
-        return self.scheduler.commit(self.pipeline.next_result())
+        """Wait for the oldest plan in flight and plan nothing new. Its time is that since the result before it, which
+        is what streams feel, whether the stages of a pipeline overlap or not."""
+        result, now_s = self.pipeline.next_result(), self._clock()
+        began_s = max(self._submitted_s.popleft(), self._last_result_s)
+        self._last_result_s = now_s
+        return self.scheduler.commit(result, now_s - began_s)
 
     @property
     def has_work(self) -> bool:
@@ -45,6 +54,10 @@ class Engine:
 
     def load(self) -> GroupLoad:
         return self.scheduler.load()
+
+    def fence(self) -> None:
+        """End the ranks by force, from any thread; `close` is still to be called."""
+        self.pipeline.fence()
 
     def close(self) -> None:
         self.pipeline.close()

@@ -1,8 +1,8 @@
 """Start one replica group: ranks, weights, KV cache, warm-up. What comes out is an engine that serves."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -45,6 +45,8 @@ class Launcher(Protocol):
 
     def launch(self, specs: Sequence[RankSpec]) -> dict[int, Channel]: ...
 
+    def kill(self) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -67,6 +69,7 @@ class GroupSpec:
     epoch: int = 0
     sharing: int = 1
     spare_cores: int = 0
+    tenant_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +232,7 @@ def _start_ranks(
     except BaseException:
         launcher.close()
         raise
-    pipeline = Ranks(channels, {s.parallel.rank: s for s in placed}, _Closing(launcher, store))
+    pipeline = Ranks(channels, {s.parallel.rank: s for s in placed}, _Processes(launcher, store))
     try:
         loaded = pipeline.load(on_progress)
         kv = _kv_plan(spec, config, loaded)
@@ -240,14 +243,17 @@ def _start_ranks(
     return pipeline, loaded, kv
 
 
-class _Closing:
-    """Keeps the store alive as long as the ranks, then ends the launcher's processes."""
+class _Processes:
+    """The launcher's processes, and the store, which is to live as long as they."""
 
     def __init__(self, launcher: Launcher, store: object):
         self._launcher = launcher
         self._store: object | None = store
 
-    def __call__(self) -> None:
+    def kill(self) -> None:
+        self._launcher.kill()
+
+    def close(self) -> None:
         self._launcher.close()
         self._store = None
 
@@ -277,6 +283,10 @@ def _engine(spec: GroupSpec, config: ModelConfig, kv: KvPlan, pipeline: Pipeline
         max_waiting=spec.max_waiting,
         depth=spec.parallel.pp,
         prefix_caching=spec.engine.prefix_caching,
+        max_preemptions=spec.engine.max_preemptions,
+        priority_aging_s=spec.engine.priority_aging_s,
+        tenant_weights=spec.tenant_weights,
+        decode_stretch=spec.engine.decode_stretch,
     )
     scheduler = Scheduler(limits, BlockPool(kv.blocks), frozenset(config.eos_token_ids), spec.epoch)
     return Engine(scheduler, pipeline, config.vocab_size, clock)

@@ -5,6 +5,8 @@ turns a StepResult into events. There is no prefill or decode: a sequence has to
 A request is one sequence, or as many as it has beams; choices of one family fork from the first of them.
 """
 
+import math
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -16,6 +18,7 @@ from rayline.protos.types import EngineRequest
 from rayline.workers.beams import rules_of
 from rayline.workers.blocks import BlockPool
 from rayline.workers.draft import Draft
+from rayline.workers.pace import Pace, Work
 from rayline.workers.preemption import Preemption
 from rayline.workers.queue import WaitingQueue
 from rayline.workers.results import Results
@@ -32,6 +35,7 @@ class SchedulerLimits:
     """What one group takes on. `depth` is the number of pipeline stages: plans that run at once.
 
     max_preemptions: of one request. priority_aging_s: of waiting for one class of priority, 0 for never.
+    decode_stretch: how many times longer a step of running streams may get by others' prompts.
     """
 
     block_tokens: int
@@ -44,6 +48,7 @@ class SchedulerLimits:
     max_preemptions: int = 3
     priority_aging_s: float = 5.0
     tenant_weights: Mapping[str, float] = field(default_factory=dict)
+    decode_stretch: float = math.inf
 
 
 class Scheduler:
@@ -58,6 +63,8 @@ class Scheduler:
         self._step = 0
         self._now_s = 0.0
         self._draft = Draft()
+        self._pace = Pace(limits.decode_stretch)
+        self._works: deque[Work] = deque()  # of the plans that no result has come for
         self._tables = BlockTables(pool, limits.block_tokens, limits.prefix_caching)
         self._tenants = TenantCounters(limits.tenant_weights)
         self._roster = Roster(self._tables, self._draft, WaitingQueue(self._tenants, limits.priority_aging_s))
@@ -119,37 +126,43 @@ class Scheduler:
         """The next step, or None when every sequence waits for a result or nothing is left to do."""
         draft, self._now_s = self._draft, now_s
         draft.open(self.limits.max_step_tokens)
-        for sequence in self._order():
+        ranked = sorted(self._roster.running, key=lambda s: s.rank)
+        streams = [s for s in ranked if s.remaining == 1]
+        prompts = [s for s in ranked if s.remaining > 1]
+        for sequence in self._turn(streams):
             self._plan_one(sequence)
-        while draft.budget and (entry := self._next_waiting()):
+        if streams:
+            draft.allowance = self._pace.allowance(draft.work.decodes)
+        for sequence in prompts:
+            self._plan_one(sequence)
+        while draft.has_room and (entry := self._next_waiting()):
             self._start(entry)
             self._plan_one(entry)
         if not draft.slices:
             self._unblock()
         if not draft.slices:
             return None
+        self._works.append(draft.work)
         plan = draft.close(self._epoch, self._step)
         self._step += 1
         self.stats.steps += 1
         return plan
 
-    def commit(self, result: StepResult) -> list[EngineEvent]:
-        """Take in what the workers answered to a plan."""
+    def commit(self, result: StepResult, step_s: float = 0.0) -> list[EngineEvent]:
+        """Take in what the workers answered to the oldest plan, in `step_s` seconds; 0 when nobody measured."""
+        self._pace.observe(self._works.popleft(), step_s)
         return self._results.commit(result)
 
     # ---- planning
 
-    def _order(self) -> list[Sequence]:
-        """Running sequences, the ones that need a single token first: a long prompt never holds up streams.
+    def _turn(self, streams: list[Sequence]) -> list[Sequence]:
+        """Of the sequences that need a single token, those whose turn it is. They come before all prompts.
 
-        With `depth` pipeline stages each plan takes its share of the one-token sequences, so that
-        `depth` plans of disjoint sequences keep every stage busy.
+        With `depth` pipeline stages each plan takes its share of them, so that `depth` plans of disjoint
+        sequences keep every stage busy.
         """
-        ranked = sorted(self._roster.running, key=lambda s: s.rank)
-        single = [s for s in ranked if s.remaining == 1]
-        share = -(-len(single) // self.limits.depth)
-        ready = [s for s in single if self._is_ready(s)]
-        return ready[:share] + [s for s in ranked if s.remaining > 1]
+        share = -(-len(streams) // self.limits.depth)
+        return [s for s in streams if self._is_ready(s)][:share]
 
     def _is_ready(self, sequence: Sequence) -> bool:
         """Not while its newest token is still on its way through the stages."""
@@ -162,7 +175,7 @@ class Scheduler:
             return
         if not self._grow(sequence, sequence.planned + count):
             return
-        start = sequence.planned
+        start, is_prompt = sequence.planned, sequence.remaining > 1
         self._account(sequence, start + count)
         sequence.planned += count
         sequence.last_step = self._step
@@ -174,7 +187,9 @@ class Scheduler:
             sequence.introduced = True
         forks = self._fork_choices(sequence) if samples and self._roster.families.is_trunk(sequence) else ()
         new_blocks = tuple(sequence.blocks[sequence.sent_blocks :])
-        self._draft.add(Slice(sequence.number, start, count, sequence.sent_blocks, new_blocks, samples, forks, scores))
+        self._draft.add(
+            Slice(sequence.number, start, count, sequence.sent_blocks, new_blocks, samples, forks, scores), is_prompt
+        )
         sequence.sent_blocks = len(sequence.blocks)
         if samples and sequence.is_beam:
             sequence.is_idle = sequence.awaited = True
@@ -185,6 +200,8 @@ class Scheduler:
     def _count(self, sequence: Sequence) -> tuple[int, bool]:
         """Tokens of its next slice, and whether the ones behind them are scored. No slice is scored in part."""
         count = min(self._draft.budget, sequence.remaining)
+        if count > 1:
+            count = int(min(count, self._draft.allowance.tokens(sequence.planned)))
         if not sequence.unscored:
             return count, False
         if sequence.planned < sequence.scored:

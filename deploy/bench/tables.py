@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from rayline.deploy.bench.grammar_speed import GrammarSpeed
+from rayline.deploy.bench.long_prompt import LongPromptReport
 from rayline.deploy.bench.memory import Memory
 from rayline.deploy.bench.report import Added, BatchReport, LoadReport, Percentiles
 from rayline.deploy.bench.stages import SamplingCost, StageIdle
@@ -24,6 +25,19 @@ def load_table(title: str, report: LoadReport, memory: Memory | None) -> Table:
             ("transport: first token", server.transport),
         ]
     for name, values in rows:
+        table.add_row(name, *_cells(values))
+    return table
+
+
+def long_prompt_table(report: LongPromptReport) -> Table:
+    """The gaps of running streams around a long prompt."""
+    title = f"{report.streams} streams beside a prompt of {report.prompt_tokens} tokens"
+    caption = (
+        f"during / before: {report.ratio_p50:.2f} at p50, {report.ratio_p99:.2f} at p99; "
+        f"first token of the long prompt after {report.ttft_s:.1f} s"
+    )
+    table = Table("ITL, ms", "mean", "p50", "p90", "p99", title=title, caption=caption)
+    for name, values in (("before", report.before), ("during", report.during), ("after", report.after)):
         table.add_row(name, *_cells(values))
     return table
 

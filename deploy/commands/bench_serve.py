@@ -10,10 +10,11 @@ import click
 from rich.console import Console
 
 from rayline.cluster.machine import usable_cores
+from rayline.deploy.bench.long_prompt import LONG_OUTPUT_TOKENS, LongPromptPlan, LongPromptReport, run_long_prompt
 from rayline.deploy.bench.memory import Memory, PeakMemory
 from rayline.deploy.bench.report import LoadReport, Slo, added, load_report
 from rayline.deploy.bench.server_load import LoadPlan, ServerTarget, checked_vocab_size, refuse_all_failed
-from rayline.deploy.bench.tables import added_table, load_table
+from rayline.deploy.bench.tables import added_table, load_table, long_prompt_table
 from rayline.deploy.bench.workload import Shape
 from rayline.deploy.commands.flags import config_flags, given
 from rayline.deploy.commands.source import NOT_OFFLINE, OFFLINE_SECTIONS
@@ -62,6 +63,18 @@ def load_flags(command: click.Command) -> click.Command:
 @click.option("--api-key", envvar="RAYLINE_API_KEY", help="Bearer token.")
 @click.option("--model", default="", help="Served name; default: the only model.")
 @click.option("--server-pid", type=int, help="Report peak memory of this process and its descendants.")
+@click.option(
+    "--long-prompt-tokens",
+    type=Positive,
+    help="Instead: --concurrency endless streams, in their midst one prompt of so many tokens.",
+)
+@click.option(
+    "--long-prompt-lead-s",
+    type=click.FloatRange(0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Seconds to measure streams before and after it.",
+)
 @click.option("--compare-engine", metavar="MODEL", help="Load MODEL here, run the same load on the bare engine.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
@@ -71,6 +84,8 @@ def command(
     model: str,
     server_pid: int | None,
     compare_engine: str | None,
+    long_prompt_tokens: int | None,
+    long_prompt_lead_s: float,
     as_json: bool,
     **values: Any,
 ) -> None:
@@ -79,6 +94,13 @@ def command(
     The flags of the sections models, engine and parallel are those of the engine of --compare-engine.
     """
     target = make_target(api, address or DEFAULT_ADDRESS[api], model, api_key, values["temperature"])
+    if long_prompt_tokens:
+        report = asyncio.run(beside_long_prompt(target, values, long_prompt_tokens, long_prompt_lead_s))
+        if as_json:
+            click.echo(json.dumps(asdict(report)))
+        else:
+            Console().print(long_prompt_table(report))
+        return
     slo = Slo(values["slo_ttft_ms"], values["slo_tpot_ms"], values["slo_e2e_ms"])
     with PeakMemory(server_pid) if server_pid else nullcontext() as memory:
         plan, served = asyncio.run(measure(target, values, slo))
@@ -112,6 +134,19 @@ async def measure(target: ServerTarget, values: dict[str, Any], slo: Slo) -> tup
         timelines = await plan.run_on(target)
     refuse_all_failed(timelines)
     return plan, load_report(timelines, slo)
+
+
+async def beside_long_prompt(
+    target: ServerTarget, values: dict[str, Any], prompt_tokens: int, lead_s: float
+) -> LongPromptReport:
+    """Streams of the usual shape, as many as there are callers, and one long prompt."""
+    async with target:
+        model = await target.describe()
+        checked_vocab_size(model, None, prompt_tokens, LONG_OUTPUT_TOKENS)
+        lengths = values["input_tokens"], values["output_tokens"]
+        vocab_size = checked_vocab_size(model, values["vocab_size"], *lengths)
+        shape = Shape(*lengths, vocab_size, values["seed"])
+        return await run_long_prompt(target, LongPromptPlan(shape, values["concurrency"], prompt_tokens, lead_s))
 
 
 def compare(plan: LoadPlan, model: str, values: dict[str, Any], slo: Slo) -> LoadReport:

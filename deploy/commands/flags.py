@@ -31,6 +31,11 @@ def config_keys() -> tuple[Key, ...]:
     return tuple(key for section in fields(SystemConfig) for key in _section_keys(section.name, section.default))
 
 
+def has_flag(key: Key) -> bool:
+    """Lists of records are for files."""
+    return get_origin(key.type) is not tuple or get_args(key.type)[0] is str
+
+
 def _section_keys(section: str, default: Any) -> list[Key]:
     kind = ModelSection if section == "models" else type(default)
     types = get_type_hints(kind)
@@ -57,7 +62,7 @@ def config_flags(sections: Sequence[str], without: Sequence[str] = ()) -> Callab
     """Adds the flags of the sections' keys to a command, save the keys `without`."""
 
     def add(command: click.Command) -> click.Command:
-        keys = [key for key in config_keys() if key.section in sections and key.name not in without]
+        keys = [key for key in config_keys() if key.section in sections and key.name not in without and has_flag(key)]
         command.params.extend(option(key) for key in keys)
         return command
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from rayline.cluster.config import SECTIONS, ModelSection, SystemConfig, load, override, parse
+from rayline.cluster.config import SECTIONS, ModelSection, SystemConfig, TenantSection, load, override, parse
 from rayline.protos.errors import ConfigError
 
 ACCEPTED: dict[str, dict[str, list[Any]]] = {
@@ -26,6 +26,9 @@ ACCEPTED: dict[str, dict[str, list[Any]]] = {
         "kv_memory_fraction": [0.01, 0.5, 0.95],
         "max_step_tokens": [1, 8192],
         "max_running": [1, 1024],
+        "decode_stretch": [1, 1.5, 1000],
+        "max_preemptions": [0, 3],
+        "priority_aging_s": [0, 0.5, 3600],
         "prefix_caching": [True, False],
         "threads": [0, 64],
         "kernels": ["auto", "native", "onednn", "torch", "triton", "triton-exact"],
@@ -43,7 +46,11 @@ ACCEPTED: dict[str, dict[str, list[Any]]] = {
         "drain_timeout_s": [0, 0.5, 3600],
     },
     "limits": {"max_waiting": [1, 10_000], "max_message_bytes": [1, 2**30]},
-    "security": {"api_keys": [[], ["one", "two"]]},
+    "security": {
+        "api_keys": [[], ["one", "two"]],
+        "tenants": [[], [{"name": "a"}, {"name": "b", "api_keys": ["k"], "weight": 2.5}]],
+        "isolate_tenants": [True, False],
+    },
     "observability": {"log_level": ["debug", "info", "warning", "error"]},
 }
 REFUSED: dict[str, dict[str, list[Any]]] = {
@@ -61,6 +68,9 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
         "kv_memory_fraction": [0, 0.96, -0.5, float("nan"), "half"],
         "max_step_tokens": [0, -1],
         "max_running": [0, -1],
+        "decode_stretch": [0.9, 1001, "fast", float("nan")],
+        "max_preemptions": [-1, "often"],
+        "priority_aging_s": [-1, "slow"],
         "prefix_caching": ["perhaps", 2],
         "threads": [-1, "all"],
         "kernels": ["fast", "", None],
@@ -78,7 +88,11 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
         "drain_timeout_s": [-0.1, float("nan"), "long"],
     },
     "limits": {"max_waiting": [0, -1], "max_message_bytes": [0]},
-    "security": {"api_keys": ["one", [3], None]},
+    "security": {
+        "api_keys": ["one", [3], None],
+        "tenants": ["a", [{"name": "a", "weight": 0}], [{"weight": 1}], [{"name": "a", "share": 1}]],
+        "isolate_tenants": ["perhaps", None],
+    },
     "observability": {"log_level": ["loud", "INFO", None]},
 }
 
@@ -93,6 +107,13 @@ def tree(section: str, key: str, value: Any) -> dict[str, Any]:
 
 def section_of(config: SystemConfig, section: str) -> Any:
     return config.models[0] if section == "models" else getattr(config, section)
+
+
+def as_taken(value: Any) -> Any:
+    """Lists are tuples in the tree, records of a list are tenants."""
+    if isinstance(value, dict):
+        return TenantSection(**{key: as_taken(part) for key, part in value.items()})
+    return tuple(map(as_taken, value)) if isinstance(value, list) else value
 
 
 def keys_of(section: str) -> list[str]:
@@ -120,7 +141,7 @@ def test_every_key_says_what_it_is_for() -> None:
 @pytest.mark.parametrize(("section", "key", "value"), cases(ACCEPTED))
 def test_a_value_in_its_range_is_taken(section: str, key: str, value: Any) -> None:
     taken = getattr(section_of(parse(tree(section, key, value)), section), key)
-    assert taken == (tuple(value) if isinstance(value, list) else value)
+    assert taken == as_taken(value)
 
 
 @pytest.mark.parametrize(("section", "key", "value"), cases(REFUSED))
@@ -172,7 +193,7 @@ def test_the_whole_tree_survives_a_yaml_file(tmp_path: Path) -> None:
     for section, keys in full.items():
         for key, value in keys.items():
             got = getattr(section_of(config, section), key)
-            assert got == (tuple(value) if isinstance(value, list) else value)
+            assert got == as_taken(value)
 
 
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:

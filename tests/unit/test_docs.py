@@ -15,7 +15,7 @@ from annotated_types import Ge, Le
 
 from rayline.cluster.config import ModelSection, SystemConfig, parse
 from rayline.deploy import cli
-from rayline.deploy.commands.flags import Key, config_keys
+from rayline.deploy.commands.flags import Key, config_keys, has_flag
 from rayline.protos import inference_pb2 as pb
 from rayline.protos.errors import LEAVES
 from rayline.protos.openai_chat import NEUTRAL_CHAT, NEUTRAL_MESSAGE, ChatCompletionBody
@@ -236,6 +236,8 @@ def row(key: Key) -> str:
     section = ModelSection if key.section == "models" else type(getattr(SystemConfig(), key.section))
     kind = get_type_hints(section, include_extras=True)[key.name]
     default = "none" if key.default in ("", ()) else str(key.default).lower() if kind is bool else str(key.default)
+    if not has_flag(key):
+        return f"| `{key.name}` | | none | records | {key.help} |"
     flag = f"`{key.flag}`, `--no-{key.flag[2:]}`" if kind is bool else f"`{key.flag}`"
     return f"| `{key.name}` | {flag} | {default} | {allowed(kind)} | {key.help} |"
 
