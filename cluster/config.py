@@ -17,7 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from rayline.protos.errors import ConfigError
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
-KernelWish = Literal["auto", "native", "onednn", "torch"]
+KernelWish = Literal["auto", "native", "onednn", "torch", "triton", "triton-exact"]
 Quantize = Literal["none", "int8", "int4"]
 Activations = Literal["exact", "int8"]
 KvCacheKind = Literal["paged", "static"]
@@ -97,7 +97,10 @@ class EngineSection:
     )
     kernels: KernelWish = field(
         default="auto",
-        metadata=says("auto, native (C++, exact), onednn or torch: what computes; auto is native for bfloat16 on CPUs"),
+        metadata=says(
+            "auto, native (C++, exact), onednn, torch, triton or triton-exact (GPUs): what computes; auto is native "
+            "for bfloat16 on CPUs, triton on GPUs"
+        ),
     )
     quantize: Quantize = field(
         default="none",

@@ -18,7 +18,7 @@ from rayline.workers.group import GroupSpec
 ROUTER_CPUS = 1.0
 ROUTER_SPARE_CORES = 1  # left to the router, the transport and the clients on a machine without GPUs
 HEALTH_PERIOD_S = 1.0
-HEALTH_TIMEOUT_S = 10.0
+HEALTH_TIMEOUT_S = 3.0  # Serve acts on the third failure in a row
 MANY = 1_000_000  # our own limits refuse first: Serve's must never queue a call
 
 

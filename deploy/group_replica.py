@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import threading
 import time
 from dataclasses import dataclass, replace
 
@@ -11,18 +12,21 @@ from ray.util import get_node_ip_address
 from ray.util.placement_group import get_current_placement_group
 
 from rayline.cluster.kv_memory import KvPlan
+from rayline.deploy.actors import own_name
 from rayline.deploy.progress_link import ProgressSender
 from rayline.protos.errors import RaylineError
 from rayline.protos.group import GroupInfo
 from rayline.router.directory import GroupAddress
 from rayline.workers.group import GroupSpec, StartedGroup, start_group
 from rayline.workers.leader import Leader
+from rayline.workers.loop_watch import LoopWatch
 from rayline.workers.pipeline import RankStats
 from rayline.workers.ray_launch import RayLauncher
 
 log = logging.getLogger(__name__)
 
 STOP_GRACE_S = 1.0
+END_LIMIT_S = 1.0  # for Ray to take the order to end ranks on other nodes
 FAREWELL_S = 0.2  # the last messages leave before a lost group's process ends
 
 
@@ -51,10 +55,12 @@ class GroupReplica:
         self._leader = Leader(self._started.engine, self._started.info, secret)
         await self._leader.start(get_node_ip_address())
         self._watch = asyncio.create_task(self._end_when_lost())
+        self._loop_watch = LoopWatch(self._end)
+        self._loop_watch.start()
 
     def describe(self) -> GroupAddress:
         """Where routers reach this group."""
-        return GroupAddress(self._started.info.group_id, self._leader.address)
+        return GroupAddress(self._started.info.group_id, self._leader.address, own_name())
 
     def summary(self) -> GroupSummary:
         started = self._started
@@ -74,16 +80,23 @@ class GroupReplica:
     def check_health(self) -> None:
         """Raises when no step can be made any more; Serve then replaces the replica."""
         if not self._leader.healthy:
-            raise RuntimeError("the engine of this group has stopped")
+            raise RuntimeError("the engine of this group has stopped, or makes no progress")
 
     async def __del__(self) -> None:
         self._watch.cancel()
+        self._loop_watch.close()
         await self._leader.stop(STOP_GRACE_S)
 
     async def _end_when_lost(self) -> None:
         """A group that lost a rank ends as a whole, its actors with it: Serve starts a new one."""
         await self._leader.lost.wait()
         await asyncio.sleep(FAREWELL_S)
+        self._end()
+
+    def _end(self) -> None:
+        """End ranks and leader by force: nothing of them is waited for. Also called from the loop's watch."""
+        threading.Timer(END_LIMIT_S, os._exit, [1]).start()
+        self._started.engine.fence()
         os._exit(1)
 
 

@@ -12,9 +12,11 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from rayline.cluster.config import ModelSection, SystemConfig
+from rayline.deploy.actors import kill_actor
 from rayline.protos.events import EngineEvent
 from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.types import EngineRequest
@@ -30,7 +32,8 @@ from rayline.router.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-DESCRIBE_TIMEOUT_S = 5.0
+DESCRIBE_TIMEOUT_S = 2.0
+PING_TIMEOUT_S = 1.5
 READY_POLL_S = 0.05
 STOP_GRACE_S = 1.0
 
@@ -155,10 +158,27 @@ def _directory(model: RoutedModel, secret: str) -> Directory:
     handle: DeploymentHandle[Any] = model.groups
 
     async def describe() -> list[GroupAddress]:
-        found = await handle.broadcast("describe").results_async(timeout_s=DESCRIBE_TIMEOUT_S, return_exceptions=True)
+        try:
+            call = handle.broadcast("describe")
+            found = await call.results_async(timeout_s=DESCRIBE_TIMEOUT_S, return_exceptions=True)
+        except (DeploymentUnavailableError, TimeoutError) as error:  # none yet, or one that hangs
+            log.debug("looking for groups of %s: %s", model.name, error)
+            return []
         return [address for address in found if isinstance(address, GroupAddress)]
 
     def counted(link: GroupLink) -> Group:
         return CountedGroup(link, handle)
 
-    return Directory(describe, secret, counted)
+    async def fence(address: GroupAddress) -> None:
+        """Two ways lead to a leader, our link and Ray's calls: only one that answers on neither is ended."""
+        try:
+            await asyncio.wait_for(_answer(handle, address.group_id), PING_TIMEOUT_S)
+        except Exception:
+            log.warning("group %s answers on no way: ending its leader", address.group_id)
+            await asyncio.to_thread(kill_actor, address.process)
+
+    return Directory(describe, secret, counted, fence)
+
+
+async def _answer(handle: DeploymentHandle[Any], group_id: str) -> None:
+    await handle.follow.remote("", group_id=group_id)

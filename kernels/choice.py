@@ -9,6 +9,7 @@ from rayline.kernels import onednn
 from rayline.kernels.backend import Kernels
 from rayline.kernels.compiled_kernels import SUFFIX, CompiledNativeKernels, CompiledTorchKernels
 from rayline.kernels.cores import Cores
+from rayline.kernels.gpu import Gpu, NoGpu, gpu_of, triton_name
 from rayline.kernels.library import LibraryMissing, load
 from rayline.kernels.native_kernels import NativeKernels, native_name
 from rayline.kernels.native_quant import Quantisation, Weights
@@ -17,6 +18,9 @@ from rayline.kernels.program import Operations, Team
 from rayline.kernels.torch_kernels import ONEDNN, PLAIN, TorchKernels
 
 log = logging.getLogger(__name__)
+
+EXACT = "triton-exact"
+TRITON = ("triton", EXACT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +43,36 @@ class Unfit(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """name: of the kernels, part of the numerics class. exact: see Kernels. why: said where it matters."""
+    """name: of the kernels, part of the numerics class. exact: see Kernels. why: said where it matters.
+
+    gpu: what Triton computes on; None: the C++ kernels, oneDNN or torch compute.
+    """
 
     name: str
     exact: bool
     why: str
     is_compiled: bool = False
     quantisation: Quantisation | None = None
+    gpu: Gpu | None = None
 
 
 def choose(device: torch.device, dtype: torch.dtype, options: KernelOptions, misfit: str = "") -> Choice:
-    """The implementation for a device, a dtype and a model; `misfit`: why the model is not for the C++ kernels.
+    """The implementation for a device, a dtype and a model; `misfit`: why the model is not for Rayline's own kernels.
 
     Raises Unfit when what is wished for cannot run.
     """
+    wish = options.kernels
+    if wish in TRITON or (wish == "auto" and device.type == "cuda"):
+        try:
+            return _choose_triton(device, dtype, options, misfit)
+        except NoGpu as missing:
+            if wish in TRITON:
+                raise Unfit("kernels", str(missing)) from None
+            misfit = str(missing)
+    return _choose_without_triton(device, dtype, options, misfit)
+
+
+def _choose_without_triton(device: torch.device, dtype: torch.dtype, options: KernelOptions, misfit: str) -> Choice:
     is_cpu_bf16 = device.type == "cpu" and dtype == torch.bfloat16
     wish = options.kernels
     if misfit:
@@ -82,6 +102,24 @@ def choose(device: torch.device, dtype: torch.dtype, options: KernelOptions, mis
     return Choice("torch", False, why)
 
 
+def _choose_triton(device: torch.device, dtype: torch.dtype, options: KernelOptions, misfit: str) -> Choice:
+    """Raises NoGpu where Triton cannot compute, Unfit for options that its kernels do not have."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        raise NoGpu(f"the Triton kernels compute bfloat16 and float16 on GPUs, not {dtype} on {device.type}")
+    if misfit:
+        raise NoGpu(misfit)
+    if options.compile:
+        if options.kernels in TRITON:
+            raise Unfit("compile", "it compiles torch's operations: kernels = torch")
+        raise NoGpu("compile is on")
+    if options.activations != "exact":
+        raise Unfit("activations", "the Triton kernels multiply with activations as they are")
+    gpu, quantisation = gpu_of(device), quantisation_of(options)
+    is_exact = options.kernels == EXACT
+    name = triton_name(gpu, is_exact, quantisation)
+    return Choice(name, is_exact, f"Triton kernels on {gpu.architecture}", quantisation=quantisation, gpu=gpu)
+
+
 def quantisation_of(options: KernelOptions) -> Quantisation | None:
     """Raises Unfit for activations that nothing quantised is multiplied with."""
     if options.quantize == "none":
@@ -95,6 +133,10 @@ def quantisation_of(options: KernelOptions) -> Quantisation | None:
 def build(choice: Choice, threads: int, cores: Cores | None) -> Kernels:
     """The chosen kernels with this many compute threads, on `cores` if there are such."""
     log.info("kernels: %s (%s)", choice.name, choice.why)
+    if choice.gpu is not None:
+        from rayline.kernels.triton_kernels import TritonKernels  # needs triton, which only GPUs do
+
+        return TritonKernels(choice.name, choice.exact, choice.quantisation, choice.gpu.units)
     if choice.exact:
         # The team computes; a second pool of spinning threads would only take cores from it.
         torch.set_num_threads(1)

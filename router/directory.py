@@ -21,19 +21,29 @@ class GroupAddress:
 
     group_id: str
     address: str
+    process: str = ""  # name by which whoever started it can end it
 
 
 Describe = Callable[[], Awaitable[Sequence[GroupAddress]]]
 Wrap = Callable[[GroupLink], Group]
+Fence = Callable[[GroupAddress], Awaitable[None]]
+"""Ends the processes of a group that is silent here, unless it is seen to live by another way."""
+
+
+async def leave_alone(address: GroupAddress) -> None:
+    """The Fence of a router that can end nobody's processes."""
 
 
 class Directory:
     """The live groups of one model, by id. Lost groups leave it; new ones join it within `PERIOD_S`."""
 
-    def __init__(self, describe: Describe, secret: str, wrap: Wrap):
+    def __init__(self, describe: Describe, secret: str, wrap: Wrap, fence: Fence = leave_alone):
         self._describe = describe
         self._secret = secret
         self._wrap = wrap
+        self._fence = fence
+        self._fencing: set[asyncio.Task[None]] = set()
+        self._addresses: dict[str, GroupAddress] = {}
         self._links: dict[str, GroupLink] = {}
         self._groups: dict[str, Group] = {}
         self._task: asyncio.Task[None] | None = None
@@ -58,6 +68,8 @@ class Directory:
         for group_id, link in list(self._links.items()):
             if not link.alive:
                 del self._links[group_id], self._groups[group_id]
+                if link.silent:
+                    self._begin_fence(self._addresses[group_id])
                 await link.close()
         for found in await self._describe():
             if found.group_id in self._links:
@@ -68,7 +80,20 @@ class Directory:
                 log.warning("group %s cannot be reached: %s", found.group_id, error.message)
                 continue
             self._links[found.group_id] = link
+            self._addresses[found.group_id] = found
             self._groups[found.group_id] = self._wrap(link)
+
+    def _begin_fence(self, address: GroupAddress) -> None:
+        """Beside the look for groups: a group that does not answer must not hold up the others."""
+        task = asyncio.create_task(self._end_silent(address))
+        self._fencing.add(task)
+        task.add_done_callback(self._fencing.discard)
+
+    async def _end_silent(self, address: GroupAddress) -> None:
+        try:
+            await self._fence(address)
+        except Exception:
+            log.exception("group %s could not be ended", address.group_id)
 
     async def _watch(self) -> None:
         while True:

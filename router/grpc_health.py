@@ -14,14 +14,17 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class LiveHealth(health_pb2_grpc.HealthServicer):
-    """SERVING while every model has a live group, NOT_SERVING while draining; for "" and the service's name."""
+    """SERVING while there is a live group and nothing is being drained.
+
+    "" and the service's name ask for all models, a model's name for that one.
+    """
 
     def __init__(self, service: Service, service_name: str):
         self._service = service
         self._names = {"", service_name}
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
-        if request.service not in self._names:
+        if self._status(request.service) == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"service = {request.service!r} is not served here")
         return health_pb2.HealthCheckResponse(status=self._status(request.service))
 
@@ -35,8 +38,9 @@ class LiveHealth(health_pb2_grpc.HealthServicer):
             await asyncio.sleep(WATCH_PERIOD_S)
 
     def _status(self, name: str) -> int:
-        if name not in self._names:
+        models = {model.name: model for model in self._service.models()}
+        if name not in self._names | models.keys():
             return health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-        if self._service.ready:
+        if self._service.ready if name in self._names else models[name].alive and not self._service.draining:
             return health_pb2.HealthCheckResponse.SERVING
         return health_pb2.HealthCheckResponse.NOT_SERVING

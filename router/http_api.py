@@ -52,10 +52,12 @@ class HttpDoor:
         self._keys = keys
 
     async def health(self) -> Response:
-        """200 while every model can be served, 503 while draining or without a live group."""
+        """200 while every model can be served, 503 while draining or where one has no live group."""
+        models = {model.name: "ok" if model.alive else "unavailable" for model in self._service.models()}
         if self._service.ready:
-            return JSONResponse({"status": "ok"})
-        return JSONResponse({"status": "draining" if self._service.draining else "unavailable"}, 503)
+            return JSONResponse({"status": "ok", "models": models})
+        status = "draining" if self._service.draining else "unavailable"
+        return JSONResponse({"status": status, "models": models}, 503)
 
     async def metrics(self) -> Response:
         """Prometheus' text format."""

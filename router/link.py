@@ -8,6 +8,7 @@ from typing import Self
 
 import grpc
 
+from rayline.cluster.awake import AwakeTime
 from rayline.protos import internal_pb2 as pb
 from rayline.protos.channel_wire import (
     SECRET_KEY,
@@ -27,7 +28,10 @@ from rayline.protos.types import EngineRequest
 
 log = logging.getLogger(__name__)
 
-WELCOME_TIMEOUT_S = 10.0
+WELCOME_TIMEOUT_S = 5.0
+LISTEN_PERIOD_S = 0.1
+SILENCE_S = 2.0  # a leader that lives is heard of every 0.25 s
+IDLE_SILENCE_S = 4.0  # while nobody waits for it
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -55,6 +59,9 @@ class GroupLink:
         self._load = GroupLoad(total_blocks=info.total_blocks, free_blocks=info.total_blocks)
         self._lost: RaylineError | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._listener: asyncio.Task[None] | None = None
+        self._heard = asyncio.Event()
+        self.silent = False
 
     @classmethod
     async def open(cls, address: str, secret: str) -> Self:
@@ -72,6 +79,7 @@ class GroupLink:
             raise Unavailable(f"the group at {address} does not answer: {reason}") from None
         link = cls(channel, call, info_of(first.welcome), outbox)
         link._reader = asyncio.create_task(link._read(messages))
+        link._listener = asyncio.create_task(link._listen())
         return link
 
     @property
@@ -113,6 +121,8 @@ class GroupLink:
         """Hang up; streams still open end with Failed."""
         self._lose(Unavailable("the router is closing its link to the group"))
         self._call.cancel()
+        if self._listener is not None:
+            self._listener.cancel()
         if self._reader is not None:
             await self._reader
         await self._channel.close()
@@ -133,7 +143,25 @@ class GroupLink:
             self._call.cancel()
         self._lose(Unavailable(f"group {self._info.group_id} was lost: {reason}", retry_after_s=1.0))
 
+    async def _listen(self) -> None:
+        """Count the group as lost when it has been silent for too long, and stop taking what it still sends.
+
+        `silent` says so, for whoever may end its processes. A router that was busy or stopped itself did not listen.
+        """
+        waited = AwakeTime(asyncio.get_running_loop().time, 2 * LISTEN_PERIOD_S)
+        while self._lost is None:
+            await asyncio.sleep(LISTEN_PERIOD_S)
+            if self._heard.is_set():
+                self._heard.clear()
+                waited.restart()
+            elif waited.look() > (SILENCE_S if self._streams else IDLE_SILENCE_S):
+                self.silent = True
+                reason = f"nothing was heard of its leader for {waited.look():.1f} s"
+                self._lose(Unavailable(f"group {self._info.group_id} was lost: {reason}", retry_after_s=1.0))
+                self._call.cancel()
+
     def _take(self, step: pb.Step) -> None:
+        self._heard.set()
         self._load = load_of(step.load)
         for scores in step.scores:
             if (entry := self._streams.get(scores.stream)) is not None:

@@ -46,6 +46,11 @@ class ServedModel:
     chat: ChatFormats = NO_FORMATS
 
     @property
+    def alive(self) -> bool:
+        """Whether it has a group that can serve."""
+        return any(group.alive for group in self.groups.values())
+
+    @property
     def info(self) -> GroupInfo:
         """Limits of the model, the same in all its groups. Raises Unavailable while none is alive."""
         for group in self.groups.values():
@@ -81,9 +86,7 @@ class Service:
     @property
     def ready(self) -> bool:
         """True when every model has a group that can serve and nothing is being drained."""
-        return not self._draining and all(
-            any(group.alive for group in model.groups.values()) for model in self._models.values()
-        )
+        return not self._draining and all(model.alive for model in self._models.values())
 
     def models(self) -> Sequence[ServedModel]:
         return tuple(self._models.values())

@@ -96,6 +96,13 @@ class SimulatedRanks:
         assert not self.results, "ranks answer between steps only"
         return (RankStats(0, 0, 0.0, 0.0, 0, 0, 0, 0, 0),)
 
+    @property
+    def limit_s(self) -> float:
+        return 1.5
+
+    def fence(self) -> None:
+        """Nothing to end."""
+
     def close(self) -> None:
         """Nothing to end."""
 

@@ -8,6 +8,7 @@ End-of-file means the peer is gone: nothing is retried here. Unix sockets on a n
 import select
 import socket
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 from rayline.protos.errors import Unavailable
@@ -50,6 +51,11 @@ class Channel:
     def limit_wait(self, seconds: float | None) -> None:
         """Let later calls fail after `seconds` instead of waiting for ever."""
         self._socket.settimeout(seconds)
+
+    def hang_up(self) -> None:
+        """End the connection for both sides, whoever is waiting on it. From any thread; `close` is still to come."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._socket.close()

@@ -55,6 +55,10 @@ class Engine:
     def load(self) -> GroupLoad:
         return self.scheduler.load()
 
+    def fence(self) -> None:
+        """End the ranks by force, from any thread; `close` is still to be called."""
+        self.pipeline.fence()
+
     def close(self) -> None:
         self.pipeline.close()
 

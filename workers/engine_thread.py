@@ -3,6 +3,7 @@
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from rayline.protos.errors import RaylineError, Unavailable
 from rayline.protos.events import EngineEvent, Failed
 from rayline.protos.group import GroupLoad
 from rayline.protos.types import EngineRequest
+from rayline.workers.canary import Canary
 from rayline.workers.engine import Engine
 from rayline.workers.pipeline import RankStats
 
@@ -39,14 +41,28 @@ Emit = Callable[[list[EngineEvent], GroupLoad], None]
 
 class EngineThread:
     """Runs `engine.step()` as long as there is work. Every accepted request gets exactly one terminal event,
-    also when a rank is lost: then all get a Failed, and `on_lost` is called once."""
+    also when a rank is lost: then all get a Failed, the ranks are ended, and `on_lost` is called once.
 
-    def __init__(self, engine: Engine, emit: Emit, on_lost: Callable[[RaylineError], None]):
+    beat_s: when it last began something new, by `clock`. Each thing ends within the pipeline's `limit_s`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        canary: Canary,
+        emit: Emit,
+        on_lost: Callable[[RaylineError], None],
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self._engine = engine
+        self._canary = canary
+        self._clock = clock
+        self.beat_s = clock()
         self._emit = emit
         self._on_lost = on_lost
         self._mailbox: queue.SimpleQueue[Letter] = queue.SimpleQueue()
         self._lost: RaylineError | None = None
+        self._fenced = False
         self._posting = threading.Lock()  # between "is it lost?" and "it is in the mailbox" nothing may be lost
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -70,23 +86,43 @@ class EngineThread:
         self._mailbox.put(Stop())
         self._thread.join()
 
+    def fence(self, error: RaylineError) -> None:
+        """Take no more letters, tell no more events and end the ranks by force, though the thread is stuck.
+
+        From any thread. The caller tells those whose requests were running.
+        """
+        with self._posting:
+            self._lost = self._lost or error
+            self._fenced = True
+        self._engine.fence()
+
     # ---- in the engine's thread
 
     def _run(self) -> None:
         try:
             while self._take_letters():
+                self.beat_s = self._clock()
+                if not self._engine.has_work:
+                    self._rest()
                 events = self._engine.step()
-                self._tell(events)
-                if not events and not self._engine.has_work:
-                    self._engine.pipeline.check()
+                if events:
+                    self._canary.worked(self._clock())
+                    self._tell(events)
         except Exception as error:
             self._lose(error)
         finally:
             self._engine.close()
 
+    def _rest(self) -> None:
+        """Nobody wants anything: see whether the ranks are there, and now and then whether they compute."""
+        self._engine.pipeline.check()
+        if (request := self._canary.request(self._clock())) is not None:
+            self._engine.add(request)
+
     def _tell(self, events: list[EngineEvent]) -> None:
-        if events:
-            self._emit(events, self._engine.load())
+        """The canary's events stay here, but routers hear of the load behind them."""
+        if events and not self._fenced:
+            self._emit(self._canary.take(events), self._engine.load())
 
     def _take_letters(self) -> bool:
         """Read all mail; waits a little when there is no work. False when told to stop."""
@@ -97,6 +133,7 @@ class EngineThread:
             except queue.Empty:
                 return True
             wait = False
+            self.beat_s = self._clock()
             if isinstance(letter, Stop):
                 return False
             self._read(letter)
@@ -116,6 +153,7 @@ class EngineThread:
         """Ranks answer between steps only: the plans in flight are finished first."""
         try:
             while self._engine.pipeline.in_flight:
+                self.beat_s = self._clock()
                 self._tell(self._engine.take_result())
             letter.answer(self._engine.pipeline.rank_stats())
         except RaylineError:
@@ -132,10 +170,11 @@ class EngineThread:
         while not self._mailbox.empty():
             self._return_to_sender(self._mailbox.get(), lost)
         self._on_lost(lost)
+        self._engine.fence()
 
     def _return_to_sender(self, letter: Letter, lost: RaylineError) -> None:
         """What comes too late is answered all the same."""
         if isinstance(letter, EngineRequest):
-            self._tell([Failed(letter.request_id, lost)])
+            self._emit([Failed(letter.request_id, lost)], self._engine.load())
         elif isinstance(letter, AskStats):
             letter.answer(())

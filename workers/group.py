@@ -45,6 +45,8 @@ class Launcher(Protocol):
 
     def launch(self, specs: Sequence[RankSpec]) -> dict[int, Channel]: ...
 
+    def kill(self) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -230,7 +232,7 @@ def _start_ranks(
     except BaseException:
         launcher.close()
         raise
-    pipeline = Ranks(channels, {s.parallel.rank: s for s in placed}, _Closing(launcher, store))
+    pipeline = Ranks(channels, {s.parallel.rank: s for s in placed}, _Processes(launcher, store))
     try:
         loaded = pipeline.load(on_progress)
         kv = _kv_plan(spec, config, loaded)
@@ -241,14 +243,17 @@ def _start_ranks(
     return pipeline, loaded, kv
 
 
-class _Closing:
-    """Keeps the store alive as long as the ranks, then ends the launcher's processes."""
+class _Processes:
+    """The launcher's processes, and the store, which is to live as long as they."""
 
     def __init__(self, launcher: Launcher, store: object):
         self._launcher = launcher
         self._store: object | None = store
 
-    def __call__(self) -> None:
+    def kill(self) -> None:
+        self._launcher.kill()
+
+    def close(self) -> None:
         self._launcher.close()
         self._store = None
 

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from rayline.cluster.awake import AwakeTime
 from rayline.protos import internal_pb2 as pb
 from rayline.protos.channel_wire import SECRET_KEY, add_event, info_to_pb, load_to_pb, request_of
-from rayline.protos.errors import RaylineError
-from rayline.protos.events import EngineEvent, PromptScores, TokenEvent
+from rayline.protos.errors import RaylineError, Unavailable
+from rayline.protos.events import EngineEvent, Failed, PromptScores, TokenEvent
 from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.internal_pb2_grpc import GroupChannelServicer, add_GroupChannelServicer_to_server
+from rayline.workers.canary import Canary
 from rayline.workers.engine import Engine
 from rayline.workers.engine_thread import Abort, AskStats, EngineThread
 from rayline.workers.pipeline import RankStats
@@ -22,6 +24,8 @@ from rayline.workers.pipeline import RankStats
 log = logging.getLogger(__name__)
 
 LOAD_PERIOD_S = 0.1  # how often a router without tokens in a step hears of the load
+REPORT_PERIOD_S = 0.25  # how often a router hears of a live leader at least
+STUCK_GRACE_S = 0.5  # beyond what the engine's thread grants the ranks itself
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -40,7 +44,7 @@ class Connection:
     """
 
     number: int
-    outbox: asyncio.Queue[pb.LeaderMessage] = field(default_factory=asyncio.Queue)
+    outbox: asyncio.Queue[pb.LeaderMessage | None] = field(default_factory=asyncio.Queue)
     streams: dict[str, int] = field(default_factory=dict)
     request_ids: dict[int, str] = field(default_factory=dict)
     last_prompt: tuple[int, ...] = ()
@@ -53,7 +57,9 @@ class Leader(GroupChannelServicer):
     def __init__(self, engine: Engine, info: GroupInfo, secret: str):
         self.info = info
         self._secret = secret
-        self._thread = EngineThread(engine, self._emit, self._on_lost)
+        self._engine = engine
+        self._thread = EngineThread(engine, Canary(info.exact), self._emit, self._on_lost)
+        self._watch: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._connections: set[Connection] = set()
         self._owners: dict[str, Connection] = {}
@@ -71,9 +77,12 @@ class Leader(GroupChannelServicer):
         self.address = f"{host}:{port}"
         await self._server.start()
         self._thread.start()
+        self._watch = asyncio.create_task(self._watch_engine())
 
     async def stop(self, grace_s: float) -> None:
         """End the channel and the engine; streams still open get a Cancelled from gRPC after `grace_s`."""
+        if self._watch is not None:
+            self._watch.cancel()
         await self._server.stop(grace_s)
         await asyncio.to_thread(self._thread.stop)
 
@@ -103,13 +112,17 @@ class Leader(GroupChannelServicer):
         shown = dict(context.invocation_metadata() or ()).get(SECRET_KEY, "")
         if not hmac.compare_digest(str(shown).encode(), self._secret.encode()):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "wrong secret: this channel is internal")
+        if self.lost.is_set():
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the group was lost")
         connection = Connection(next(self._numbers))
         self._connections.add(connection)
         reader = asyncio.create_task(self._read(connection, request_iterator))
         try:
             yield pb.LeaderMessage(welcome=info_to_pb(self.info))
             while True:
-                yield await connection.outbox.get()
+                if (message := await connection.outbox.get()) is None:
+                    return
+                yield message
         finally:
             reader.cancel()
             self._connections.discard(connection)
@@ -137,13 +150,48 @@ class Leader(GroupChannelServicer):
         step.failed.add(stream=submit.stream, kind="InvalidRequest", message=text, field="request_id")
         connection.outbox.put_nowait(pb.LeaderMessage(step=step))
 
+    # ---- progress
+
+    async def _watch_engine(self) -> None:
+        """Tell every router again and again that the group lives, as long as its engine does."""
+        waited, beat_s = AwakeTime(self._loop.time, 2 * REPORT_PERIOD_S), self._thread.beat_s
+        while not self.lost.is_set():
+            await asyncio.sleep(REPORT_PERIOD_S)
+            if beat_s != self._thread.beat_s:
+                waited.restart()
+                beat_s = self._thread.beat_s
+            elif waited.look() > self._engine.pipeline.limit_s + STUCK_GRACE_S:
+                self._fence(Unavailable(f"the group was lost: its engine stood still for {waited.look():.1f} s"))
+            self._report(self._loop.time() - REPORT_PERIOD_S)
+
+    def _fence(self, error: RaylineError) -> None:
+        """End the group although its engine's thread cannot: every stream with one Failed, then the ranks."""
+        log.error("%s", error.message)
+        failed: list[EngineEvent] = [Failed(request_id, error) for request_id in self._owners]
+        self._deliver(failed, self.load)
+        self._hang_up()
+        self._thread.fence(error)
+
+    def _report(self, told_before_s: float) -> None:
+        """Tell the load to routers that have not heard anything since, unless they do not even take what is there."""
+        for connection in self._connections:
+            if connection.told_s <= told_before_s and connection.outbox.empty():
+                connection.told_s = self._loop.time()
+                connection.outbox.put_nowait(pb.LeaderMessage(step=pb.Step(load=load_to_pb(self.load))))
+
+    def _hang_up(self) -> None:
+        """The group is lost: routers see the end of their streams behind the last events."""
+        self.lost.set()
+        for connection in self._connections:
+            connection.outbox.put_nowait(None)
+
     # ---- from the engine's thread
 
     def _emit(self, events: list[EngineEvent], load: GroupLoad) -> None:
         self._loop.call_soon_threadsafe(self._deliver, events, load)
 
     def _on_lost(self, error: RaylineError) -> None:
-        self._loop.call_soon_threadsafe(self.lost.set)
+        self._loop.call_soon_threadsafe(self._hang_up)
 
     def _deliver(self, events: list[EngineEvent], load: GroupLoad) -> None:
         """Sort one step's events by router: one message to each."""

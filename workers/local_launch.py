@@ -41,6 +41,12 @@ class LocalLauncher:
             return accept_ranks([server], len(specs), secret, START_TIMEOUT_S, self._check)
         finally:
             server.close()
+            shutil.rmtree(self._folder, ignore_errors=True)  # nobody else comes: nothing is left to leave behind
+
+    def kill(self) -> None:
+        """End every rank by force."""
+        for process in list(self._processes.values()):
+            process.kill()
 
     def close(self) -> None:
         """End every rank: it has been told to stop, is waited for, then ended by force."""
@@ -51,7 +57,6 @@ class LocalLauncher:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     @property
     def process_ids(self) -> tuple[int, ...]:

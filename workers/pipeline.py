@@ -43,7 +43,12 @@ class Pipeline(Protocol):
         ...
 
     def next_result(self) -> StepResult:
-        """Wait for the oldest plan's result. Raises Unavailable when a rank is gone."""
+        """Wait for the oldest plan's result. Raises Unavailable when a rank is gone or makes no progress."""
+        ...
+
+    @property
+    def limit_s(self) -> float:
+        """What the next call may take: after more, whoever made it is stuck. For other threads to watch."""
         ...
 
     def check(self) -> None:
@@ -52,6 +57,10 @@ class Pipeline(Protocol):
 
     def rank_stats(self) -> tuple[RankStats, ...]:
         """Ask every rank; only between steps. Resets their clocks."""
+        ...
+
+    def fence(self) -> None:
+        """End all processes of the ranks now, by force: nothing they compute reaches anybody. From any thread."""
         ...
 
     def close(self) -> None:

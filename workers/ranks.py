@@ -1,38 +1,76 @@
-"""The ranks of a group as the leader drives them: one socket each, plans out to all, results in from one."""
+"""The ranks of a group as the leader drives them: one socket each, plans out to all, results in from one.
+
+A rank that is lost, or that makes no progress within the deadline of a step, raises Unavailable wherever it is noticed.
+"""
 
 import hmac
 import selectors
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Protocol
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 
+from rayline.cluster.awake import AwakeTime
 from rayline.cluster.kv_memory import KvPlan
 from rayline.protos import internal_pb2 as pb
 from rayline.protos.errors import Unavailable, error_of
 from rayline.protos.plan import Plan, StepResult
 from rayline.protos.plan_wire import plan_to_pb, result_of
 from rayline.workers.channel import Channel
+from rayline.workers.deadline import LEAST_LIMIT_S, InFlight, StepTimes
+from rayline.workers.peer import PeerProcess
 from rayline.workers.pipeline import RankStats
 from rayline.workers.rank_wire import loaded_of, spec_to_pb, stats_of
 from rayline.workers.spec import Loaded, RankSpec
+from rayline.workers.vitals import Vitals
 
 HELLO_TIMEOUT_S = 5.0
+FRAME_LIMIT_S = 120.0  # for one frame to pass, once begun; ranks read between steps only
+START_LIMIT_S = 600.0  # a rank that loads tells of it far more often; compiling is silent
+TICK_S = 0.05
+LONGEST_TICK_S = 0.2  # of which the rest is not held against the ranks
+WORKING_LIMITS = 4.0  # how many times its limit a step gets while the ranks are seen to compute
 LOOKAHEAD = 1  # plans made ahead for each one that runs, so that no rank waits for the leader
 
 OnRankProgress = Callable[[int, str, int, int], None]
 """(rank, phase, done, total)"""
 
 
-class Ranks:
-    """The pipeline of a group of several processes. Not thread-safe: one thread drives it."""
+class Processes(Protocol):
+    """Whoever started the ranks' processes."""
 
-    def __init__(self, channels: Mapping[int, Channel], specs: Mapping[int, RankSpec], on_close: Callable[[], None]):
+    def close(self) -> None:
+        """Wait for them to end and clear up. Ranks that were told to stop end by themselves."""
+        ...
+
+    def kill(self) -> None:
+        """End them by force, without waiting. May be called from any thread, at any time, more than once."""
+        ...
+
+
+class Ranks:
+    """The pipeline of a group of several processes. One thread drives it; `fence` alone may come from others."""
+
+    def __init__(
+        self,
+        channels: Mapping[int, Channel],
+        specs: Mapping[int, RankSpec],
+        processes: Processes,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self._channels = dict(channels)
         self._specs = dict(specs)
-        self._on_close = on_close
-        self._in_flight = 0
+        self._processes = processes
+        self._clock = clock
+        any_spec = next(iter(self._specs.values()))
+        self._epoch = any_spec.epoch
+        self._in_flight = InFlight(StepTimes(any_spec.parallel.pp_size))
+        self._fenced = False
+        peers = {rank: PeerProcess.of(channel.fileno()) for rank, channel in self._channels.items()}
+        self._vitals = Vitals(peers, {rank: spec.parallel.stage for rank, spec in self._specs.items()})
         self._reporter = next(rank for rank, spec in self._specs.items() if spec.parallel.reports)
         self._selector = selectors.DefaultSelector()
         for rank, channel in self._channels.items():
@@ -46,7 +84,7 @@ class Ranks:
             channel.send(pb.LeaderFrame(load=spec_to_pb(self._specs[rank])))
         loaded: dict[int, Loaded] = {}
         while len(loaded) < len(self._channels):
-            rank, frame = self._next_frame()
+            rank, frame = self._next_frame(START_LIMIT_S)
             if frame.WhichOneof("frame") == "progress":
                 on_progress(rank, frame.progress.phase, frame.progress.done, frame.progress.total)
             else:
@@ -59,7 +97,7 @@ class Ranks:
             channel.send(pb.LeaderFrame(allocate=pb.Allocate(blocks=kv.blocks)))
         ready: set[int] = set()
         while len(ready) < len(self._channels):
-            rank, frame = self._next_frame()
+            rank, frame = self._next_frame(START_LIMIT_S)
             if frame.WhichOneof("frame") == "progress":
                 on_progress(rank, frame.progress.phase, frame.progress.done, frame.progress.total)
             else:
@@ -73,19 +111,28 @@ class Ranks:
 
     @property
     def in_flight(self) -> int:
-        return self._in_flight
+        return len(self._in_flight)
+
+    @property
+    def limit_s(self) -> float:
+        """With what ranks that are seen to compute are granted on top."""
+        return self._in_flight.limit_s * WORKING_LIMITS
 
     def submit(self, plan: Plan) -> None:
         frame = pb.LeaderFrame(plan=plan_to_pb(plan))
         for channel in self._channels.values():
-            channel.send(frame)
-        self._in_flight += 1
+            try:
+                channel.send(frame)
+            except Unavailable:
+                self._raise_reason()
+                raise
+        self._in_flight.submitted(plan, self._clock())
 
     def next_result(self) -> StepResult:
         while True:
             _, frame = self._next_frame()
-            if frame.WhichOneof("frame") == "result":
-                self._in_flight -= 1
+            if frame.WhichOneof("frame") == "result" and frame.result.epoch == self._epoch:
+                self._in_flight.answered(self._clock(), frame.result.busy_s)
                 return result_of(frame.result)
 
     def check(self) -> None:
@@ -101,23 +148,59 @@ class Ranks:
             stats[rank] = stats_of(frame.stats)
         return tuple(stats[rank] for rank in sorted(stats))
 
+    # ---- the end
+
+    def fence(self) -> None:
+        self._fenced = True
+        self._vitals.kill()
+        for channel in self._channels.values():
+            channel.hang_up()
+        self._processes.kill()
+
     def close(self) -> None:
         for channel in self._channels.values():
             try:
-                channel.send(pb.LeaderFrame(stop=pb.Stop()))
+                if not self._fenced:
+                    channel.send(pb.LeaderFrame(stop=pb.Stop()))
             except Unavailable:
                 continue
             finally:
                 channel.close()
         self._selector.close()
-        self._on_close()
+        self._vitals.close()
+        self._processes.close()
 
     # ---- frames
 
-    def _next_frame(self) -> tuple[int, pb.WorkerFrame]:
-        """The next frame of any rank. A lost rank is noticed at once, whichever rank was waited for."""
-        rank: int = self._selector.select()[0][0].data
+    def _next_frame(self, limit_s: float | None = None) -> tuple[int, pb.WorkerFrame]:
+        """The next frame of any rank. A lost rank is noticed at once, whichever rank was waited for.
+
+        Raises Unavailable when none comes within `limit_s`; without one, within the oldest plan's own limit.
+        """
+        ready = self._selector.select(TICK_S) or self._wait(limit_s)
+        rank: int = ready[0][0].data
         return rank, self._receive(rank)
+
+    def _wait(self, limit_s: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Wait on, with an eye on the clock and on what the ranks' processes do."""
+        waited = AwakeTime(self._clock, LONGEST_TICK_S)
+        self._vitals.begin()
+        while not (ready := self._selector.select(TICK_S)):
+            if waited.look() < LEAST_LIMIT_S - TICK_S:
+                continue
+            limit = self._in_flight.limit_s if limit_s is None else limit_s
+            if waited.look() > limit - TICK_S and not (
+                waited.look() < limit * WORKING_LIMITS and self._vitals.working(waited.look())
+            ):
+                raise Unavailable(f"no rank made progress for {waited.look():.1f} s: {self._vitals.summary()}")
+        return ready
+
+    def _raise_reason(self) -> None:
+        """A rank that fails says why before it hangs up: raise that, if it is there."""
+        for rank, channel in self._channels.items():
+            with suppress(Unavailable):
+                while channel.has_frame():
+                    self._receive(rank)
 
     def _receive(self, rank: int) -> pb.WorkerFrame:
         frame = self._channels[rank].receive_worker_frame()
@@ -179,6 +262,6 @@ def _greet(server: socket.socket, secret: str) -> tuple[int, Channel] | None:
     if not hmac.compare_digest(hello.secret.encode(), secret.encode()):
         channel.close()
         return None
-    channel.limit_wait(None)
+    channel.limit_wait(FRAME_LIMIT_S)
     channel.peer = f"rank {hello.rank}"
     return hello.rank, channel

@@ -59,17 +59,25 @@ class RayLauncher:
         finally:
             near.close()
             far.close()
+            shutil.rmtree(self._folder, ignore_errors=True)  # nobody else comes: nothing is left to leave behind
 
     def nodes(self) -> dict[int, str]:
         """The node of each rank, as Ray names them."""
         return {rank: str(ray.get(actor.node.remote())) for rank, actor in self._actors.items()}
 
+    def kill(self) -> None:
+        """Have Ray end every rank by force: also those on other nodes, where the leader's own signals do not reach."""
+        for actor in list(self._actors.values()):
+            ray.kill(actor)
+
     def close(self) -> None:
-        """Wait until the told ranks have ended; what hangs is killed with its actor by the leader's end."""
-        ray.wait(list(self._runs.values()), num_returns=len(self._runs), timeout=STOP_TIMEOUT_S)
+        """Wait until the told ranks have ended, and have what hangs ended by force."""
+        runs = list(self._runs.values())
+        _, hanging = ray.wait(runs, num_returns=len(runs), timeout=STOP_TIMEOUT_S) if runs else ([], [])
+        if hanging:
+            self.kill()
         self._runs.clear()
         self._actors.clear()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self, spec: RankSpec, addresses: list[str], secret: str) -> "ray.ObjectRef[None]":
         gpus = 1 if spec.device == "cuda" else 0

@@ -15,6 +15,7 @@ from rayline.kernels.backend import Kernels
 from rayline.kernels.choice import Choice, Unfit, build, choose
 from rayline.kernels.compiled_kernels import bucket_of
 from rayline.kernels.cores import claim
+from rayline.kernels.gpu import triton_misfit
 from rayline.kernels.native_kernels import native_misfit
 from rayline.protos.errors import ConfigError, NotEnoughMemory
 from rayline.protos.plan import Plan, Slice, StepResult
@@ -233,8 +234,11 @@ def kernels_of(spec: RankSpec) -> Kernels:
 
 def kernel_choice(spec: RankSpec, config: ModelConfig) -> Choice:
     """What computes on this rank. Raises ConfigError when the kernels that were asked for cannot."""
-    misfit = native_misfit(
-        config.head_dim, (config.hidden_size, config.intermediate_size // spec.parallel.tp_size), spec.block_tokens
+    depths = (config.hidden_size, config.intermediate_size // spec.parallel.tp_size)
+    misfit = (
+        triton_misfit(config.head_dim, spec.block_tokens)
+        if spec.device == "cuda"
+        else native_misfit(config.head_dim, depths, spec.block_tokens)
     )
     try:
         return choose(torch.device(spec.device), torch_dtype(spec.dtype), spec.kernels, misfit)

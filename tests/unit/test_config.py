@@ -31,7 +31,7 @@ ACCEPTED: dict[str, dict[str, list[Any]]] = {
         "priority_aging_s": [0, 0.5, 3600],
         "prefix_caching": [True, False],
         "threads": [0, 64],
-        "kernels": ["auto", "native", "onednn", "torch"],
+        "kernels": ["auto", "native", "onednn", "torch", "triton", "triton-exact"],
         "quantize": ["none", "int8", "int4"],
         "activations": ["exact", "int8"],
         "kv_cache": ["paged", "static"],

@@ -13,6 +13,7 @@ from rayline.protos.errors import InvalidRequest, Overloaded, RaylineError, Unav
 from rayline.protos.events import EngineEvent, Failed, Finished, FinishReason, TokenEvent
 from rayline.protos.group import GroupLoad
 from rayline.protos.types import EngineRequest
+from rayline.workers.canary import Canary
 from rayline.workers.engine import Engine
 from rayline.workers.engine_thread import Abort, AskStats, EngineThread
 from rayline.workers.pipeline import RankStats
@@ -30,7 +31,7 @@ class Desk:
         self.losses: list[RaylineError] = []
         self.stats: list[tuple[RankStats, ...]] = []
         self.told = threading.Condition()
-        self.thread = EngineThread(engine, self._emit, self._on_lost)
+        self.thread = EngineThread(engine, Canary(exact=True), self._emit, self._on_lost)
 
     def _emit(self, events: list[EngineEvent], load: GroupLoad) -> None:
         with self.told:

@@ -103,7 +103,7 @@ def test_after_a_grammar_that_ended_its_process_the_next_is_served(desk: Grammar
 async def test_a_hostile_grammar_does_not_hold_up_the_event_loop(desk: GrammarDesk) -> None:
     kind, text = HOSTILE["patterns that meet"]
     task = asyncio.create_task(desk.grammar(StructuredOutput(kind, text + "\n")))
-    longest_s, before = 0.0, time.monotonic()
+    longest_s, before = 0.0, time.thread_time()  # other processes may hold up this one
     while not task.done():
         await asyncio.sleep(0.005)
         now = time.monotonic()

@@ -12,6 +12,7 @@ from fakes import FakeGroup, info, saying, service_of
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from small_tokenizers import served
 
 from rayline.cluster.config import LimitsSection, RouterSection, SecuritySection, SystemConfig
 from rayline.protos import inference_pb2 as pb
@@ -19,7 +20,7 @@ from rayline.protos import inference_pb2_grpc as pb_grpc
 from rayline.protos.errors import Overloaded, PortInUse, RaylineError, Unavailable
 from rayline.router.grpc_api import SERVICE_NAME, build_grpc_server
 from rayline.router.ports import probe_port
-from rayline.router.service import Service
+from rayline.router.service import ServedModel, Service
 
 SAYING = "the quick brown fox jumps"
 LOCAL = RouterSection(grpc_port=0)
@@ -297,6 +298,23 @@ async def test_bytes_that_are_no_message_are_refused_and_the_next_call_served() 
         assert (await generate(channel, request()))[-1].WhichOneof("event") == "finished"
 
 
+async def test_each_model_has_a_health_of_its_own() -> None:
+    lost, lives = FakeGroup(saying(SAYING)), FakeGroup(saying(SAYING), info("g1"))
+    tokenizer = served("byte_level")
+    groups = {"lost": lost, "lives": lives}
+    models = {name: ServedModel(name, tokenizer, {"g": group}, 0) for name, group in groups.items()}
+    service = Service(models, lambda: 0.0, lambda: 0)
+    lost.alive = False
+    async with door(service) as channel:
+        stub = health_stub(channel)
+        found = {
+            name: (await stub.Check(health_pb2.HealthCheckRequest(service=name))).status
+            for name in ("", SERVICE_NAME, "lost", "lives")
+        }
+    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    assert found == {"": not_serving, SERVICE_NAME: not_serving, "lost": not_serving, "lives": serving}
+
+
 async def test_health_follows_groups_and_drain() -> None:
     group = FakeGroup(saying(SAYING), delay_s=0.02)
     service = service_of(group)
@@ -310,8 +328,9 @@ async def test_health_follows_groups_and_drain() -> None:
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
         assert await status("") == await status(SERVICE_NAME) == health_pb2.HealthCheckResponse.SERVING
         assert (await refusal(status("other"))).code() == grpc.StatusCode.NOT_FOUND
+        assert await status("tiny") == health_pb2.HealthCheckResponse.SERVING
         group.alive = False
-        assert await status("") == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert await status("") == await status("tiny") == health_pb2.HealthCheckResponse.NOT_SERVING
         group.alive = True
         running = asyncio.create_task(generate(channel, request()))
         await until(lambda: group.requests)

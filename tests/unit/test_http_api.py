@@ -428,14 +428,16 @@ def test_health_follows_groups_and_drain() -> None:
     group = FakeGroup(saying("x"))
     service = service_of(group)
     with http_of(service) as client:
-        assert client.get("/health").json() == {"status": "ok"}
+        assert client.get("/health").json() == {"status": "ok", "models": {"tiny": "ok"}}
         group.alive = False
-        assert client.get("/health").status_code == 503
+        lost = client.get("/health")
+        assert (lost.status_code, lost.json()) == (503, {"status": "unavailable", "models": {"tiny": "unavailable"}})
         assert client.get("/v1/models").json()["data"][0]["max_model_len"] is None
         assert client.post("/v1/completions", json=COMPLETION).status_code == 503
         group.alive = True
         asyncio.run(service.drain(0.0))
-        assert (client.get("/health").status_code, client.get("/health").json()) == (503, {"status": "draining"})
+        draining = client.get("/health")
+        assert (draining.status_code, draining.json()) == (503, {"status": "draining", "models": {"tiny": "ok"}})
         refused = client.post("/v1/completions", json=COMPLETION)
         assert refused.status_code == 503 and "shutting down" in refused.json()["error"]["message"]
 

@@ -19,6 +19,7 @@ ALLOWED = {
 PLACES = {
     "torch": ("workers/", "kernels/"),
     "ray": ("deploy/", "cluster/placement.py", "router/serve_router.py", "workers/ray_launch.py"),
+    "triton": ("kernels/triton_",),
     "transformers": ("router/tokenizer.py",),
 }
 

@@ -20,8 +20,9 @@ from rayline.kernels.activation import silu_gate
 from rayline.kernels.attention import PagedKv, paged_attention
 from rayline.kernels.backend import AttentionShape
 from rayline.kernels.cache import write_cache
-from rayline.kernels.choice import KernelOptions, choose
+from rayline.kernels.choice import KernelOptions, Unfit, choose
 from rayline.kernels.context import ForwardContext
+from rayline.kernels.gpu import Gpu, triton_misfit
 from rayline.kernels.library import Library, LibraryMissing
 from rayline.kernels.norm import add_rms_norm, rms_norm
 from rayline.kernels.rope import inverse_frequencies, llama3_frequencies, rope_tables, rotate
@@ -298,6 +299,69 @@ def test_torch_computes_what_the_native_kernels_do_not() -> None:
         assert (choice.name, choice.exact) == ("torch", False)
         with pytest.raises(ValueError, match="bfloat16 on CPUs"):
             choose(torch.device(device), dtype, KernelOptions("native"))
+
+
+GPU = (torch.device("cuda"), torch.bfloat16)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU as the choice of kernels sees it."""
+    monkeypatch.setattr(choice_module, "gpu_of", lambda device: Gpu(132, "sm90"))
+
+
+@pytest.mark.usefixtures("gpu")
+def test_triton_computes_on_gpus_and_is_exact_where_that_is_wished_for() -> None:
+    for wish, quantize, name in (
+        ("auto", "none", "triton"),
+        ("triton", "int4", "triton-int4g64"),
+        ("triton-exact", "none", "exact-sm90"),
+        ("triton-exact", "int8", "exact-sm90-int8g128"),
+    ):
+        choice = choose(*GPU, KernelOptions(wish, quantize))
+        assert (choice.name, choice.exact, choice.gpu) == (name, wish == "triton-exact", Gpu(132, "sm90"))
+    assert choose(*GPU, KernelOptions("torch")).name == "torch"
+    assert choose(*GPU, KernelOptions(), misfit="a head is too wide").why == "a head is too wide"
+    assert choose(*GPU, KernelOptions(compile=True)).name == "torch-compiled"
+
+
+@pytest.mark.usefixtures("gpu")
+def test_the_chosen_triton_kernels_carry_the_name_of_their_class() -> None:
+    pytest.importorskip("triton")
+    for wish in ("triton", "triton-exact"):
+        choice = choose(*GPU, KernelOptions(wish, "int4"))
+        kernels = choice_module.build(choice, 1, None)
+        assert (kernels.name, kernels.exact) == (choice.name, choice.exact)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_what_the_triton_kernels_do_not_compute_is_refused_by_its_field() -> None:
+    for device, dtype, options, misfit, field in (
+        (*BF16, KernelOptions("triton"), "", "kernels"),
+        (torch.device("cuda"), torch.float32, KernelOptions("triton-exact"), "", "kernels"),
+        (*GPU, KernelOptions("triton"), "a head is too wide", "kernels"),
+        (*GPU, KernelOptions("triton", compile=True), "", "compile"),
+        (*GPU, KernelOptions("auto", "int4", "int8"), "", "activations"),
+        (*GPU, KernelOptions("auto", "int4"), "a head is too wide", "quantize"),
+    ):
+        with pytest.raises(Unfit) as refused:
+            choose(device, dtype, options, misfit)
+        assert refused.value.field == field
+
+
+def test_without_a_gpu_triton_is_refused_and_the_reason_given() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(Unfit, match="no CUDA device"):
+        choose(*GPU, KernelOptions("triton"))
+    assert choose(*GPU, KernelOptions()).why == "torch finds no CUDA device"
+
+
+def test_a_model_that_the_triton_kernels_cannot_lay_out_is_named() -> None:
+    assert triton_misfit(128, 16) == ""
+    assert "head_dim = 72" in triton_misfit(72, 16)
+    assert "block_tokens = 8" in triton_misfit(64, 8)
+    assert "up to 256, not 512" in triton_misfit(512, 16)
 
 
 def test_without_the_library_the_fastest_of_torch_computes_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

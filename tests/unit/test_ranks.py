@@ -169,19 +169,22 @@ class Group:
     """Ranks played by threads, each following `role` on its end of a socket pair."""
 
     def __init__(self, role: Role, tp: int = 2, pp: int = 1):
-        self.closed = 0
+        self.closed = self.killed = 0
         specs = {place.rank: replace(SPEC, parallel=place) for place in ranks(tp, pp)}
         ends = {rank: socket.socketpair() for rank in specs}
         self.threads = [
             threading.Thread(target=self._play, args=(role, Channel(ends[rank][1], "the leader"), spec), daemon=True)
             for rank, spec in specs.items()
         ]
-        self.ranks = Ranks({rank: Channel(end[0], f"rank {rank}") for rank, end in ends.items()}, specs, self._on_close)
+        self.ranks = Ranks({rank: Channel(end[0], f"rank {rank}") for rank, end in ends.items()}, specs, self)
         for thread in self.threads:
             thread.start()
 
-    def _on_close(self) -> None:
+    def close(self) -> None:
         self.closed += 1
+
+    def kill(self) -> None:
+        self.killed += 1
 
     def _play(self, role: Role, channel: Channel, spec: RankSpec) -> None:
         with suppress(Unavailable):

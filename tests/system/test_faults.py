@@ -1,0 +1,162 @@
+"""Frozen processes under a running server: who notices, what clients see, what stands again afterwards."""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import grpc
+import httpx
+import psutil
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from server import Server
+
+from rayline.protos import inference_pb2 as pb
+from rayline.protos import inference_pb2_grpc as pb_grpc
+
+MODEL = "rayline-python"
+PROMPT = "def fibonacci(n):\n"
+STREAMS = 6
+TOKENS = 1000
+NOTICED_S = 3.0  # the next token elsewhere is to come by then
+BACK_S = 15.0
+SLACK = 3.0  # for machines that run other things beside
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+class Stream:
+    """A stream read by a thread: its tokens, when each came, how it ended."""
+
+    def __init__(self, stub: pb_grpc.InferenceServiceStub):
+        params = pb.SamplingParams(max_tokens=TOKENS, ignore_eos=True, temperature=1.0, seed=11)
+        self._call = stub.Generate(pb.GenerateRequest(model=MODEL, text=PROMPT, params=params))
+        self.token_ids: list[int] = []
+        self.kinds: list[str | None] = []
+        self.longest_gap_s = 0.0
+        self.ended_s = 0.0
+        self.code: grpc.StatusCode | None = None
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        last_s = 0.0
+        try:
+            for event in self._call:
+                now = time.monotonic()
+                self.longest_gap_s = max(self.longest_gap_s, now - (last_s or now))
+                last_s = now
+                self.kinds.append(event.WhichOneof("event"))
+                self.token_ids += event.delta.token_ids
+        except grpc.RpcError as error:
+            assert isinstance(error, grpc.Call)
+            self.code = error.code()
+        self.ended_s = time.monotonic()
+
+    def join(self) -> None:
+        self._thread.join(120.0)
+        assert not self._thread.is_alive(), "the stream hangs"
+
+
+class System:
+    """The server as its clients and its operator see it."""
+
+    def __init__(self, server: Server):
+        self.server = server
+        channel = grpc.insecure_channel(server.grpc_address)
+        self.stub = pb_grpc.InferenceServiceStub(channel)
+        self.frozen: list[int] = []
+        self._health = health_pb2_grpc.HealthStub(channel)
+
+    def groups(self) -> int:
+        return int(self.stub.ListModels(pb.ListModelsRequest()).models[0].groups)
+
+    def health(self, name: str = "") -> int:
+        return int(self._health.Check(health_pb2.HealthCheckRequest(service=name)).status)
+
+    def http_health(self) -> tuple[int, dict[str, object]]:
+        answer = httpx.get(self.server.http_url.replace("/v1", "/health"), timeout=5.0)
+        return answer.status_code, answer.json()
+
+    def processes(self, title: str) -> list[psutil.Process]:
+        """Ray names its processes after what they run."""
+        found = []
+        for process in self.server.descendants():
+            with suppress(psutil.Error):
+                if title in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+    def freeze(self, process: psutil.Process) -> float:
+        """Stop a process; returns when."""
+        self.frozen.append(process.pid)
+        process.suspend()
+        return time.monotonic()
+
+    def streams(self) -> list[Stream]:
+        streams = [Stream(self.stub) for _ in range(STREAMS)]
+        until(lambda: all(len(stream.token_ids) > 5 for stream in streams), 30.0)
+        return streams
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def until(condition: Callable[[], bool], limit_s: float) -> float:
+    """Wait for `condition`; returns the seconds it took."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < limit_s, f"not within {limit_s:.0f} s"
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def test_frozen_processes_cost_their_groups_alone_and_health_tells_the_truth(serve: Callable[..., Server]) -> None:
+    """First a rank of one group freezes, then, while that one is being rebuilt, the leader of the other."""
+    system = System(serve("--groups", "2", "--tp", "2"))
+    leaders = system.processes("group-rayline")
+    streams = system.streams()
+
+    frozen_s = system.freeze(system.processes("RankActor")[0])
+    until(lambda: sum(stream.ended_s > 0 for stream in streams) == STREAMS // 2, NOTICED_S * SLACK)
+    until(lambda: system.groups() == 1, SLACK)
+    lost, others = ([s for s in streams if bool(s.ended_s) is ended] for ended in (True, False))
+    assert all(stream.code is grpc.StatusCode.UNAVAILABLE and stream.kinds.count("failed") == 1 for stream in lost)
+    noticed_s = max(stream.ended_s for stream in lost) - frozen_s
+    assert noticed_s < NOTICED_S * SLACK
+    assert system.health() == system.health(MODEL) == SERVING, "the other group serves"
+    assert max(stream.longest_gap_s for stream in others) < 1.0 * SLACK, "and its streams went on"
+
+    until(lambda: sum(map(lives, leaders)) == 1, SLACK)
+    leader_s = system.freeze(next(filter(lives, leaders)))
+    for stream in others:
+        stream.join()
+        assert stream.code is grpc.StatusCode.UNAVAILABLE and stream.kinds.count("failed") == 1
+    silent_s = max(stream.ended_s for stream in others) - leader_s
+    assert silent_s < NOTICED_S * SLACK
+    until(lambda: system.health() == system.health(MODEL) != SERVING, SLACK)
+    assert system.http_health() == (503, {"status": "unavailable", "models": {MODEL: "unavailable"}})
+
+    until(lambda: system.groups() > 0, BACK_S * SLACK)
+    first_back_s = time.monotonic() - frozen_s
+    until(lambda: system.groups() == 2, BACK_S * SLACK)
+    both_back_s = time.monotonic() - leader_s
+    assert system.health() == system.health(MODEL) == SERVING
+    assert system.http_health() == (200, {"status": "ok", "models": {MODEL: "ok"}})
+    until(lambda: len(system.processes("RankActor")) == 4 and len(system.processes("group-rayline")) == 2, 10.0)
+    assert not [pid for pid in system.frozen if psutil.pid_exists(pid)], "a stopped process was left behind"
+
+    whole = system.streams()
+    for stream in whole:
+        stream.join()
+        assert stream.token_ids == whole[0].token_ids and len(stream.token_ids) == TOKENS
+    for stream in streams:
+        assert stream.token_ids == whole[0].token_ids[: len(stream.token_ids)]
+    print(
+        f"rank: noticed after {noticed_s:.2f} s, group back after {first_back_s:.1f} s; "
+        f"leader: noticed after {silent_s:.2f} s, group back after {both_back_s:.1f} s"
+    )

@@ -1,0 +1,179 @@
+"""All operations of the Triton kernels in the interpreter: against torch one by one, and as a decoder."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rayline.cluster.parallel import Parallel
+from rayline.kernels.backend import AttentionShape, Kernels, KvLayer, RopeTables
+from rayline.kernels.native_quant import DEFAULT_GROUPS, Quantisation
+from rayline.kernels.quantise import dequantise, quantise
+from rayline.kernels.rope import inverse_frequencies, rope_tables
+from rayline.kernels.torch_kernels import TorchKernels
+from rayline.kernels.triton_kernels import TritonKernels
+from rayline.kernels.triton_launch import Kernel, Variant
+from rayline.workers.cache import KvCache
+from rayline.workers.collectives import Alone
+from rayline.workers.models.config import ModelConfig
+from rayline.workers.models.decoder import Decoder
+from rayline.workers.weights import Weights
+
+ROWS, DIM, COLUMNS = 7, 96, 150
+SHAPE = AttentionShape(heads=6, kv_heads=2, head_dim=32, scale=0.2)
+UNITS = 50
+WAYS: dict[str, TritonKernels] = {
+    "ordinary": TritonKernels("triton", False, None, UNITS),
+    "exact": TritonKernels("exact-sm90", True, None, UNITS),
+}
+every_way = pytest.mark.parametrize("way", WAYS)
+
+
+def fp16(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).half()
+
+
+def attended(kernels: Kernels, pages: Any) -> Tensor:
+    """Two steps: the earlier tokens, then the present ones on top of them."""
+    paged = pages(block_tokens=16)
+    size = (paged.blocks, 16 * SHAPE.kv_heads * SHAPE.head_dim)
+    layer = KvLayer(torch.zeros(size).half(), torch.zeros(size).half(), 16, SHAPE.kv_heads, SHAPE.head_dim)
+    rope = RopeTables(*rope_tables(inverse_frequencies(SHAPE.head_dim, 10_000.0), 64))
+    norms = (fp16(SHAPE.head_dim, seed=8) + 1, fp16(SHAPE.head_dim, seed=9) + 1)
+    out = torch.empty(0)
+    for seed, slices in enumerate(([(0, 0, 3), (1, 0, 39)], [(0, 3, 3), (1, 39, 1), (2, 0, 18)])):
+        context = paged.context(slices)
+        qkv = fp16(len(context.positions), (SHAPE.heads + 2 * SHAPE.kv_heads) * SHAPE.head_dim, seed=seed)
+        q = kernels.write_kv(qkv, SHAPE, rope, norms, 1e-5, layer, context)
+        out = kernels.attend(q, SHAPE, layer, context, torch.linspace(-1, 2, SHAPE.heads))
+    return out
+
+
+OPERATIONS: dict[str, Callable[[Kernels], Tensor]] = {
+    "linear": lambda k: k.linear(fp16(ROWS, DIM), k.pack([fp16(COLUMNS, DIM, seed=1)]), fp16(COLUMNS, seed=2)),
+    "linear of parts": lambda k: k.linear(fp16(ROWS, DIM), k.pack([fp16(70, DIM, seed=1), fp16(33, DIM, seed=2)])),
+    "linear of 8 segments": lambda k: k.linear(fp16(ROWS, DIM), k.pack([fp16(COLUMNS, DIM, seed=1)], 8)),
+    "linear_fp32": lambda k: k.linear_fp32(fp16(ROWS, DIM), k.pack([fp16(COLUMNS, DIM, seed=1)])),
+    "head": lambda k: k.linear_fp32(fp16(ROWS, DIM), k.head(fp16(COLUMNS, DIM, seed=1))),
+    "tied head": lambda k: k.linear_fp32(fp16(ROWS, DIM), k.tied(fp16(COLUMNS, DIM, seed=1))),
+    "embedding": lambda k: k.embedding(torch.tensor([3, 149, 0]), k.table(fp16(COLUMNS, DIM))),
+    "tied embedding": lambda k: k.embedding(torch.tensor([3, 149, 0]), k.tied(fp16(COLUMNS, DIM))),
+    "embedding of a shard": lambda k: k.embedding(torch.tensor([3, 60, 99]), k.table(fp16(40, DIM)), first=50),
+    "widen": lambda k: k.widen(fp16(ROWS, DIM)),
+    "rms_norm": lambda k: k.rms_norm(fp16(ROWS, 100), fp16(100, seed=1), 1e-5),
+    "add_rms_norm": lambda k: torch.cat(k.add_rms_norm(fp16(ROWS, DIM), fp16(ROWS, DIM, seed=1), fp16(DIM), 1e-5)),
+    "add": lambda k: k.add(fp16(ROWS, 37), fp16(ROWS, 37, seed=1)),
+    "silu_gate": lambda k: k.silu_gate(fp16(ROWS, 2 * 37) * 4),
+}
+
+
+def expect_parity(ours: Tensor, theirs: Tensor) -> None:
+    """Within a few roundings to fp16 of the largest number: sums go in another order."""
+    assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=4 * 2.0**-11 * float(theirs.abs().max()))
+    assert float(theirs.abs().max()) > 0.1
+
+
+@every_way
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation_in_triton_gives_what_torch_gives(name: str, way: str) -> None:
+    expect_parity(OPERATIONS[name](WAYS[way]), OPERATIONS[name](TorchKernels()))
+
+
+@every_way
+def test_attention_in_triton_gives_what_torch_gives(way: str, pages: Any) -> None:
+    expect_parity(attended(WAYS[way], pages), attended(TorchKernels(), pages))
+
+
+def test_every_operation_of_the_interface_is_compared() -> None:
+    called = " ".join(OPERATIONS) + " pack table write_kv attend"
+    operations = {name for name, value in vars(Kernels).items() if callable(value) and not name.startswith("_")}
+    assert operations - {"replay"} <= set(called.split())
+
+
+@pytest.mark.parametrize("is_exact", [False, True])
+@pytest.mark.parametrize("weights", ["int4", "int8"])
+def test_rounded_weights_multiply_as_their_values(weights: Any, is_exact: bool) -> None:
+    """Also of a vocabulary's matrix, which gets 8 bits in a 4-bit model, and is read by the embedding."""
+    kernels, rows = TritonKernels("triton", is_exact, Quantisation(weights), UNITS), fp16(COLUMNS, 600, seed=1)
+    x, torchs = fp16(ROWS, 600), TorchKernels()
+
+    def values(bits: Any) -> Tensor:
+        return dequantise(quantise(rows, bits, DEFAULT_GROUPS[f"int{bits}"]))
+
+    mine = values(4 if weights == "int4" else 8)
+    expect_parity(kernels.linear(x, kernels.pack([rows])), (x.float() @ mine.T).half())
+    tied = kernels.tied(rows)
+    expect_parity(kernels.linear_fp32(x, tied), x.float() @ values(8).T)
+    ids = torch.tensor([5, 149])
+    assert kernels.embedding(ids, tied).equal(torchs.embedding(ids, torchs.table(values(8).half())))
+
+
+class Run:
+    """A decoder over a small random checkpoint, with some kernels."""
+
+    def __init__(self, path: Path, kernels: Kernels, pages: Any) -> None:
+        config = ModelConfig.load(path)
+        with Weights.open(path) as weights:
+            layers, cpu = range(config.layers), torch.device("cpu")
+            self.decoder = Decoder(config, layers, weights, Parallel(), Alone(), kernels, torch.float16, cpu)
+        self.pages = pages(block_tokens=16)
+        shape = (config.layers, self.pages.blocks, 16, config.kv_heads, config.head_dim)
+        self.cache = KvCache(*shape, torch.float16, cpu)
+
+    @torch.inference_mode()
+    def logits(self, tokens: Tensor, slices: list[tuple[int, int, int]]) -> Tensor:
+        """One step over slices (sequence, start, count) of sequences that all hold `tokens`."""
+        inputs = torch.cat([tokens[start : start + count] for _, start, count in slices])
+        return self.decoder.forward(inputs, self.cache, self.pages.context(slices)).clone()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(random_checkpoint: Callable[..., Path]) -> Path:
+    return random_checkpoint(
+        "qwen3",
+        hidden_size=64,
+        intermediate_size=128,
+        head_dim=16,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_hidden_layers=2,
+        vocab_size=300,
+        use_sliding_window=True,
+        sliding_window=11,
+        layer_types=["full_attention", "sliding_attention"],
+        tie_word_embeddings=True,
+    )
+
+
+TOKENS = torch.arange(24) * 37 % 300
+
+
+@every_way
+def test_a_decoder_gives_the_logits_of_torch(way: str, checkpoint: Path, pages: Any) -> None:
+    runs = [Run(checkpoint, kernels, pages) for kernels in (WAYS[way], TorchKernels())]
+    for slices in ([(0, 0, 20), (1, 0, 3)], [(0, 20, 1), (1, 3, 9), (2, 0, 1)]):
+        ours, theirs = (run.logits(TOKENS, slices) for run in runs)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0.03 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("weights", [None, "int4", "int8"])
+def test_logits_of_the_exact_class_have_the_same_bits_however_they_are_batched(
+    weights: Any, checkpoint: Path, pages: Any
+) -> None:
+    quantisation = weights and Quantisation(weights)
+    run = Run(checkpoint, TritonKernels("exact-sm90", True, quantisation, UNITS), pages)
+    whole = run.logits(TOKENS, [(0, 0, 24)])
+    first = run.logits(TOKENS, [(1, 0, 9), (2, 0, 4)])
+    second = run.logits(TOKENS, [(2, 4, 1), (1, 9, 14)])
+    third = run.logits(TOKENS, [(1, 23, 1)])
+    assert torch.cat((first[:9], second[1:], third)).equal(whole)
+
+
+def test_a_form_that_is_not_compiled_ahead_of_time_is_refused() -> None:
+    known, unknown = Variant((("BLOCK", 16),)), Variant((("BLOCK", 32),))
+    with pytest.raises(ValueError, match="is not compiled for"):
+        Kernel(test_a_form_that_is_not_compiled_ahead_of_time_is_refused, {}, [known]).launch((1,), unknown)

@@ -1,0 +1,119 @@
+"""Processes at the other end of a socket: known, ended though they are stopped, told apart by whether they compute."""
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rayline.workers.channel import listen
+from rayline.workers.peer import PeerProcess
+from rayline.workers.vitals import LOOK_S, Vitals
+
+CONNECT = "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
+BUSY = "exec('while True: pass')"
+WAITING = "s.recv(1)"
+NAPPING = "exec('while True: time.sleep(0.0001)')"  # as ranks do that wait for another one for long
+
+Start = Callable[[str], PeerProcess]
+
+
+@pytest.fixture
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """start(code) -> the peer that a process running `code` is, seen over its connection."""
+    with ExitStack() as stack:
+        server, address = listen(f"unix:{tmp_path_factory.mktemp('v') / 's'}")
+        stack.callback(server.close)
+
+        def begin(code: str) -> PeerProcess:
+            child = subprocess.Popen([sys.executable, "-c", CONNECT + code, address.removeprefix("unix:")])
+            stack.callback(child.wait)
+            stack.callback(child.kill)
+            sock, _ = server.accept()
+            stack.callback(sock.close)
+            peer = PeerProcess.of(sock.fileno())
+            assert peer is not None and peer.pid == child.pid
+            stack.callback(peer.close)
+            return peer
+
+        yield begin
+
+
+def is_over(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def ever_working(peers: dict[int, PeerProcess | None], stages: dict[int, int]) -> bool:
+    """Within some looks: where other things run, a process may get no core for one."""
+    return any(working(peers, stages) for _ in range(20))
+
+
+def working(peers: dict[int, PeerProcess | None], stages: dict[int, int]) -> bool:
+    vitals = Vitals(peers, stages)
+    vitals.begin()
+    time.sleep(LOOK_S)
+    return vitals.working(LOOK_S)
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_a_peer_is_ended_whether_it_runs_or_is_stopped(start: Start, is_stopped: bool) -> None:
+    peer = start(WAITING)
+    if is_stopped:
+        psutil.Process(peer.pid).suspend()
+        while peer.state() != "stopped":
+            time.sleep(0.01)
+    peer.kill()
+    end = time.monotonic() + 5.0
+    while not is_over(peer.pid):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    peer.kill()  # again, which does nothing
+
+
+def test_peers_elsewhere_and_this_process_itself_are_not_known(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    assert PeerProcess.of(ours.fileno()) is None, "a process must not end itself"
+    server = socket.create_server(("127.0.0.1", 0))
+    near = socket.create_connection(server.getsockname())
+    far, _ = server.accept()
+    assert PeerProcess.of(far.fileno()) is None
+    for sock in (ours, theirs, server, near, far):
+        sock.close()
+
+
+def test_a_peer_that_was_let_go_is_not_ended(start: Start) -> None:
+    peer = start(WAITING)
+    other = PeerProcess(peer.pid, -1)
+    other.kill()
+    time.sleep(0.05)
+    assert not is_over(peer.pid)
+
+
+def test_ranks_work_if_all_of_some_stage_compute(start: Start) -> None:
+    busy = {rank: start(BUSY) for rank in (0, 1)}
+    waiting = start(WAITING)
+    assert ever_working({**busy}, {0: 0, 1: 0})
+    assert ever_working({0: waiting, 1: busy[1]}, {0: 0, 1: 1}), "one stage waits for the other"
+    assert not working({0: waiting, 1: busy[1]}, {0: 0, 1: 0}), "one rank holds up the other of its stage"
+    assert not working({0: busy[0], 1: None}, {0: 0, 1: 0}), "nobody knows of the other"
+
+
+def test_a_rank_that_naps_between_looks_at_another_one_does_not_compute(start: Start) -> None:
+    napping = start(NAPPING)
+    assert not working({0: napping}, {0: 0})
+
+
+def test_a_stopped_rank_is_named_as_such(start: Start) -> None:
+    peer = start(BUSY)
+    psutil.Process(peer.pid).suspend()
+    while peer.state() != "stopped":
+        time.sleep(0.01)
+    assert Vitals({0: None, 1: peer}, {0: 0, 1: 0}).summary() == "rank 0 is out of sight, rank 1 is stopped"

@@ -1,0 +1,61 @@
+"""What the processes of a group's ranks do while the leader waits for them: evidence beside the clock."""
+
+from collections.abc import Mapping
+
+from rayline.workers.peer import PeerProcess
+
+LOOK_S = 0.5
+WORKING_SHARE = 0.2  # of a core; a rank that waits for another one of its stage uses less
+
+
+class Vitals:
+    """The ranks' processes; None stands for one that cannot be seen from here. `stages`: of each rank."""
+
+    def __init__(self, processes: Mapping[int, PeerProcess | None], stages: Mapping[int, int]):
+        self._processes = dict(processes)
+        self._stages = dict(stages)
+        self._used_s: dict[int, float] = {}
+        self._looked_s = 0.0
+        self._works = False
+
+    def begin(self) -> None:
+        """Start watching, at 0 s."""
+        self._used_s = self._used()
+        self._looked_s = 0.0
+        self._works = False
+
+    def working(self, now_s: float) -> bool:
+        """Whether since the last look, or one not older than LOOK_S, all ranks of some stage have computed.
+
+        One rank that does not is enough to hold up its stage, and the others of that stage wait actively; a stage
+        whose ranks all compute gets on.
+        """
+        if now_s - self._looked_s >= LOOK_S:
+            used = self._used()
+            busy = {r for r in used if used[r] - self._used_s[r] >= WORKING_SHARE * (now_s - self._looked_s)}
+            waiting = {stage for rank, stage in self._stages.items() if rank not in busy}
+            self._works = bool(set(self._stages.values()) - waiting)
+            self._used_s, self._looked_s = used, now_s
+        return self._works
+
+    def summary(self) -> str:
+        """One clause for each rank, for people."""
+        return ", ".join(
+            f"rank {rank} is out of sight" if process is None else f"rank {rank} is {process.state()}"
+            for rank, process in sorted(self._processes.items())
+        )
+
+    def kill(self) -> None:
+        """End those that can be seen."""
+        for process in self._processes.values():
+            if process is not None:
+                process.kill()
+
+    def close(self) -> None:
+        for process in self._processes.values():
+            if process is not None:
+                process.close()
+        self._processes = dict.fromkeys(self._processes)
+
+    def _used(self) -> dict[int, float]:
+        return {rank: process.cpu_s() for rank, process in self._processes.items() if process is not None}
