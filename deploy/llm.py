@@ -38,6 +38,8 @@ T = TypeVar("T")
 __all__ = ["LLM", "Choice", "Completion", "offline_group"]
 Prompts = Sequence[str | Sequence[int]] | Sequence[str] | Sequence[Sequence[int]]
 
+NOBODY_WATCHES = 1000.0  # decode_stretch where only the end counts: prompts take whole steps
+
 
 class LLM:
     """One replica group in this process (tp x pp = 1) or in processes of its own."""
@@ -263,7 +265,7 @@ def offline_group(path: str, **options: Any) -> GroupSpec:
     if unknown := options.keys() - known - {"tp", "pp", "dtype"}:
         name = min(unknown)
         raise ConfigError(f"{name} is not an option of LLM: there are {', '.join(sorted(known))}", field=name)
-    config = override(SystemConfig(), {"path": path, **options})
+    config = override(SystemConfig(), {"path": path, "decode_stretch": NOBODY_WATCHES, **options})
     return _group_spec(config, config.models[0])
 
 

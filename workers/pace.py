@@ -23,7 +23,7 @@ ALIKE_ROWS = 1.25  # numbers of streams within this factor take about as long
 FADING = 0.95  # weight of a step's sample one step later
 FIRST_TOKENS = 16  # of a prompt beside streams, before anything is known
 GROWTH = 2  # chunks at most double, so that a wrong guess is not far off
-P99_DEVIATIONS = 2.5
+P99_DEVIATIONS = 3.0  # more than of a normal distribution: pauses are not rare
 LEAST_MARGIN, MOST_MARGIN = 0.1, 0.4
 OUTLIER = 0.5  # relative errors count up to here: a pause of the machine is no reason to crawl
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from rayline.cluster.config import EngineSection
 from rayline.cluster.machine import usable_cores
 from rayline.deploy.bench.long_prompt import LONG_OUTPUT_TOKENS, LongPromptPlan, LongPromptReport, run_long_prompt
 from rayline.deploy.bench.memory import Memory, PeakMemory
@@ -159,7 +160,8 @@ def compare(plan: LoadPlan, model: str, values: dict[str, Any], slo: Slo) -> Loa
     options = given(values)
     ranks = options.get("tp", 1) * options.get("pp", 1)
     threads = max(1, (usable_cores() - 1) // ranks)
-    with load_model(model, {"threads": threads} | options) as llm:
+    usual = {"threads": threads, "decode_stretch": EngineSection().decode_stretch}
+    with load_model(model, usual | options) as llm:
         timelines = plan.run_on_engine(llm.engine, values["temperature"])
     refuse_all_failed(timelines)
     return load_report(timelines, slo)

@@ -69,6 +69,20 @@ def test_metrics_show_each_groups_numerics_and_load() -> None:
         assert (sample.labels, sample.value) == (labels, value)
 
 
+def test_metrics_count_preemptions_by_reason() -> None:
+    group = FakeGroup(saying(SAYING))
+    group.load = replace(group.load, preemptions=(5, 0, 2), recomputed_tokens=77)
+    with http_of(service_of(group)) as client:
+        families = {family.name: family for family in text_string_to_metric_families(client.get("/metrics").text)}
+    samples = families["rayline_preemptions"].samples
+    assert {(s.name, s.labels["reason"], s.value) for s in samples} == {
+        ("rayline_preemptions_total", reason, count)
+        for reason, count in (("growth", 5), ("stuck", 0), ("own_beams", 2))
+    }
+    (tokens,) = families["rayline_recomputed_tokens"].samples
+    assert (tokens.name, tokens.value) == ("rayline_recomputed_tokens_total", 77)
+
+
 def test_metrics_leave_out_groups_that_are_gone() -> None:
     group = FakeGroup(saying(SAYING))
     group.alive = False

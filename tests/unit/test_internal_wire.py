@@ -74,7 +74,9 @@ results = st.builds(
 )
 requests = st.builds(EngineRequest, text, ids, params, ids, sint32, text, text, text, rules)
 infos = st.builds(GroupInfo, text, text, text, st.booleans(), uint32, uint32, uint32, uint32, uint32, uint32)
-loads = st.builds(GroupLoad, uint32, uint32, uint64, uint32, uint32, st.booleans())
+loads = st.builds(
+    GroupLoad, uint32, uint32, uint64, uint32, uint32, st.booleans(), st.lists(uint64, max_size=3).map(tuple), uint64
+)
 begun = st.none() | st.builds(Begun, uint32, real)
 tokens = st.builds(TokenEvent, text, uint32, uint32, st.none() | real, top, begun)
 finishes = st.builds(

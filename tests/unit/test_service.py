@@ -1,6 +1,7 @@
 """A request's life in the router, over fake groups: limits, streams, failures, drain."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from itertools import count
@@ -10,6 +11,7 @@ from fakes import FakeGroup, info, saying, service_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayline.deploy.model_path import resolve_model
 from rayline.protos.conversation import ChatMessage, Conversation
 from rayline.protos.errors import (
     InternalError,
@@ -23,7 +25,8 @@ from rayline.protos.errors import (
 from rayline.protos.events import ChoiceEnded, Delta, Failed, Finished, FinishReason, Started, StreamEvent, Usage
 from rayline.protos.group import GroupLoad
 from rayline.protos.types import SamplingParams, Spec
-from rayline.router.service import Service
+from rayline.router.service import ServedModel, Service
+from rayline.router.tokenizer import Tokenizer
 
 SAYING = "the quick brown fox jumps"
 
@@ -393,3 +396,22 @@ def test_other_work_goes_on_while_a_long_prompt_is_prepared() -> None:
 
     asyncio.run(scenario())
     assert len(turns) > 10, "tokenising held the loop, or the interpreter's lock"
+
+
+async def test_a_text_of_100_000_tokens_does_not_stall_the_loop() -> None:
+    """The bound is generous: on the loop itself it would stand still for as long as the text takes."""
+    tokenizer = Tokenizer.load(resolve_model("embedded"))
+    text = " ".join(f"def f{number}(x): return x + {number}" for number in range(12_000))
+    service = Service({"m": ServedModel("m", tokenizer, {}, 0)}, time.monotonic, lambda: 0)
+    tokenizer.encode(text)
+    began_s = time.perf_counter()
+    tokenizer.encode(text)
+    alone_s = time.perf_counter() - began_s
+    stalls_s, work = [], asyncio.create_task(service.tokenize("m", text))
+    while not work.done():
+        before_s = time.perf_counter()
+        await asyncio.sleep(0.001)
+        stalls_s.append(time.perf_counter() - before_s)
+    assert len(await work) > 100_000
+    assert len(stalls_s) > 5
+    assert max(stalls_s) < max(0.1, alone_s / 2)
