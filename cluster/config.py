@@ -147,6 +147,9 @@ class RouterSection:
     drain_timeout_s: Annotated[float, Ge(0)] = field(
         default=30.0, metadata=says("seconds that running streams get to finish on Ctrl-C")
     )
+    resume_wait_s: Annotated[float, Ge(0)] = field(
+        default=60.0, metadata=says("seconds that a stream whose group was lost waits for another to go on in")
+    )
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,7 @@ class Overhead:
     first_token_s: float = 0.0
     total_s: float = 0.0
     preempted: Preempted = Preempted()
+    moves: int = 0  # times that a choice went on in another group
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,7 @@ class Finished:
     """The good terminal event. reason and stop_reason: those of choice 0.
 
     beams: from the engine alone, best first, when the request asked for a beam search.
+    exact: the bits of the stream are those of its numerics class.
     """
 
     request_id: str
@@ -123,6 +125,7 @@ class Finished:
     stop_reason: str | int | None = None  # the stop string or token that matched
     preempted: Preempted = Preempted()
     beams: tuple[Beam, ...] = ()
+    exact: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -361,23 +361,25 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ...) -> None: ...
 
 class Overhead(_message.Message):
-    __slots__ = ("tokenize_s", "queue_s", "first_token_s", "total_s", "preemptions", "recomputed_tokens")
+    __slots__ = ("tokenize_s", "queue_s", "first_token_s", "total_s", "preemptions", "recomputed_tokens", "moves")
     TOKENIZE_S_FIELD_NUMBER: _ClassVar[int]
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_S_FIELD_NUMBER: _ClassVar[int]
     TOTAL_S_FIELD_NUMBER: _ClassVar[int]
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     RECOMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MOVES_FIELD_NUMBER: _ClassVar[int]
     tokenize_s: float
     queue_s: float
     first_token_s: float
     total_s: float
     preemptions: int
     recomputed_tokens: int
-    def __init__(self, tokenize_s: _Optional[float] = ..., queue_s: _Optional[float] = ..., first_token_s: _Optional[float] = ..., total_s: _Optional[float] = ..., preemptions: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ...) -> None: ...
+    moves: int
+    def __init__(self, tokenize_s: _Optional[float] = ..., queue_s: _Optional[float] = ..., first_token_s: _Optional[float] = ..., total_s: _Optional[float] = ..., preemptions: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., moves: _Optional[int] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("reason", "usage", "overhead", "stop_string", "stop_token_id", "queue_s", "request_id")
+    __slots__ = ("reason", "usage", "overhead", "stop_string", "stop_token_id", "queue_s", "request_id", "inexact")
     REASON_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     OVERHEAD_FIELD_NUMBER: _ClassVar[int]
@@ -385,6 +387,7 @@ class Finished(_message.Message):
     STOP_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    INEXACT_FIELD_NUMBER: _ClassVar[int]
     reason: FinishReason
     usage: Usage
     overhead: Overhead
@@ -392,7 +395,8 @@ class Finished(_message.Message):
     stop_token_id: int
     queue_s: float
     request_id: str
-    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., overhead: _Optional[_Union[Overhead, _Mapping]] = ..., stop_string: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., queue_s: _Optional[float] = ..., request_id: _Optional[str] = ...) -> None: ...
+    inexact: bool
+    def __init__(self, reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., overhead: _Optional[_Union[Overhead, _Mapping]] = ..., stop_string: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., queue_s: _Optional[float] = ..., request_id: _Optional[str] = ..., inexact: _Optional[bool] = ...) -> None: ...
 
 class Failed(_message.Message):
     __slots__ = ("error", "request_id")

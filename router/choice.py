@@ -45,6 +45,18 @@ class Choice:
         self._tokenizer = tokenizer
         self._text = self._new_text(number)
         self._logprob_sum = 0.0
+        self._output_ids: list[int] = []
+        self._has_begun = False
+
+    @property
+    def output_ids(self) -> Sequence[int]:
+        """What engines have sampled for it so far."""
+        return self._output_ids
+
+    @property
+    def rest(self) -> EngineRequest:
+        """The request for whoever goes on with it. Of a search nothing is kept: it begins again."""
+        return replace(self.request, output_ids=tuple(self._output_ids))
 
     @property
     def score(self) -> float:
@@ -64,6 +76,7 @@ class Choice:
     def _token(self, event: TokenEvent) -> Sequence[ChoiceEvent]:
         if event.begun is not None:
             self._begin(event.begun)
+        self._output_ids.append(event.token_id)
         if self._spec.is_prompt_alone:
             return ()  # an engine cannot but sample a token; nobody asked for it
         delta = self._text.push(event)
@@ -73,12 +86,16 @@ class Choice:
         return (delta, *self._end(FinishReason.STOP, self._text.stopped))
 
     def _begin(self, begun: Begun) -> None:
+        """How it began in its first group; others go on with it."""
+        if self._has_begun:
+            return
+        self._has_begun = True
         self.queue_s = begun.queue_s
         self.usage = replace(self.usage, cached_tokens=begun.cached_tokens)
 
     def _finish(self, event: Finished) -> Sequence[ChoiceEvent]:
-        self.queue_s, self.preempted = event.queue_s, event.preempted
-        self.usage = replace(self.usage, cached_tokens=event.usage.cached_tokens)
+        self.preempted = event.preempted
+        self._begin(Begun(event.usage.cached_tokens, event.queue_s))
         if event.beams:
             self.is_over = True
             self.usage = replace(self.usage, output_tokens=event.usage.output_tokens)

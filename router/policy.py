@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from rayline.protos.errors import Overloaded, Unavailable
 from rayline.protos.group import GroupLoad
+from rayline.router.group import Group
+from rayline.router.ledger import Ledger
 
 RETRY_AFTER_S = 1.0  # what a refused client is told: a queue of requests moves on within about a second
 
@@ -25,6 +27,20 @@ class GroupView:
     outstanding_tokens: int
     waiting: int
     max_waiting: int
+
+
+def view_of(group: Group, ledger: Ledger) -> GroupView:
+    """What the policy sees of a group."""
+    return GroupView(
+        group_id=group.info.group_id,
+        model=group.info.model,
+        alive=group.alive,
+        draining=group.load.draining,
+        load=group.load,
+        outstanding_tokens=ledger.outstanding_tokens(group.info.group_id),
+        waiting=group.load.waiting,
+        max_waiting=group.info.max_waiting,
+    )
 
 
 @dataclass(frozen=True, slots=True)

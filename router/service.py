@@ -62,9 +62,19 @@ class ServedModel:
 class Service:
     """The router's core: checks, tokenises, hands each request to a session."""
 
-    def __init__(self, models: Mapping[str, ServedModel], clock: Callable[[], float], draw_seed: Callable[[], int]):
-        """`clock` gives seconds from any start; `draw_seed` a seed in [0, 2^63) for requests without one."""
+    def __init__(
+        self,
+        models: Mapping[str, ServedModel],
+        clock: Callable[[], float],
+        draw_seed: Callable[[], int],
+        patience_s: float = 0.0,
+    ):
+        """`clock` gives seconds from any start; `draw_seed` a seed in [0, 2^63) for requests without one.
+
+        patience_s: how long a stream whose group was lost waits for another one to go on in.
+        """
         self._models = models
+        self._patience_s = patience_s
         self._desks = {model.name: GrammarDesk.of(model.tokenizer) for model in models.values()}
         self._clock = clock
         self._draw_seed = draw_seed
@@ -115,7 +125,9 @@ class Service:
             model = self.model(spec.model)
             admitted = await self._admit(model, spec)
             timing = Timing(arrived_s, self._clock() - arrived_s)
-            session = Session(admitted, model.groups, model.tokenizer, self._ledger, self._clock, timing)
+            session = Session(
+                admitted, model.groups, model.tokenizer, self._ledger, self._clock, timing, self._patience_s
+            )
             self._turn += 1
             async with aclosing(session.events(self._turn)) as events:
                 async for event in events:

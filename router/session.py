@@ -1,28 +1,25 @@
 """One request's life: choose a group, follow its tokens, end in exactly one terminal event."""
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from rayline.protos.errors import InternalError, Overloaded, RaylineError, Unavailable
+from rayline.protos.errors import Overloaded, RaylineError, Unavailable
 from rayline.protos.events import (
-    EngineEvent,
     Failed,
     Finished,
     Overhead,
-    PromptScores,
     StreamEvent,
-    TokenEvent,
 )
-from rayline.protos.types import EngineRequest
 from rayline.router.admission import Admitted
 from rayline.router.answer import Answer
 from rayline.router.choice import Choice, ChoiceEvent
 from rayline.router.fan_in import fan_in
 from rayline.router.group import Group
-from rayline.router.ledger import Lease, Ledger
-from rayline.router.policy import GroupView, choose
+from rayline.router.lane import Lane
+from rayline.router.ledger import Ledger
+from rayline.router.policy import choose, view_of
 from rayline.router.tokenizer import Tokenizer
 
 log = logging.getLogger("rayline.router")
@@ -40,7 +37,7 @@ class Session:
     """Runs one request: all its choices in one group, each an engine stream of its own.
 
     A group that refuses (full) or is lost before its first token is passed over for another one: nothing
-    has been promised yet. After `Started` a loss ends the stream in Failed(Unavailable).
+    has been promised yet. After `Started` each choice of a lost group goes on in another one, see `Lane`.
     """
 
     def __init__(
@@ -51,6 +48,7 @@ class Session:
         ledger: Ledger,
         clock: Callable[[], float],
         timing: Timing,
+        patience_s: float,
     ):
         self._admitted = admitted
         self._request_id = admitted.spec.request_id
@@ -59,7 +57,9 @@ class Session:
         self._ledger = ledger
         self._clock = clock
         self._timing = timing
+        self._patience_s = patience_s
         self._first_token_s = 0.0
+        self._is_promised = False
 
     async def events(self, turn: int) -> AsyncGenerator[StreamEvent, None]:
         """Started, what the choices bring, one terminal event. Raises RaylineError while nothing has been promised.
@@ -70,18 +70,20 @@ class Session:
         while True:
             group = self._choose(turn, refusals)
             answer = Answer(self._admitted, self._tokenizer)
+            lanes = [self._lane(choice, answer, turn) for choice in answer.choices]
             with self._ledger.lease(group.info.group_id, self._admitted.tokens) as lease:
-                async with aclosing(fan_in([_lane(group, choice, lease) for choice in answer.choices])) as lanes:
-                    first = await anext(lanes)
+                async with aclosing(fan_in([lane.events(group, lease) for lane in lanes])) as events:
+                    first = await anext(events)
                     if isinstance(first[1], Failed):
                         refusals[group.info.group_id] = _passed_over(first[1].error)
                         continue
                     lease.done(len(self._admitted.prompt_ids))
                     self._first_token_s = self._clock() - self._timing.arrived_s
+                    self._is_promised = True
                     yield answer.started(group.info)
-                    async with aclosing(self._follow(answer, first, lanes)) as followed:
+                    async with aclosing(self._follow(answer, first, events)) as followed:
                         async for event in followed:
-                            yield event
+                            yield self._timed(event, group, lanes) if isinstance(event, Finished) else event
                     return
 
     def _choose(self, turn: int, refusals: Mapping[str, RaylineError]) -> Group:
@@ -108,70 +110,26 @@ class Session:
                 yield event
             if isinstance(brought, Failed):
                 return
-        yield self._timed(answer.finished())
+        yield answer.finished()
 
-    def _timed(self, finished: Finished) -> Finished:
+    def _lane(self, choice: Choice, answer: Answer, turn: int) -> Lane:
+        def is_promised() -> bool:
+            return self._is_promised or any(other.output_ids for other in answer.choices)
+
+        return Lane(choice, self._groups, self._ledger, turn, self._patience_s, is_promised)
+
+    def _timed(self, finished: Finished, group: Group, lanes: Sequence[Lane]) -> Finished:
+        """The end of the stream, with where the time went and whether its bits are those that were promised."""
         overhead = Overhead(
             tokenize_s=self._timing.tokenize_s,
             queue_s=finished.queue_s,
             first_token_s=self._first_token_s,
             total_s=self._clock() - self._timing.arrived_s,
             preempted=finished.preempted,
+            moves=sum(lane.moves for lane in lanes),
         )
-        return replace(finished, overhead=overhead)
-
-
-async def _lane(group: Group, choice: Choice, lease: Lease) -> AsyncGenerator[ChoiceEvent, None]:
-    """What one choice brings. The engine's stream is closed, and so aborted, as soon as no more is wanted of it.
-
-    A choice whose group is lost would go on in another group here, by itself.
-    """
-    async with aclosing(_guarded(group, choice.request)) as events:
-        async for event in events:
-            lease.done(1)
-            shown = choice.take(event)
-            if choice.is_over:
-                break  # a reader that is slow to take the end does not keep the engine busy
-            for part in shown:
-                yield part
-    for part in shown:
-        yield part
-
-
-def view_of(group: Group, ledger: Ledger) -> GroupView:
-    """What the policy sees of a group."""
-    return GroupView(
-        group_id=group.info.group_id,
-        model=group.info.model,
-        alive=group.alive,
-        draining=group.load.draining,
-        load=group.load,
-        outstanding_tokens=ledger.outstanding_tokens(group.info.group_id),
-        waiting=group.load.waiting,
-        max_waiting=group.info.max_waiting,
-    )
-
-
-async def _guarded(group: Group, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
-    """The group's events, made safe: whatever it does, one terminal event comes last and nothing after it."""
-    try:
-        async with _closing(group.generate(request)) as events:
-            async for event in events:
-                yield event
-                if not isinstance(event, TokenEvent | PromptScores):
-                    return
-        lost = Unavailable(f"group {group.info.group_id} ended the stream without a result")
-        yield Failed(request.request_id, lost)
-    except RaylineError as error:
-        yield Failed(request.request_id, error)
-    except Exception as error:
-        log.exception("%s failed in group %s", request.request_id, group.info.group_id)
-        yield Failed(request.request_id, InternalError(f"the group failed: {type(error).__name__}: {error}"))
-
-
-def _closing(events: AsyncIterator[EngineEvent]) -> aclosing[AsyncGenerator[EngineEvent, None]]:
-    assert isinstance(events, AsyncGenerator)
-    return aclosing(events)
+        exact = group.info.exact and all(lane.exact for lane in lanes)
+        return replace(finished, overhead=overhead, exact=exact)
 
 
 def _passed_over(error: RaylineError) -> RaylineError:

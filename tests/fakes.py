@@ -82,7 +82,7 @@ class FakeGroup:
             yield _searched(request, token_ids)
             return
         limit = request.params.max_tokens or 0
-        for index, token_id in enumerate(token_ids[:limit]):
+        for index, token_id in list(enumerate(token_ids[:limit]))[len(request.output_ids) :]:
             if self.loss is not None and index >= self.loss_after:
                 raise self.loss
             await asyncio.sleep(self.delay_s)
@@ -141,8 +141,9 @@ def service_of(
     template: str | None = CHAT,
     clock: Callable[[], float] = lambda: 0.0,
     chat: ChatFormats = NO_FORMATS,
+    patience_s: float = 0.0,
 ) -> Service:
     """A service of one model, "tiny", over these groups."""
     tokenizer = served("byte_level", template, bos_token="<s>", eos_token="</s>")
     model = ServedModel("tiny", tokenizer, {group.info.group_id: group for group in groups}, 1_700_000_000, chat)
-    return Service({"tiny": model}, clock, lambda: 42)
+    return Service({"tiny": model}, clock, lambda: 42, patience_s)

@@ -44,6 +44,7 @@ ACCEPTED: dict[str, dict[str, list[Any]]] = {
         "http_port": [0, 65535],
         "serve_port": [0, 65535],
         "drain_timeout_s": [0, 0.5, 3600],
+        "resume_wait_s": [0, 0.5, 3600],
     },
     "limits": {"max_waiting": [1, 10_000], "max_message_bytes": [1, 2**30]},
     "security": {
@@ -86,6 +87,7 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
         "http_port": [-1, 65536],
         "serve_port": [-1, 65536],
         "drain_timeout_s": [-0.1, float("nan"), "long"],
+        "resume_wait_s": [-0.1, float("nan"), "long"],
     },
     "limits": {"max_waiting": [0, -1], "max_message_bytes": [0]},
     "security": {
