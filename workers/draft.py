@@ -1,6 +1,6 @@
 """The next plan while it is being made: what was decided since the last one, then its slices."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rayline.protos.plan import Admission, Copy, Fork, Gain, Plan, Slice
 from rayline.workers.pace import Allowance, Work
@@ -21,12 +21,17 @@ class Draft:
     members: set[int] = field(default_factory=set)  # sequences that this plan computes or samples
     budget: int = 0
     allowance: Allowance = field(default_factory=Allowance)  # of time for prompts
-    work: Work = field(default_factory=Work)
+    prompts: Work = field(default_factory=Work)
+    decodes: int = 0
     scores_budget: int = 0
 
     def open(self, budget: int) -> None:
         self.budget, self.scores_budget = budget, SCORED_TOKENS
-        self.allowance, self.work = Allowance(), Work()
+        self.allowance, self.prompts, self.decodes = Allowance(), Work(), 0
+
+    @property
+    def work(self) -> Work:
+        return replace(self.prompts, decodes=self.decodes)
 
     @property
     def has_room(self) -> bool:
@@ -37,9 +42,9 @@ class Draft:
         """is_prompt: it is a chunk of many tokens, not the next one of a stream."""
         if is_prompt:
             self.allowance.take(item.start, item.count)
-            self.work = self.work.with_prompt(item.start, item.count)
+            self.prompts = self.prompts.with_prompt(item.start, item.count)
         else:
-            self.work = self.work.with_decode()
+            self.decodes += 1
         self.slices.append(item)
         self.members.update((item.sequence, *item.forks))
         self.budget -= item.count

@@ -57,7 +57,8 @@ class LastStage:
         requests = [self._sample_request(number) for number in numbers]
         rows = self._sampler.sample(logits, sampling_rows(requests, self._eos_ids, self._vocab_size))
         token_ids = rows.token_ids
-        token_ids[list(rows.stuck)] = 0  # plans in flight count on a token, whatever it is
+        if rows.stuck:
+            token_ids[list(rows.stuck)] = 0  # plans in flight count on a token, whatever it is
         for number, token_id in zip(numbers, token_ids.tolist(), strict=True):
             self._residents.gain(number, token_id)
         if self._stages is not None:

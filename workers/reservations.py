@@ -36,11 +36,13 @@ class Reservations:
         self._pool.reserved += blocks
 
     def settle(self, request_id: str, unheld: int) -> None:
-        """Book what a request did to the pool, in which `unheld` blocks were held by nobody before."""
-        if request_id in self._kept:
-            change = self._pool.unheld - unheld
-            self._kept[request_id] += change
-            self._pool.reserved += change
+        """Book what a request did to the pool, in which `unheld` blocks were held by nobody before.
+
+        One that started with less than it may need takes what else is available when its promise is used up.
+        """
+        if (kept := self._kept.get(request_id)) is not None:
+            self._kept[request_id] = max(0, kept + self._pool.unheld - unheld)
+            self._pool.reserved += self._kept[request_id] - kept
 
     def close(self, request_id: str) -> None:
         """The request has ended."""

@@ -20,6 +20,10 @@ class Resident:
     rules: TokenRules
     table: list[int] = field(default_factory=list)
     history: History | None = None
+    needs_history: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.needs_history = needs_history(self.params, self.rules)
 
     @property
     def output_tokens(self) -> int:
@@ -32,7 +36,7 @@ class Resident:
 
     def kept_history(self) -> History | None:
         """What the request's rules need to know of its tokens; None where they need nothing."""
-        if self.history is None and needs_history(self.params, self.rules):
+        if self.needs_history and self.history is None:
             prompt_ids, output_ids = self.token_ids[: self.prompt_tokens], self.token_ids[self.prompt_tokens :]
             self.history = History(self.params, self.rules, prompt_ids, output_ids)
         return self.history

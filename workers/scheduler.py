@@ -127,12 +127,13 @@ class Scheduler:
         draft, self._now_s = self._draft, now_s
         draft.open(self.limits.max_step_tokens)
         ranked = sorted(self._roster.running, key=lambda s: s.rank)
-        streams = [s for s in ranked if s.remaining == 1]
-        prompts = [s for s in ranked if s.remaining > 1]
+        left = [s.remaining for s in ranked]
+        streams = [s for s, tokens in zip(ranked, left, strict=True) if tokens == 1]
+        prompts = [s for s, tokens in zip(ranked, left, strict=True) if tokens > 1]
         for sequence in self._turn(streams):
             self._plan_one(sequence)
-        if streams:
-            draft.allowance = self._pace.allowance(draft.work.decodes)
+        if streams and (prompts or len(self._roster.queue)):
+            draft.allowance = self._pace.allowance(draft.decodes)
         for sequence in prompts:
             self._plan_one(sequence)
         while draft.has_room and (entry := self._next_waiting()):
@@ -170,10 +171,10 @@ class Scheduler:
 
     def _plan_one(self, sequence: Sequence) -> None:
         """Add a slice for `sequence` if tokens and blocks allow."""
-        count, scores = self._count(sequence)
-        if count <= 0 or sequence.place is not Place.RUNNING or not self._is_ready(sequence):
+        if sequence.place is not Place.RUNNING or not self._is_ready(sequence):
             return
-        if not self._grow(sequence, sequence.planned + count):
+        count, scores = self._count(sequence)
+        if count <= 0 or not self._grow(sequence, sequence.planned + count):
             return
         start, is_prompt = sequence.planned, sequence.remaining > 1
         self._account(sequence, start + count)
@@ -210,6 +211,8 @@ class Scheduler:
 
     def _grow(self, sequence: Sequence, tokens: int) -> bool:
         """Give `sequence` blocks for its first `tokens` tokens, preempting lower-ranked ones if need be."""
+        if self._tables.suffice(sequence, tokens):
+            return True
         if not self._preemption.make_room(sequence, self._tables.missing(sequence, tokens)):
             return False
         if (copy := self._tables.extend(sequence, tokens)) is not None:
@@ -221,15 +224,20 @@ class Scheduler:
         """Tokens up to `end` get computed. The tenant pays for those of the prompt, once; what a preemption lost is
         counted for the request that lost it."""
         request, start = sequence.request, sequence.planned
+        given = sequence.prompt_tokens + len(request.output_ids)
+        if start >= given and start >= sequence.computed:
+            sequence.computed = end
+            return
         again = max(0, min(end, sequence.computed) - start)
         self.stats.recomputed_tokens += again
         self._roster.firsts[request.request_id].recomputed_tokens += again
-        given = len(request.prompt_ids) + len(request.output_ids)
         self._tenants.charge(request.tenant, INPUT_COST * max(0, min(end, given) - max(start, sequence.computed)))
         sequence.computed = max(sequence.computed, end)
 
     def _next_waiting(self) -> Sequence | None:
         """The first waiting sequence if all its present tokens would fit, else None: no overtaking."""
+        if not len(self._roster.queue):
+            return None
         sequence = self._roster.queue.first(self._now_s, self._roster.places())
         if sequence is None or not self._roster.has_place(sequence, self.limits.max_running):
             return None

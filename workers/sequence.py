@@ -62,19 +62,19 @@ class Sequence:
     scored: int = 0  # prompt tokens behind which the next one's logprob was planned
     is_idle: bool = False
     awaited: bool = False
+    rank: tuple[int, float, int, int] = field(init=False)
+    prompt_tokens: int = field(init=False)
+    is_beam: bool = field(init=False)
 
-    @property
-    def rank(self) -> tuple[int, float, int, int]:
-        """Smaller runs first, and may preempt larger. No request stands between the beams of another one."""
-        return (self.request.priority, self.arrived_s, self.order, self.number)
-
-    @property
-    def is_beam(self) -> bool:
-        return self.request.params.beam_width > 0
+    def __post_init__(self) -> None:
+        """rank: smaller runs first, and may preempt larger. No request stands between the beams of another one."""
+        self.rank = (self.request.priority, self.arrived_s, self.order, self.number)
+        self.prompt_tokens = len(self.request.prompt_ids)
+        self.is_beam = self.request.params.beam_width > 0
 
     @property
     def known(self) -> int:
-        return len(self.request.prompt_ids) + len(self.output_ids)
+        return self.prompt_tokens + len(self.output_ids)
 
     @property
     def length(self) -> int:
@@ -83,7 +83,8 @@ class Sequence:
     @property
     def remaining(self) -> int:
         """Tokens to compute before the next one can be sampled; 0 when all that may come was planned."""
-        return self.length - self.planned if self.length < self.limit and not self.is_idle else 0
+        length = self.prompt_tokens + len(self.output_ids) + self.pending
+        return length - self.planned if length < self.limit and not self.is_idle else 0
 
     @property
     def unscored(self) -> int:

@@ -29,6 +29,10 @@ class BlockTables:
         """Blocks that `sequence` can get now, those reserved for its request included."""
         return self.pool.available + self.reservations.kept_for(sequence.request.request_id)
 
+    def suffice(self, sequence: Sequence, tokens: int) -> bool:
+        """Whether its blocks hold its tokens up to `tokens`, and those that it is to write are its own."""
+        return tokens <= len(sequence.blocks) * self._block_tokens and not self._must_copy(sequence)
+
     def missing(self, sequence: Sequence, tokens: int) -> int:
         """Blocks that must be free before `sequence` can write its tokens up to `tokens`."""
         return max(0, self._blocks(tokens) - len(sequence.blocks)) + self._must_copy(sequence)
@@ -82,13 +86,13 @@ class BlockTables:
 
     def publish(self, sequence: Sequence) -> None:
         """Offer the blocks that are full of known tokens to later requests."""
-        if not self._prefix_caching:
+        full = min(sequence.planned, sequence.known) // self._block_tokens
+        if not self._prefix_caching or full <= sequence.published:
             return
         sequence.extend_hashes(self._block_tokens)
-        full = min(sequence.planned, sequence.known) // self._block_tokens
         for index in range(sequence.published, full):
             self.pool.publish(sequence.blocks[index], sequence.hashes[index])
-        sequence.published = max(sequence.published, full)
+        sequence.published = full
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self._block_tokens)
