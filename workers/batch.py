@@ -3,6 +3,7 @@
 from collections.abc import Sequence as Run
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,13 +87,16 @@ def forward_context(
         starts.append(starts[-1] + item.count)
         lens.append(end)
     width = max(-(-n // block_tokens) for n in lens)
-    rows = [table[:width] + [0] * (width - len(table)) for table in tables]
+    rows = np.zeros((len(tables), width), dtype=np.int32)  # a long table is copied, not walked
+    for row, table in zip(rows, tables, strict=True):
+        known = min(len(table), width)
+        row[:known] = np.frombuffer(table, dtype=np.int32, count=known)
     return ForwardContext(
         positions=torch.tensor(positions, dtype=torch.int64, device=device),
         slots=torch.tensor(slots, dtype=torch.int64, device=device),
         starts=tuple(starts),
         lens=tuple(lens),
-        tables=torch.tensor(rows, dtype=torch.int32, device=device),
+        tables=torch.from_numpy(rows).to(device),
         wanted=torch.tensor(wanted_tokens, dtype=torch.int64, device=device),
     )
 

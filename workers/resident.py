@@ -1,5 +1,6 @@
 """What a rank remembers of its sequences between steps."""
 
+from array import array
 from dataclasses import dataclass, field
 
 from rayline.protos.plan import Admission, Fork, Plan
@@ -18,7 +19,7 @@ class Resident:
     token_ids: list[int]
     params: SamplingParams
     rules: TokenRules
-    table: list[int] = field(default_factory=list)
+    table: "array[int]" = field(default_factory=lambda: array("i"))  # int32, as kernels read it
     history: History | None = None
     needs_history: bool = field(init=False)
 
@@ -70,7 +71,7 @@ class Residents:
         for number in plan.released:
             self._by_number.pop(number, None)
         for item in plan.slices:
-            self._by_number[item.sequence].table[item.first_block :] = item.block_ids
+            self._by_number[item.sequence].table[item.first_block :] = array("i", item.block_ids)
 
 
 def _forked(fork: Fork, parent: Resident) -> Resident:
