@@ -1,6 +1,7 @@
 # Everything starts here: each target makes the virtual environment it needs.
 #   make serve   serve the embedded model          make test    lint, types, all tests
 #   make lint    ruff     make types   mypy        make proto   regenerate protos/*_pb2*
+#   make unit    tests without the GPU kernels'    make triton  those alone
 PYTHON ?= python3
 ARGS ?=
 
@@ -11,6 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SERVE := $(VENV)/ready-serve
 DEV := $(VENV)/ready-dev
 PROTOS := $(wildcard protos/*.proto)
+TRITON := tests/unit/test_triton.py tests/unit/test_triton_builds.py
 BUILD := pyproject.toml setup.py $(wildcard kernels/native/*)
 
 # A folder that was moved or copied gets a fresh environment: the old one's scripts name the old place.
@@ -21,13 +23,14 @@ $(shell rm -rf $(VENV))
 endif
 endif
 
-.PHONY: serve test lint types unit proto clean
+.PHONY: serve test lint types unit triton proto clean
 .DEFAULT_GOAL := test
 
 serve: $(SERVE)
 	$(BIN)/rayline serve $(ARGS)
 
-test: lint types unit
+test: lint types
+	$(MAKE) -j2 --output-sync=line unit triton
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -38,7 +41,11 @@ types: $(DEV)
 
 # One thread: the models of the tests are so small that threads only wait for each other.
 unit: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TRITON:%=--ignore=%) $(ARGS)
+
+# Beside the others: minutes of compiling for GPUs that nobody waits for.
+triton: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TRITON)
 
 proto: $(DEV)
 	$(BIN)/python -m grpc_tools.protoc -Itests/typing --python_out=tests/typing --pyi_out=tests/typing \
