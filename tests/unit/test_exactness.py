@@ -34,7 +34,7 @@ from rayline.cluster.config import KernelWish, ParallelSection
 from rayline.kernels.library import DOT_PRODUCT_ISA, ISAS, load
 from rayline.kernels.program import Operations, Team
 from rayline.protos.types import SamplingParams
-from rayline.workers import worker
+from rayline.workers import last_stage, worker
 from rayline.workers.group import StartedGroup
 from rayline.workers.local_launch import LocalLauncher
 
@@ -221,7 +221,7 @@ def test_another_order_of_a_products_sum_in_batches_is_found(checkpoint: Make, m
 def test_noise_that_depends_on_the_place_in_the_batch_is_found(
     checkpoint: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "sampling_rows", noise_by_row)
+    monkeypatch.setattr(last_stage, "sampling_rows", noise_by_row)
     assert finds(checkpoint("llama"), "native")
 
 

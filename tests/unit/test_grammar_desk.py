@@ -106,7 +106,7 @@ async def test_a_hostile_grammar_does_not_hold_up_the_event_loop(desk: GrammarDe
     longest_s, before = 0.0, time.thread_time()  # other processes may hold up this one
     while not task.done():
         await asyncio.sleep(0.005)
-        now = time.monotonic()
+        now = time.thread_time()
         longest_s, before = max(longest_s, now - before), now
     with pytest.raises(InvalidRequest, match="too long to compile"):
         await task

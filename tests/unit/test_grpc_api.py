@@ -403,7 +403,7 @@ async def test_the_tenant_is_the_requests_own_or_that_of_its_metadata() -> None:
         stub = pb_grpc.InferenceServiceStub(channel)
         for tenant in ("own", ""):
             asked = pb.GenerateRequest(text="a", tenant=tenant)
-            async for _ in stub.Generate(asked, metadata=(("rayline-tenant", "proxy"),)):
+            async for _ in stub.Generate(asked, metadata=(("x-rayline-tenant", "proxy"),)):
                 pass
     assert [request.tenant for request in group.requests] == ["own", "proxy"]
 

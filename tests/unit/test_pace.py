@@ -287,9 +287,10 @@ def test_short_prompts_share_what_the_plan_has_left() -> None:
 def test_whatever_the_machine_costs_streams_keep_their_pace(
     decode_s: float, token_s: float, attended_s: float, noise: float, streams: int, stages: int
 ) -> None:
-    """Unless a single token takes longer than what may be spent, which is what is spent then."""
+    """Unless a single token takes longer than what may be spent, which is what is spent then. A tenth is for guesses:
+    the first chunks are taken before anything is known of their cost."""
     machine = Machine(decode_s, decode_s / 50, token_s, attended_s, noise)
     before, beside, _ = Run(machine, prompt=2_000, streams=streams, stages=stages).measure()
     least_s = 2 * (token_s + attended_s * 2_000)
     if least_s < 0.3 * decode_s and len(beside) > 100:
-        assert percentile(beside, 99) <= STRETCH * percentile(before, 50) * (1 + noise)
+        assert percentile(beside, 99) <= STRETCH * percentile(before, 50) * (1.1 + noise)
