@@ -30,7 +30,7 @@ serve: $(SERVE)
 	$(BIN)/rayline serve $(ARGS)
 
 test: lint types
-	$(MAKE) -j2 --output-sync=line unit triton
+	$(MAKE) -j2 unit triton
 
 lint: $(DEV)
 	$(BIN)/ruff check .
