@@ -2,6 +2,7 @@
 #   make serve   serve the embedded model          make test    lint, types, all tests
 #   make lint    ruff     make types   mypy        make proto   regenerate protos/*_pb2*
 #   make unit    tests without the GPU kernels'    make triton  those alone
+#   make search  the property tests with new examples, many of them
 PYTHON ?= python3
 ARGS ?=
 
@@ -23,7 +24,7 @@ $(shell rm -rf $(VENV))
 endif
 endif
 
-.PHONY: serve test lint types unit triton proto clean
+.PHONY: serve test lint types unit triton search proto clean
 .DEFAULT_GOAL := test
 
 serve: $(SERVE)
@@ -46,6 +47,9 @@ unit: $(DEV)
 # Beside the others: minutes of compiling for GPUs that nobody waits for.
 triton: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TRITON)
+
+search: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --hypothesis-profile=new -m hypothesis $(ARGS)
 
 proto: $(DEV)
 	$(BIN)/python -m grpc_tools.protoc -Itests/typing --python_out=tests/typing --pyi_out=tests/typing \

@@ -25,8 +25,8 @@ from rayline.router import choice as choices
 from rayline.router.admission import Admitted, admit
 from rayline.router.answer import Answer
 from rayline.router.collected import Collected
-from rayline.router.grammar_desk import GrammarDesk
-from rayline.router.grammar_wish import grammar_wish
+from rayline.router.grammars.desk import GrammarDesk
+from rayline.router.grammars.wish import grammar_wish
 from rayline.router.output_form import chat_formats
 from rayline.router.tokenizer import Tokenizer
 from rayline.workers.engine import Engine

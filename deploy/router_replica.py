@@ -22,8 +22,8 @@ from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.types import EngineRequest
 from rayline.router.directory import Directory, GroupAddress
 from rayline.router.group import Group
-from rayline.router.grpc_api import build_grpc_server
-from rayline.router.http_api import build_http_app
+from rayline.router.grpc.api import build_grpc_server
+from rayline.router.http.api import build_http_app
 from rayline.router.link import GroupLink
 from rayline.router.output_form import chat_formats
 from rayline.router.ports import probe_port

@@ -17,8 +17,8 @@ from rayline.protos.events import StreamEvent
 from rayline.protos.group import GroupInfo
 from rayline.protos.types import Spec
 from rayline.router.admission import Admitted, admit, check_ids
-from rayline.router.grammar_desk import GrammarDesk
-from rayline.router.grammar_wish import grammar_wish
+from rayline.router.grammars.desk import GrammarDesk
+from rayline.router.grammars.wish import grammar_wish
 from rayline.router.group import Group
 from rayline.router.ledger import Ledger
 from rayline.router.output_form import NO_FORMATS, ChatFormats

@@ -11,7 +11,7 @@ import openai
 import uvicorn
 
 from rayline.cluster.config import LimitsSection, SecuritySection, SystemConfig
-from rayline.router.http_api import build_http_app
+from rayline.router.http.api import build_http_app
 from rayline.router.service import Service
 
 HI: Any = [{"role": "user", "content": "hi"}]

@@ -8,8 +8,8 @@ from simulated_ranks import SimulatedRanks, next_token
 from rayline.protos.events import EngineEvent, Failed, Finished, PromptScores, TokenEvent
 from rayline.protos.plan import Plan
 from rayline.protos.types import EngineRequest, SamplingParams
-from rayline.workers.blocks import BlockPool
-from rayline.workers.scheduler import Scheduler, SchedulerLimits
+from rayline.workers.scheduling.blocks import BlockPool
+from rayline.workers.scheduling.scheduler import Scheduler, SchedulerLimits
 
 VOCAB = 50
 EOS = 49

@@ -18,10 +18,10 @@ from rayline.protos.errors import Unavailable
 from rayline.protos.group import GroupInfo
 from rayline.protos.plan import StepResult
 from rayline.protos.types import EngineRequest, SamplingParams
-from rayline.workers.blocks import BlockPool
 from rayline.workers.engine import Engine
 from rayline.workers.leader import Leader
-from rayline.workers.scheduler import Scheduler, SchedulerLimits
+from rayline.workers.scheduling.blocks import BlockPool
+from rayline.workers.scheduling.scheduler import Scheduler, SchedulerLimits
 
 VOCAB = 50
 BLOCKS = 64

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from rayline.protos.events import TokenLogprob
 from rayline.protos.plan import Candidates, Copy, Plan, Refused, Sampled, Scored, Slice, StepResult
 from rayline.protos.types import PLAIN_RULES, SamplingParams, TokenRules
-from rayline.workers.beams import candidates_needed
 from rayline.workers.pipeline import RankStats
+from rayline.workers.scheduling.beams import candidates_needed
 
 
 def next_token(tokens: tuple[int, ...], vocab_size: int, seed: int = 0) -> int:

@@ -5,10 +5,11 @@ bounds every other one:
 
     time(size) <= t * max(1, tokens / its tokens, rows / its rows, pairs / its pairs)
 
-Of steps of about one size the median bound holds, whatever single ones were disturbed by; among the sizes the
-tightest bound does.
+save that a step without rows (a prompt's first chunks have none) says nothing of what rows cost. Of steps of about one
+size the median bound holds, whatever single ones were disturbed by; among the sizes the tightest bound does.
 """
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from statistics import median
@@ -32,7 +33,9 @@ class StepSize:
     pairs: int
 
     def times(self, other: "StepSize") -> float:
-        """How many times as long as `other` this may take, at most; at least 1."""
+        """How many times as long as `other` this may take, at most; at least 1, infinity where `other` cannot tell."""
+        if self.rows and not other.rows:
+            return math.inf
         return max(
             1.0,
             self.tokens / max(1, other.tokens),
@@ -56,7 +59,7 @@ class StepTimes:
     def __init__(self, depth: int = 1):
         self._depth = depth
         self._steps = 0
-        self._seen: dict[int, deque[tuple[StepSize, float]]] = {}
+        self._seen: dict[tuple[int, bool], deque[tuple[StepSize, float]]] = {}
 
     def record(self, size: StepSize, took_s: float) -> None:
         """A step of `size` brought its result `took_s` after it could begin."""
@@ -72,12 +75,13 @@ class StepTimes:
             median(took_s * size.times(seen) for seen, took_s in list(bucket)) for bucket in tuple(self._seen.values())
         ]
         least_s = LEAST_LIMIT_S if _bucket(size) in self._seen else NEW_SIZE_LIMIT_S
-        return max(least_s, MULTIPLE * self._depth * min(bounds))
+        bound = min(bounds)
+        return FIRST_LIMIT_S if bound == math.inf else max(least_s, MULTIPLE * self._depth * bound)
 
 
-def _bucket(size: StepSize) -> int:
-    """Sizes up to about twice each other are of one bucket."""
-    return size.tokens.bit_length()
+def _bucket(size: StepSize) -> tuple[int, bool]:
+    """Sizes up to about twice each other are of one bucket, with rows or without."""
+    return size.tokens.bit_length(), size.rows > 0
 
 
 class InFlight:

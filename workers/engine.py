@@ -9,8 +9,8 @@ from rayline.protos.events import EngineEvent
 from rayline.protos.group import GroupLoad
 from rayline.protos.types import EngineRequest
 from rayline.workers.pipeline import Pipeline
-from rayline.workers.request_check import check_request
-from rayline.workers.scheduler import Scheduler
+from rayline.workers.scheduling.request_check import check_request
+from rayline.workers.scheduling.scheduler import Scheduler
 
 
 class Engine:

@@ -18,7 +18,6 @@ from rayline.kernels.compiled_kernels import missing_compiler
 from rayline.protos.errors import ConfigError
 from rayline.protos.group import GroupInfo
 from rayline.protos.types import EngineRequest, SamplingParams
-from rayline.workers.blocks import BlockPool
 from rayline.workers.channel import Channel
 from rayline.workers.collectives import Alone
 from rayline.workers.engine import Engine
@@ -27,7 +26,8 @@ from rayline.workers.layers import tree_fits
 from rayline.workers.models.config import ModelConfig
 from rayline.workers.pipeline import Pipeline
 from rayline.workers.ranks import OnRankProgress, Ranks, open_store
-from rayline.workers.scheduler import Scheduler, SchedulerLimits
+from rayline.workers.scheduling.blocks import BlockPool
+from rayline.workers.scheduling.scheduler import Scheduler, SchedulerLimits
 from rayline.workers.spec import Loaded, RankSpec
 from rayline.workers.weights import Weights
 from rayline.workers.worker import Worker, kernel_choice, kernels_of, stage_layers, torch_dtype

@@ -9,11 +9,11 @@ from rayline.kernels.sampling import RowLogprobs
 from rayline.protos.events import TokenLogprob
 from rayline.protos.plan import Candidates, Plan, Refused, Sampled, Scored, StepResult
 from rayline.workers.batch import ScoredRun, Wanted
-from rayline.workers.beams import candidates_needed
 from rayline.workers.grammar import Grammars
 from rayline.workers.models.config import ModelConfig
 from rayline.workers.resident import Residents
 from rayline.workers.sampler import SampleRequest, sampled, sampling_rows
+from rayline.workers.scheduling.beams import candidates_needed
 from rayline.workers.stages import StageLinks
 from rayline.workers.token_sampler import TokenSampler
 

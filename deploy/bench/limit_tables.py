@@ -5,7 +5,7 @@ from statistics import median
 
 from rich.table import Table
 
-from rayline.workers.roofline import BatchRoofline, CaseReport
+from rayline.workers.bench.roofline import BatchRoofline, CaseReport
 
 
 def kernel_table(reports: Sequence[CaseReport], threads: int) -> Table:

@@ -23,11 +23,11 @@ from rayline.deploy.commands.flags import config_flags, given
 from rayline.deploy.commands.source import NOT_OFFLINE, OFFLINE_SECTIONS
 from rayline.deploy.model_path import resolve_model
 from rayline.protos.types import SamplingParams, StructuredOutput
-from rayline.router.grammar import grammar_text
+from rayline.router.grammars.grammar import grammar_text
+from rayline.workers.bench.limit_sampler import LimitSampler
+from rayline.workers.bench.roofline import BatchRoofline, EngineCost, Speeds, batch_roofline, engine_cost
 from rayline.workers.engine import Engine
-from rayline.workers.limit_sampler import LimitSampler
 from rayline.workers.models.config import ModelConfig
-from rayline.workers.roofline import BatchRoofline, EngineCost, Speeds, batch_roofline, engine_cost
 
 Positive = click.IntRange(min=1)
 _NUMBERS: dict[Any, Callable[[str], float]] = {
@@ -78,7 +78,7 @@ def command(
 ) -> None:
     """Run batches of random prompts over the engine of MODEL, without router, transport or text."""
     from rayline.deploy.commands.offline import open_engine  # torch takes a second to import: not for `--help`
-    from rayline.workers.machine_probe import open_sampler
+    from rayline.workers.bench.machine_probe import open_sampler
 
     params = sampling_of(sampling, temperature)
     options = {"max_running": max(batches)} | given(flags)

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from rayline.cluster.machine import usable_cores
 from rayline.deploy.bench.limit_tables import kernel_table
-from rayline.workers.kernel_shapes import OPERATIONS, SHAPES
-from rayline.workers.roofline import CaseReport
+from rayline.workers.bench.kernel_shapes import OPERATIONS, SHAPES
+from rayline.workers.bench.roofline import CaseReport
 
 Positive = click.IntRange(min=1)
 
@@ -48,8 +48,8 @@ def measured(
     operations: Sequence[str], shapes: Sequence[str], model_shape: str, rounds: int, threads: int
 ) -> list[CaseReport]:
     """The cases that were asked for, with progress on standard error. Raises UsageError when there are none."""
-    from rayline.workers.kernel_bench import KernelBench  # torch takes a second to import: not for `--help`
-    from rayline.workers.kernel_cases import cases
+    from rayline.workers.bench.kernel_bench import KernelBench  # torch takes a second to import: not for `--help`
+    from rayline.workers.bench.kernel_cases import cases
 
     every = cases(SHAPES[model_shape], operations)
     wanted = [case for case in every if not shapes or any(shape in case.shape for shape in shapes)]

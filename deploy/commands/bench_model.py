@@ -19,7 +19,7 @@ SHAPES = ("1b", "135m", "tiny")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the weights.")
 def command(directory: Path, shape: str, context: int, tokenizer: str, seed: int) -> None:
     """Write a Llama of random weights into a new DIRECTORY, to measure lengths and sizes no model at hand has."""
-    from rayline.workers.random_model import RANDOM_SHAPES, write_random_model  # imports torch: not for `--help`
+    from rayline.workers.bench.random_model import RANDOM_SHAPES, write_random_model  # imports torch: not for `--help`
 
     write_random_model(directory, resolve_model(tokenizer), RANDOM_SHAPES[shape], context, seed)
     click.echo(f"{directory}: {shape}, context of {context} tokens")

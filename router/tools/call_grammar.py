@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rayline.protos.conversation import Conversation, Tool
 from rayline.protos.errors import InvalidRequest
 from rayline.protos.types import StructuredOutput
-from rayline.router.grammar import TaggedSchema
+from rayline.router.grammars.grammar import TaggedSchema
 from rayline.router.tools.formats import ToolFormat
 
 ANY_OBJECT = '{"type": "object"}'

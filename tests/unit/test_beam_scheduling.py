@@ -12,8 +12,8 @@ from simulated_ranks import candidates
 
 from rayline.protos.events import Beam, Finished, FinishReason, TokenEvent
 from rayline.protos.types import PLAIN_RULES, EngineRequest, SamplingParams
-from rayline.workers.beams import Search, advance, best, candidates_needed, rules_of
-from rayline.workers.request_check import blocks_of_search
+from rayline.workers.scheduling.beams import Search, advance, best, candidates_needed, rules_of
+from rayline.workers.scheduling.request_check import blocks_of_search
 
 PROMPT = (1, 2, 3, 4, 5, 6)
 

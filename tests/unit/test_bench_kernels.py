@@ -20,16 +20,16 @@ from rayline.kernels.limits import MachineLimits, median_limits
 from rayline.kernels.probe import Probe
 from rayline.kernels.program import Operations, Team
 from rayline.protos.group import GroupInfo
-from rayline.workers import machine_probe
-from rayline.workers.attention_cases import Layout
-from rayline.workers.kernel_bench import Case, KernelBench, case_report
-from rayline.workers.kernel_cases import CASES, Matrix, cases, linear_case
-from rayline.workers.kernel_shapes import OPERATIONS, SHAPES, ModelShape
-from rayline.workers.limit_sampler import LimitSampler
-from rayline.workers.machine_probe import open_sampler
+from rayline.workers.bench import machine_probe
+from rayline.workers.bench.attention_cases import Layout
+from rayline.workers.bench.kernel_bench import Case, KernelBench, case_report
+from rayline.workers.bench.kernel_cases import CASES, Matrix, cases, linear_case
+from rayline.workers.bench.kernel_shapes import OPERATIONS, SHAPES, ModelShape
+from rayline.workers.bench.limit_sampler import LimitSampler
+from rayline.workers.bench.machine_probe import open_sampler
+from rayline.workers.bench.roofline import Bound, EngineCost, Speeds, batch_roofline, bound, engine_cost
 from rayline.workers.models.config import ModelConfig
 from rayline.workers.pipeline import RankStats
-from rayline.workers.roofline import Bound, EngineCost, Speeds, batch_roofline, bound, engine_cost
 
 LIMITS = MachineLimits(read_bytes_per_s=1e9, fma_flops_per_s=2e9, bf16_flops_per_s=1e9, int8_ops_per_s=8e9)
 TINY = ModelShape(hidden=64, intermediate=96, heads=4, kv_heads=2, head_dim=16, vocab=200)

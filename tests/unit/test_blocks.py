@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayline.protos.blocks import BlockHash, block_hashes
-from rayline.workers.blocks import BlockPool
+from rayline.workers.scheduling.blocks import BlockPool
 
 
 def name(text: str) -> BlockHash:

@@ -11,7 +11,7 @@ from tool_texts import TOOLS, calls_of, parse, text_of
 from rayline.protos.conversation import ChatMessage, Conversation, Tool, ToolChoice
 from rayline.protos.errors import InvalidRequest
 from rayline.protos.types import StructuredOutput
-from rayline.router.grammar import tool_grammar
+from rayline.router.grammars.grammar import tool_grammar
 from rayline.router.tools.call_grammar import ANY_OBJECT, NO_PARAMETERS, CallGrammar, call_grammar
 from rayline.router.tools.formats import FORMATS
 

@@ -23,7 +23,7 @@ from rayline.deploy.client import Client, check_address
 from rayline.protos.errors import ConfigError, ModelNotFound, Overloaded, RaylineError, Unauthenticated, Unavailable
 from rayline.protos.events import Delta, Failed, Finished, Started
 from rayline.protos.types import SamplingParams, Spec
-from rayline.router.grpc_api import build_grpc_server
+from rayline.router.grpc.api import build_grpc_server
 
 SHAPE = Shape(input_tokens=5, output_tokens=4, vocab_size=300, seed=1)
 

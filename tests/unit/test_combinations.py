@@ -19,7 +19,7 @@ from pairs import Row, covering_rows, meetings
 from rayline.cluster.config import ParallelSection
 from rayline.deploy.model_path import resolve_model
 from rayline.protos.types import SamplingParams, StructuredOutput, Thinking, TokenRules, choice_seed
-from rayline.router.grammar import grammar_text
+from rayline.router.grammars.grammar import grammar_text
 from rayline.workers.group import StartedGroup
 from rayline.workers.local_launch import LocalLauncher
 

@@ -116,6 +116,16 @@ def test_a_long_prompt_after_many_single_tokens_is_judged_by_earlier_prompts() -
     assert times.limit_s(decode) == LEAST_LIMIT_S
 
 
+@given(st.integers(1, 8192), st.integers(1, 64), st.floats(0, 100))
+def test_steps_without_rows_tell_nothing_of_what_rows_cost(tokens: int, rows: int, took_s: float) -> None:
+    times = StepTimes()
+    for _ in range(FIRST_STEPS):
+        times.record(StepSize(tokens, 0, tokens), took_s)
+    assert times.limit_s(StepSize(tokens, rows, tokens)) == FIRST_LIMIT_S
+    times.record(StepSize(tokens, rows, tokens), took_s)
+    assert times.limit_s(StepSize(tokens, rows, tokens)) == max(LEAST_LIMIT_S, MULTIPLE * took_s)
+
+
 def test_the_size_of_a_plan_counts_tokens_rows_and_pairs() -> None:
     slices = (
         Slice(1, 10, 1, 0, (), True),

@@ -22,7 +22,7 @@ from rayline.protos.openai_chat import NEUTRAL_CHAT, NEUTRAL_MESSAGE, ChatComple
 from rayline.protos.openai_completion import NEUTRAL_COMPLETION, CompletionBody
 from rayline.protos.openai_sampling import SamplingBody
 from rayline.protos.types import SamplingParams
-from rayline.router.http_api import build_http_app
+from rayline.router.http.api import build_http_app
 from rayline.router.service import Service
 from rayline.workers.models.config import FAMILIES
 

@@ -8,7 +8,7 @@ from grammars import accepts
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayline.router.gbnf import NotGbnf, is_lark, lark_of
+from rayline.router.grammars.gbnf import NotGbnf, is_lark, lark_of
 
 JSON = r"""root   ::= object
 value  ::= object | array | string | number | ("true" | "false" | "null") ws

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rayline.protos.errors import InvalidRequest
 from rayline.protos.types import StructuredOutput, StructureKind
-from rayline.router.grammar import TaggedSchema, grammar_text, tool_grammar
+from rayline.router.grammars.grammar import TaggedSchema, grammar_text, tool_grammar
 
 INTEGER, BOOLEAN = '{"type": "integer"}', '{"type": "boolean"}'
 TAGS = {

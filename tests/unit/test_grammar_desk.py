@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from rayline.protos.errors import InternalError, InvalidRequest, Overloaded
 from rayline.protos.types import StructuredOutput, StructureKind
-from rayline.router import grammar_desk
-from rayline.router.grammar_desk import GrammarDesk
-from rayline.router.grammar_sandbox import GrammarSandbox
+from rayline.router.grammars import desk as grammar_desk
+from rayline.router.grammars.desk import GrammarDesk
+from rayline.router.grammars.sandbox import GrammarSandbox
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from rayline.cluster.config import LimitsSection, RouterSection, SecuritySection
 from rayline.protos import inference_pb2 as pb
 from rayline.protos import inference_pb2_grpc as pb_grpc
 from rayline.protos.errors import Overloaded, PortInUse, RaylineError, Unavailable
-from rayline.router.grpc_api import SERVICE_NAME, build_grpc_server
+from rayline.router.grpc.api import SERVICE_NAME, build_grpc_server
 from rayline.router.ports import probe_port
 from rayline.router.service import ServedModel, Service
 

@@ -13,8 +13,8 @@ from rayline.cluster.config import RouterSection, SecuritySection, SystemConfig,
 from rayline.protos import inference_pb2 as pb
 from rayline.protos import inference_pb2_grpc as pb_grpc
 from rayline.protos.types import EngineRequest
-from rayline.router.grpc_api import build_grpc_server
-from rayline.router.http_api import build_http_app
+from rayline.router.grpc.api import build_grpc_server
+from rayline.router.http.api import build_http_app
 
 KEYED = SecuritySection(tenants=(TenantSection("gold", ("g",), 4.0), TenantSection("free", ("f",))))
 PROMPT = "the dog the dog the dog the dog the dog"

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rayline.protos.errors import InvalidRequest
-from rayline.router.json_schema import json_schema
+from rayline.router.grammars.json_schema import json_schema
 
 SCHEMAS: dict[str, Any] = {
     "anything": {},

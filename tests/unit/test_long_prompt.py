@@ -12,7 +12,7 @@ from rayline.deploy.bench.long_prompt import LongPromptPlan, run_long_prompt
 from rayline.deploy.bench.workload import Job, Shape
 from rayline.deploy.model_path import resolve_model
 from rayline.protos.errors import ConfigError, Overloaded, RaylineError
-from rayline.workers.random_model import RANDOM_SHAPES, write_random_model
+from rayline.workers.bench.random_model import RANDOM_SHAPES, write_random_model
 
 PLAN = LongPromptPlan(Shape(4, 50, 50, 0), streams=3, prompt_tokens=500, lead_s=0.4)
 

@@ -25,7 +25,7 @@ from rayline.protos.types import (
     Thinking,
     TokenRules,
 )
-from rayline.router.grammar import grammar_text
+from rayline.router.grammars.grammar import grammar_text
 from rayline.workers.group import StartedGroup
 from rayline.workers.local_launch import LocalLauncher
 

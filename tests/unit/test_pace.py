@@ -13,11 +13,11 @@ from rayline.deploy.bench.report import percentile
 from rayline.protos.events import EngineEvent, TokenEvent
 from rayline.protos.plan import Plan, Sampled, StepResult
 from rayline.protos.types import EngineRequest, SamplingParams
-from rayline.workers.blocks import BlockPool
 from rayline.workers.engine import Engine
-from rayline.workers.pace import FIRST_TOKENS, PROBE_STEPS, Allowance, Costs, Fit, Pace, Work, attended
 from rayline.workers.pipeline import RankStats
-from rayline.workers.scheduler import Scheduler, SchedulerLimits
+from rayline.workers.scheduling.blocks import BlockPool
+from rayline.workers.scheduling.pace import FIRST_TOKENS, PROBE_STEPS, Allowance, Costs, Fit, Pace, Work, attended
+from rayline.workers.scheduling.scheduler import Scheduler, SchedulerLimits
 
 STRETCH = 2.0
 

@@ -10,7 +10,7 @@ from scheduler_bench import Bench, alone, limits
 from rayline.protos.events import Finished, TokenEvent
 from rayline.protos.group import PreemptionReason
 from rayline.protos.types import EngineRequest, SamplingParams
-from rayline.workers.reservations import most_blocks
+from rayline.workers.scheduling.reservations import most_blocks
 
 
 def request(name: str, prompt: int = 4, tokens: int = 24, priority: int = 0, **more: Any) -> EngineRequest:

@@ -10,7 +10,7 @@ from simulated_ranks import prompt_score
 
 from rayline.protos.events import PromptScores, TokenEvent
 from rayline.protos.types import EngineRequest, SamplingParams
-from rayline.workers.draft import SCORED_TOKENS
+from rayline.workers.scheduling.draft import SCORED_TOKENS
 
 PROMPT = tuple((7 * i) % 40 for i in range(40))
 

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayline.protos.types import EngineRequest, SamplingParams
-from rayline.workers.queue import WaitingQueue, effective_priority
-from rayline.workers.sequence import Sequence
-from rayline.workers.tenants import TenantCounters
+from rayline.workers.scheduling.queue import WaitingQueue, effective_priority
+from rayline.workers.scheduling.sequence import Sequence
+from rayline.workers.scheduling.tenants import TenantCounters
 
 NUMBERS = count()
 

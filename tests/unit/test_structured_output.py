@@ -22,7 +22,7 @@ from rayline.protos.types import (
     Thinking,
     TokenRules,
 )
-from rayline.router.grammar import TaggedSchema, grammar_text, tool_grammar
+from rayline.router.grammars.grammar import TaggedSchema, grammar_text, tool_grammar
 from rayline.workers.engine import Engine
 
 EOS = 2

@@ -10,8 +10,8 @@ from scheduler_bench import Bench, limits
 
 from rayline.protos.events import TokenEvent
 from rayline.protos.types import EngineRequest, SamplingParams
-from rayline.workers import tenants
-from rayline.workers.tenants import CACHED_COST, INPUT_COST, MAX_TENANTS, OUTPUT_COST, TenantCounters
+from rayline.workers.scheduling import tenants
+from rayline.workers.scheduling.tenants import CACHED_COST, INPUT_COST, MAX_TENANTS, OUTPUT_COST, TenantCounters
 
 
 def test_a_counter_is_service_over_weight() -> None:

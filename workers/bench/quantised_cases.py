@@ -8,8 +8,8 @@ from torch import Tensor
 from rayline.kernels.backend import Weight
 from rayline.kernels.native_kernels import NativeKernels
 from rayline.kernels.native_quant import BITS, Quantisation
-from rayline.workers.kernel_bench import Case, Contender, random_bf16, recorded
-from rayline.workers.kernel_shapes import ModelShape
+from rayline.workers.bench.kernel_bench import Case, Contender, random_bf16, recorded
+from rayline.workers.bench.kernel_shapes import ModelShape
 
 WAYS = (
     Quantisation("int8"),

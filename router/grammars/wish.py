@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rayline.protos.types import Spec, StructuredOutput
-from rayline.router.grammar import FIELD, tool_grammar
-from rayline.router.grammar_desk import GrammarDesk
+from rayline.router.grammars.desk import GrammarDesk
+from rayline.router.grammars.grammar import FIELD, tool_grammar
 from rayline.router.output_form import ChatFormats
 from rayline.router.tools.call_grammar import call_grammar
 

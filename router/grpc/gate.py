@@ -8,7 +8,7 @@ from google.protobuf.message import DecodeError
 
 from rayline.protos.errors import InvalidRequest, RaylineError, Unauthenticated
 from rayline.router.auth import ApiKeys
-from rayline.router.grpc_status import abort_with
+from rayline.router.grpc.status import abort_with
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 MaybeHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"

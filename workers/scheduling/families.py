@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from rayline.protos.types import EngineRequest
-from rayline.workers.sequence import Sequence
+from rayline.workers.scheduling.sequence import Sequence
 
 
 @dataclass(slots=True, eq=False)

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rayline.protos.errors import InternalError, Unauthenticated
 from rayline.router.auth import ApiKeys
-from rayline.router.http_errors import error_response
+from rayline.router.http.errors import error_response
 
 OPEN_PATHS = ("/health",)  # probes have no key
 

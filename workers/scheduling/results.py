@@ -15,14 +15,14 @@ from rayline.protos.events import (
     Usage,
 )
 from rayline.protos.plan import Gain, Sampled, StepResult
-from rayline.workers.beams import Heir, is_end
-from rayline.workers.draft import Draft
-from rayline.workers.roster import Roster
-from rayline.workers.scheduler_stats import SchedulerStats
-from rayline.workers.searches import BeamSearch
-from rayline.workers.sequence import Place, Sequence
-from rayline.workers.tables import BlockTables
-from rayline.workers.tenants import OUTPUT_COST, TenantCounters
+from rayline.workers.scheduling.beams import Heir, is_end
+from rayline.workers.scheduling.draft import Draft
+from rayline.workers.scheduling.roster import Roster
+from rayline.workers.scheduling.scheduler_stats import SchedulerStats
+from rayline.workers.scheduling.searches import BeamSearch
+from rayline.workers.scheduling.sequence import Place, Sequence
+from rayline.workers.scheduling.tables import BlockTables
+from rayline.workers.scheduling.tenants import OUTPUT_COST, TenantCounters
 
 NOTHING_LEFT = "no text is left that the grammar and the request's other rules allow"
 

@@ -9,7 +9,7 @@ from rayline.kernels.cores import Cores
 from rayline.kernels.library import LibraryMissing, load
 from rayline.kernels.probe import Probe
 from rayline.kernels.program import Operations, Team
-from rayline.workers.limit_sampler import LimitSampler
+from rayline.workers.bench.limit_sampler import LimitSampler
 
 CACHES_READ = 2  # a buffer of twice the cache: what a pass over it leaves behind is of no use to the next one
 LARGEST_SHARE = 4  # of the memory that is free

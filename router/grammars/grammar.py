@@ -12,8 +12,8 @@ from typing import Any
 
 from rayline.protos.errors import InvalidRequest
 from rayline.protos.types import StructuredOutput
-from rayline.router.gbnf import NotGbnf, is_lark, lark_of
-from rayline.router.json_schema import json_schema, parsed_json
+from rayline.router.grammars.gbnf import NotGbnf, is_lark, lark_of
+from rayline.router.grammars.json_schema import json_schema, parsed_json
 
 FIELD = "structured_output"
 ANY_TEXT = r"/(?s:.*)/"

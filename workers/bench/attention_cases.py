@@ -11,8 +11,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from rayline.kernels.backend import AttentionShape, KvLayer
 from rayline.kernels.context import ForwardContext
 from rayline.kernels.native_kernels import NativeKernels
-from rayline.workers.kernel_bench import Case, Contender, random_bf16, recorded
-from rayline.workers.kernel_shapes import ModelShape
+from rayline.workers.bench.kernel_bench import Case, Contender, random_bf16, recorded
+from rayline.workers.bench.kernel_shapes import ModelShape
 
 BLOCK_TOKENS = 16
 DECODED = ((1, 8192), (16, 2048), (64, 2048))  # sequences, and tokens of each

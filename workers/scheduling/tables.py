@@ -11,9 +11,9 @@ holder writes in place:
 from collections.abc import Iterable
 
 from rayline.protos.plan import Copy
-from rayline.workers.blocks import BlockPool
-from rayline.workers.reservations import Reservations
-from rayline.workers.sequence import Sequence
+from rayline.workers.scheduling.blocks import BlockPool
+from rayline.workers.scheduling.reservations import Reservations
+from rayline.workers.scheduling.sequence import Sequence
 
 
 class BlockTables:

@@ -27,9 +27,9 @@ from rayline.kernels.native_kernels import NativeKernels
 from rayline.kernels.probe import Probe
 from rayline.kernels.program import Operations, Team
 from rayline.protos.errors import ConfigError
-from rayline.workers.limit_sampler import SETTLE_S
-from rayline.workers.machine_probe import first_cores, open_probe
-from rayline.workers.roofline import CaseReport, ContenderReport, bound
+from rayline.workers.bench.limit_sampler import SETTLE_S
+from rayline.workers.bench.machine_probe import first_cores, open_probe
+from rayline.workers.bench.roofline import CaseReport, ContenderReport, bound
 
 Contender = Callable[[int], object]
 """Computes the operation with copy 0 or 1 of its weights or cache."""

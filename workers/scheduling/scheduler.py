@@ -15,19 +15,19 @@ from rayline.protos.events import EngineEvent, FinishReason
 from rayline.protos.group import GroupLoad, PreemptionReason
 from rayline.protos.plan import Admission, Plan, Slice, StepResult
 from rayline.protos.types import EngineRequest
-from rayline.workers.beams import rules_of
-from rayline.workers.blocks import BlockPool
-from rayline.workers.draft import Draft
-from rayline.workers.pace import Pace, Work
-from rayline.workers.preemption import Preemption
-from rayline.workers.queue import WaitingQueue
-from rayline.workers.results import Results
-from rayline.workers.roster import Roster
-from rayline.workers.scheduler_stats import SchedulerStats
-from rayline.workers.searches import BeamSearch
-from rayline.workers.sequence import Place, Sequence
-from rayline.workers.tables import BlockTables
-from rayline.workers.tenants import CACHED_COST, INPUT_COST, TenantCounters
+from rayline.workers.scheduling.beams import rules_of
+from rayline.workers.scheduling.blocks import BlockPool
+from rayline.workers.scheduling.draft import Draft
+from rayline.workers.scheduling.pace import Pace, Work
+from rayline.workers.scheduling.preemption import Preemption
+from rayline.workers.scheduling.queue import WaitingQueue
+from rayline.workers.scheduling.results import Results
+from rayline.workers.scheduling.roster import Roster
+from rayline.workers.scheduling.scheduler_stats import SchedulerStats
+from rayline.workers.scheduling.searches import BeamSearch
+from rayline.workers.scheduling.sequence import Place, Sequence
+from rayline.workers.scheduling.tables import BlockTables
+from rayline.workers.scheduling.tenants import CACHED_COST, INPUT_COST, TenantCounters
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,9 @@ from rayline.protos.event_wire import event_to_pb
 from rayline.protos.events import Failed
 from rayline.protos.request_wire import conversation_of, spec_of
 from rayline.router.auth import TENANT_HEADER, ApiKeys
-from rayline.router.grpc_gate import Gate, metadata_text
-from rayline.router.grpc_health import LiveHealth
-from rayline.router.grpc_status import abort_with
+from rayline.router.grpc.gate import Gate, metadata_text
+from rayline.router.grpc.health import LiveHealth
+from rayline.router.grpc.status import abort_with
 from rayline.router.ports import probe_port
 from rayline.router.service import ServedModel, Service
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from rayline.protos.events import Beam, TokenLogprob
-from rayline.workers.beams import BeamRules, Heir, Search, advance, best
-from rayline.workers.sequence import Sequence
+from rayline.workers.scheduling.beams import BeamRules, Heir, Search, advance, best
+from rayline.workers.scheduling.sequence import Sequence
 
 
 @dataclass(slots=True, eq=False)

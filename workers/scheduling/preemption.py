@@ -8,12 +8,12 @@ runs to its end. With no other request around it starts with whatever there is.
 import logging
 
 from rayline.protos.group import PreemptionReason
-from rayline.workers.draft import Draft
-from rayline.workers.reservations import most_blocks
-from rayline.workers.roster import Roster
-from rayline.workers.scheduler_stats import SchedulerStats
-from rayline.workers.sequence import Sequence
-from rayline.workers.tables import BlockTables
+from rayline.workers.scheduling.draft import Draft
+from rayline.workers.scheduling.reservations import most_blocks
+from rayline.workers.scheduling.roster import Roster
+from rayline.workers.scheduling.scheduler_stats import SchedulerStats
+from rayline.workers.scheduling.sequence import Sequence
+from rayline.workers.scheduling.tables import BlockTables
 
 log = logging.getLogger(__name__)
 

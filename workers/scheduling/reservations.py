@@ -1,6 +1,6 @@
 """Blocks that are promised to a request before it takes them, so that it never has to be preempted."""
 
-from rayline.workers.blocks import BlockPool
+from rayline.workers.scheduling.blocks import BlockPool
 
 
 def most_blocks(prompt_tokens: int, limit: int, beam_width: int, block_tokens: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from rayline.protos.errors import InternalError, RaylineError
 from rayline.protos.events import ChoiceEnded, Delta, Failed, Finished, PromptScored, Started, StreamEvent, Usage
 from rayline.router.collected import Collected, CollectedChoice
-from rayline.router.http_errors import error_body
+from rayline.router.http.errors import error_body
 
 Numbered = AsyncGenerator[tuple[int, StreamEvent], None]
 log = logging.getLogger("rayline.router")

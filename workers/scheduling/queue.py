@@ -4,8 +4,8 @@ import math
 from bisect import bisect_left, insort
 from collections.abc import Container
 
-from rayline.workers.sequence import Sequence
-from rayline.workers.tenants import TenantCounters
+from rayline.workers.scheduling.sequence import Sequence
+from rayline.workers.scheduling.tenants import TenantCounters
 
 
 def effective_priority(priority: int, arrived_s: float, now_s: float, aging_s: float) -> int:

@@ -45,7 +45,7 @@ class GrammarSandbox:
     def _running(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-            command = [sys.executable, "-m", "rayline.router.grammar_child"]
+            command = [sys.executable, "-m", "rayline.router.grammars.child"]
             try:
                 self._child = subprocess.Popen(
                     command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True

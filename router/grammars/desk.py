@@ -10,8 +10,8 @@ from typing import Self
 
 from rayline.protos.errors import InvalidRequest, Overloaded, out_of_range
 from rayline.protos.types import StructuredOutput
-from rayline.router.grammar import FIELD
-from rayline.router.grammar_sandbox import GrammarSandbox
+from rayline.router.grammars.grammar import FIELD
+from rayline.router.grammars.sandbox import GrammarSandbox
 from rayline.router.tokenizer import Tokenizer
 
 MAX_TEXT_BYTES = 256 * 1024

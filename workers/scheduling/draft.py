@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 from rayline.protos.plan import Admission, Copy, Fork, Gain, Plan, Slice
-from rayline.workers.pace import Allowance, Work
+from rayline.workers.scheduling.pace import Allowance, Work
 
 SCORED_TOKENS = 128  # of one step at most: the logits of each are a whole row of the vocabulary
 

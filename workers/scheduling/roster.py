@@ -2,12 +2,12 @@
 
 from rayline.protos.plan import Fork
 from rayline.protos.types import EngineRequest
-from rayline.workers.draft import Draft
-from rayline.workers.families import Families
-from rayline.workers.queue import WaitingQueue
-from rayline.workers.searches import BeamSearch
-from rayline.workers.sequence import Place, Sequence
-from rayline.workers.tables import BlockTables
+from rayline.workers.scheduling.draft import Draft
+from rayline.workers.scheduling.families import Families
+from rayline.workers.scheduling.queue import WaitingQueue
+from rayline.workers.scheduling.searches import BeamSearch
+from rayline.workers.scheduling.sequence import Place, Sequence
+from rayline.workers.scheduling.tables import BlockTables
 
 
 class Roster:

@@ -17,12 +17,12 @@ from rayline.kernels.backend import Weight
 from rayline.kernels.edits import Edit, mask_of
 from rayline.kernels.native_kernels import NativeKernels
 from rayline.kernels.sampling import SamplingRows, sample
-from rayline.workers.attention_cases import attention_cases
+from rayline.workers.bench.attention_cases import attention_cases
+from rayline.workers.bench.kernel_bench import Case, Contender, random_bf16, recorded
+from rayline.workers.bench.kernel_shapes import ModelShape
+from rayline.workers.bench.quantised_cases import quantised_cases
 from rayline.workers.collectives import Alone
-from rayline.workers.kernel_bench import Case, Contender, random_bf16, recorded
-from rayline.workers.kernel_shapes import ModelShape
 from rayline.workers.layers import SEGMENTS
-from rayline.workers.quantised_cases import quantised_cases
 from rayline.workers.token_sampler import NativeSampler
 
 EPS = 1e-5

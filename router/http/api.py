@@ -14,14 +14,15 @@ from rayline.protos.openai_chat import ChatCompletionBody, TokenizeBody
 from rayline.protos.openai_completion import CompletionBody
 from rayline.protos.openai_sampling import SamplingBody
 from rayline.protos.types import Spec
-from rayline.router import http_errors, metrics
+from rayline.router import metrics
 from rayline.router.auth import TENANT_HEADER, ApiKeys
 from rayline.router.fan_in import fan_in
-from rayline.router.http_body import FastRoute
-from rayline.router.http_gate import HttpGate
-from rayline.router.http_stream import EventStream, unless_gone
-from rayline.router.openai_answer import Head, Numbered, Shown, Style, after_first, chunks, fingerprint, whole
-from rayline.router.openai_styles import ChatStyle, CompletionStyle
+from rayline.router.http import errors as http_errors
+from rayline.router.http.body import FastRoute
+from rayline.router.http.gate import HttpGate
+from rayline.router.http.openai_answer import Head, Numbered, Shown, Style, after_first, chunks, fingerprint, whole
+from rayline.router.http.openai_styles import ChatStyle, CompletionStyle
+from rayline.router.http.stream import EventStream, unless_gone
 from rayline.router.service import ServedModel, Service
 
 

@@ -1,4 +1,4 @@
-"""The process that tries grammars out: `python -m rayline.router.grammar_child`, one JSON line in, one out.
+"""The process that tries grammars out: `python -m rayline.router.grammars.child`, one JSON line in, one out.
 
 The grammar library counts most of its work, not all: some schemas of 2 kB keep it busy for minutes, others overflow the
 stack, and neither can be stopped inside of a process that serves. So they are met here first, within limits of time,
@@ -19,7 +19,7 @@ import llguidance
 from rayline.cluster.grammar_limits import COMPILE_STACK_BYTES, failure, parser_limits
 from rayline.protos.errors import InvalidRequest
 from rayline.protos.types import StructuredOutput
-from rayline.router.grammar import grammar_text
+from rayline.router.grammars.grammar import grammar_text
 
 CPU_LIMIT_S = 0.5  # of computing, whatever else the machine does
 MEMORY_LIMIT_BYTES = 512 * 2**20  # beside what the process begins with

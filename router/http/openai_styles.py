@@ -7,8 +7,8 @@ from typing import Any
 from rayline.protos.conversation import ToolCall
 from rayline.protos.events import ChoiceEnded, Delta, PromptScored, Started, ToolCallDelta
 from rayline.router.collected import Collected, CollectedChoice
-from rayline.router.openai_answer import Shown
-from rayline.router.openai_logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
+from rayline.router.http.openai_answer import Shown
+from rayline.router.http.openai_logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
 from rayline.router.tokenizer import Tokenizer
 
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from rayline.protos.errors import InvalidRequest, PromptTooLong, out_of_range
 from rayline.protos.types import EngineRequest, TokenRules
-from rayline.workers.reservations import most_blocks
-from rayline.workers.scheduler import SchedulerLimits
+from rayline.workers.scheduling.reservations import most_blocks
+from rayline.workers.scheduling.scheduler import SchedulerLimits
 
 MAX_BEAM_STOPS = 64  # ids that end a beam; each is one candidate more for every beam of every step
 
