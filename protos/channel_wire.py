@@ -36,6 +36,8 @@ def submit_to_pb(stream: int, request: EngineRequest, repeats_prompt: bool = Fal
         cache_salt=request.cache_salt,
         family=request.family,
         rules=rules_to_pb(request.rules),
+        timeout_s=request.timeout_s,
+        apart=request.apart,
     )
 
 
@@ -51,6 +53,8 @@ def request_of(message: pb.Submit, prompt_before: tuple[int, ...] = ()) -> Engin
         cache_salt=message.cache_salt,
         family=message.family,
         rules=rules_of(message.rules),
+        timeout_s=message.timeout_s if message.HasField("timeout_s") else None,
+        apart=message.apart,
     )
 
 

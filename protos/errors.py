@@ -4,6 +4,11 @@ RaylineError
 ├── InvalidRequest        INVALID_ARGUMENT    400   a field of the request is out of range
 │   └── PromptTooLong     INVALID_ARGUMENT    400   prompt + max_tokens do not fit the context
 ├── ModelNotFound         NOT_FOUND           404
+├── StreamNotFound        NOT_FOUND           404   no stream of this id is remembered
+├── RequestIdTaken        ALREADY_EXISTS      409   the id names another request
+├── TakenOver             ABORTED             409   the stream is read by a later call
+├── DeadlineExceeded      DEADLINE_EXCEEDED   504   it cannot be, or was not, done in the time given
+├── Quarantined           FAILED_PRECONDITION 422   the request killed every group that ran it
 ├── Unauthenticated       UNAUTHENTICATED     401
 ├── Cancelled             CANCELLED           499   the client went away
 ├── Overloaded            RESOURCE_EXHAUSTED  429   the bounded queue is full
@@ -52,6 +57,41 @@ class ModelNotFound(RaylineError):
 
     grpc_code = "NOT_FOUND"
     http_code = 404
+
+
+class StreamNotFound(RaylineError):
+    """No stream of this request id is remembered: it never began, or ended too long ago."""
+
+    grpc_code = "NOT_FOUND"
+    http_code = 404
+
+
+class RequestIdTaken(RaylineError):
+    """The request id already names another request of this tenant."""
+
+    grpc_code = "ALREADY_EXISTS"
+    http_code = 409
+
+
+class TakenOver(RaylineError):
+    """The client reads this stream through a later call; this one ends."""
+
+    grpc_code = "ABORTED"
+    http_code = 409
+
+
+class DeadlineExceeded(RaylineError):
+    """The request cannot be done in the time that is left for it, or was not."""
+
+    grpc_code = "DEADLINE_EXCEEDED"
+    http_code = 504
+
+
+class Quarantined(RaylineError):
+    """The request killed the groups that ran it, the last one while nothing else ran there."""
+
+    grpc_code = "FAILED_PRECONDITION"
+    http_code = 422
 
 
 class Unauthenticated(RaylineError):
@@ -110,6 +150,11 @@ LEAVES: dict[str, type[RaylineError]] = {
         InvalidRequest,
         PromptTooLong,
         ModelNotFound,
+        StreamNotFound,
+        RequestIdTaken,
+        TakenOver,
+        DeadlineExceeded,
+        Quarantined,
         Unauthenticated,
         Cancelled,
         Overloaded,

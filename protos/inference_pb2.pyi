@@ -129,7 +129,7 @@ class TokenIds(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "text", "token_ids", "params", "priority", "request_id", "suffix", "echo", "truncate_prompt_tokens", "tenant", "cache_salt", "return_prompt_ids")
+    __slots__ = ("model", "text", "token_ids", "params", "priority", "request_id", "suffix", "echo", "truncate_prompt_tokens", "tenant", "cache_salt", "return_prompt_ids", "timeout_s")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -142,6 +142,7 @@ class GenerateRequest(_message.Message):
     TENANT_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     RETURN_PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     model: str
     text: str
     token_ids: TokenIds
@@ -154,7 +155,8 @@ class GenerateRequest(_message.Message):
     tenant: str
     cache_salt: str
     return_prompt_ids: bool
-    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., params: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., request_id: _Optional[str] = ..., suffix: _Optional[str] = ..., echo: _Optional[bool] = ..., truncate_prompt_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ..., return_prompt_ids: _Optional[bool] = ...) -> None: ...
+    timeout_s: float
+    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., params: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., request_id: _Optional[str] = ..., suffix: _Optional[str] = ..., echo: _Optional[bool] = ..., truncate_prompt_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ..., return_prompt_ids: _Optional[bool] = ..., timeout_s: _Optional[float] = ...) -> None: ...
 
 class ChatMessage(_message.Message):
     __slots__ = ("role", "content", "name", "reasoning", "tool_calls", "tool_call_id")
@@ -213,7 +215,7 @@ class ToolChoice(_message.Message):
     def __init__(self, mode: _Optional[_Union[ToolChoice.Mode, str]] = ..., name: _Optional[str] = ...) -> None: ...
 
 class ChatRequest(_message.Message):
-    __slots__ = ("model", "messages", "params", "priority", "request_id", "tools", "tool_choice", "parallel_tool_calls", "add_generation_prompt", "continue_final_message", "template_args", "echo", "truncate_prompt_tokens", "tenant", "cache_salt", "return_prompt_ids")
+    __slots__ = ("model", "messages", "params", "priority", "request_id", "tools", "tool_choice", "parallel_tool_calls", "add_generation_prompt", "continue_final_message", "template_args", "echo", "truncate_prompt_tokens", "tenant", "cache_salt", "return_prompt_ids", "timeout_s")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     PARAMS_FIELD_NUMBER: _ClassVar[int]
@@ -230,6 +232,7 @@ class ChatRequest(_message.Message):
     TENANT_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     RETURN_PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     model: str
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
     params: SamplingParams
@@ -246,7 +249,8 @@ class ChatRequest(_message.Message):
     tenant: str
     cache_salt: str
     return_prompt_ids: bool
-    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., params: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., request_id: _Optional[str] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., tool_choice: _Optional[_Union[ToolChoice, _Mapping]] = ..., parallel_tool_calls: _Optional[bool] = ..., add_generation_prompt: _Optional[bool] = ..., continue_final_message: _Optional[bool] = ..., template_args: _Optional[str] = ..., echo: _Optional[bool] = ..., truncate_prompt_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ..., return_prompt_ids: _Optional[bool] = ...) -> None: ...
+    timeout_s: float
+    def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., params: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., request_id: _Optional[str] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., tool_choice: _Optional[_Union[ToolChoice, _Mapping]] = ..., parallel_tool_calls: _Optional[bool] = ..., add_generation_prompt: _Optional[bool] = ..., continue_final_message: _Optional[bool] = ..., template_args: _Optional[str] = ..., echo: _Optional[bool] = ..., truncate_prompt_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ..., return_prompt_ids: _Optional[bool] = ..., timeout_s: _Optional[float] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
     __slots__ = ("index", "started", "delta", "finished", "failed", "prompt_scored", "choice_ended")

@@ -338,7 +338,7 @@ class WorkerFrame(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., loaded: _Optional[_Union[Loaded, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., result: _Optional[_Union[StepResult, _Mapping]] = ..., stats: _Optional[_Union[RankStats, _Mapping]] = ..., failed: _Optional[_Union[RankFailed, _Mapping]] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("stream", "request_id", "prompt_ids", "output_ids", "params", "priority", "tenant", "cache_salt", "family", "rules", "repeats_prompt")
+    __slots__ = ("stream", "request_id", "prompt_ids", "output_ids", "params", "priority", "tenant", "cache_salt", "family", "rules", "repeats_prompt", "timeout_s", "apart")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -350,6 +350,8 @@ class Submit(_message.Message):
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
     REPEATS_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    APART_FIELD_NUMBER: _ClassVar[int]
     stream: int
     request_id: str
     prompt_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -361,7 +363,9 @@ class Submit(_message.Message):
     family: str
     rules: TokenRules
     repeats_prompt: bool
-    def __init__(self, stream: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., params: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ..., family: _Optional[str] = ..., rules: _Optional[_Union[TokenRules, _Mapping]] = ..., repeats_prompt: _Optional[bool] = ...) -> None: ...
+    timeout_s: float
+    apart: bool
+    def __init__(self, stream: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., params: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ..., family: _Optional[str] = ..., rules: _Optional[_Union[TokenRules, _Mapping]] = ..., repeats_prompt: _Optional[bool] = ..., timeout_s: _Optional[float] = ..., apart: _Optional[bool] = ...) -> None: ...
 
 class Abort(_message.Message):
     __slots__ = ("stream",)

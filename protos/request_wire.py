@@ -35,6 +35,7 @@ def spec_to_pb(spec: Spec) -> pb.GenerateRequest | pb.ChatRequest:
         tenant=spec.tenant,
         cache_salt=spec.cache_salt,
         return_prompt_ids=spec.return_prompt_ids,
+        timeout_s=spec.timeout_s,
     )
 
 
@@ -50,6 +51,7 @@ def spec_of(message: pb.GenerateRequest | pb.ChatRequest, new_id: Callable[[], s
         tenant=message.tenant,
         cache_salt=message.cache_salt,
         return_prompt_ids=message.return_prompt_ids,
+        timeout_s=message.timeout_s if message.HasField("timeout_s") else None,
     )
     if isinstance(message, pb.ChatRequest):
         return replace(spec, conversation=conversation_of(message))
@@ -80,6 +82,7 @@ def _chat_to_pb(spec: Spec, chat: Conversation, params: pb.SamplingParams) -> pb
         tenant=spec.tenant,
         cache_salt=spec.cache_salt,
         return_prompt_ids=spec.return_prompt_ids,
+        timeout_s=spec.timeout_s,
     )
 
 

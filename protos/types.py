@@ -190,6 +190,7 @@ class Spec:
     truncate_prompt_tokens: keep the last so many tokens of the prompt. tenant: who shares the machine with others.
     cache_salt: requests of different salts share no cached prefix, so that timing tells nothing of others' prompts.
     return_prompt_ids: `Started` brings the prompt's ids. With echo params.max_tokens may be 0: the prompt alone.
+    timeout_s: how long after its arrival the client still waits for the end; None: for ever.
     """
 
     request_id: str
@@ -205,6 +206,7 @@ class Spec:
     tenant: str = ""
     cache_salt: str = ""
     return_prompt_ids: bool = False
+    timeout_s: float | None = None
 
     @property
     def is_prompt_alone(self) -> bool:
@@ -262,6 +264,8 @@ class EngineRequest:
 
     params.seed and params.max_tokens are set; priority: lower runs first. Requests of one family are the choices of one
     client's request: their prompts are equal, and computed once.
+    timeout_s: how long from now on anybody waits for it. apart: it is suspected of killing groups, so nothing else is
+    computed beside it until it has gained a token.
     """
 
     request_id: str
@@ -273,6 +277,8 @@ class EngineRequest:
     cache_salt: str = ""
     family: str = ""
     rules: TokenRules = PLAIN_RULES
+    timeout_s: float | None = None
+    apart: bool = False
 
 
 def choice_seed(seed: int, choice: int) -> int:

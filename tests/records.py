@@ -81,6 +81,7 @@ OPTIONS = st.fixed_dictionaries(
         "priority": sint32,
         "tenant": text,
         "cache_salt": text,
+        "timeout_s": st.none() | real,
         "return_prompt_ids": st.booleans(),
     }
 )

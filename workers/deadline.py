@@ -9,7 +9,6 @@ save that a step without rows (a prompt's first chunks have none) says nothing o
 size the median bound holds, whatever single ones were disturbed by; among the sizes the tightest bound does.
 """
 
-import math
 from collections import deque
 from dataclasses import dataclass
 from statistics import median
@@ -33,9 +32,7 @@ class StepSize:
     pairs: int
 
     def times(self, other: "StepSize") -> float:
-        """How many times as long as `other` this may take, at most; at least 1, infinity where `other` cannot tell."""
-        if self.rows and not other.rows:
-            return math.inf
+        """How many times as long as `other` this may take, at most; at least 1."""
         return max(
             1.0,
             self.tokens / max(1, other.tokens),
@@ -72,11 +69,12 @@ class StepTimes:
         if self._steps < FIRST_STEPS:
             return FIRST_LIMIT_S
         bounds = [
-            median(took_s * size.times(seen) for seen, took_s in list(bucket)) for bucket in tuple(self._seen.values())
+            median(took_s * size.times(seen) for seen, took_s in list(bucket))
+            for (_, has_rows), bucket in tuple(self._seen.items())
+            if has_rows or not size.rows
         ]
         least_s = LEAST_LIMIT_S if _bucket(size) in self._seen else NEW_SIZE_LIMIT_S
-        bound = min(bounds)
-        return FIRST_LIMIT_S if bound == math.inf else max(least_s, MULTIPLE * self._depth * bound)
+        return max(least_s, MULTIPLE * self._depth * min(bounds)) if bounds else FIRST_LIMIT_S
 
 
 def _bucket(size: StepSize) -> tuple[int, bool]:

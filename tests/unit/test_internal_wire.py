@@ -72,7 +72,9 @@ results = st.builds(
     st.lists(st.builds(Scored, uint64, uint32, scores), max_size=3).map(tuple),
     st.lists(st.builds(Refused, uint64, text), max_size=3).map(tuple),
 )
-requests = st.builds(EngineRequest, text, ids, params, ids, sint32, text, text, text, rules)
+requests = st.builds(
+    EngineRequest, text, ids, params, ids, sint32, text, text, text, rules, st.none() | real, st.booleans()
+)
 infos = st.builds(GroupInfo, text, text, text, st.booleans(), uint32, uint32, uint32, uint32, uint32, uint32)
 loads = st.builds(
     GroupLoad, uint32, uint32, uint64, uint32, uint32, st.booleans(), st.lists(uint64, max_size=3).map(tuple), uint64

@@ -74,7 +74,7 @@ def same(one: object, other: object) -> bool:
 def test_no_parameter_and_no_field_of_a_request_is_left_out_of_these_tests() -> None:
     assert set(PARAMS) == {f.name for f in fields(SamplingParams)}
     covered = {"request_id", "model", "params", "prompt", "suffix", "prompt_ids", "conversation"}
-    options = {"echo", "truncate_prompt_tokens", "priority", "tenant", "cache_salt", "return_prompt_ids"}
+    options = {"echo", "truncate_prompt_tokens", "priority", "tenant", "cache_salt", "return_prompt_ids", "timeout_s"}
     assert covered | options == {f.name for f in fields(Spec)}
 
 
