@@ -41,7 +41,7 @@ types: $(DEV)
 
 # One thread each: the models of the tests are so small that threads only wait for each other. A file is one job.
 unit: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(TESTS),tests/unit) -n $(JOBS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(TESTS),tests/unit) -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # One after the other: they measure how soon things happen.
 system: $(DEV)
