@@ -5,6 +5,7 @@ import contextlib
 import logging
 import secrets
 import time
+import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from rayline.cluster.config import ModelSection, SystemConfig
 from rayline.deploy.actors import kill_actor
 from rayline.protos.events import EngineEvent
 from rayline.protos.group import GroupInfo, GroupLoad
+from rayline.protos.journal import JournalAnswer, JournalCall
 from rayline.protos.types import EngineRequest
 from rayline.router.directory import Directory, GroupAddress
 from rayline.router.group import Group
@@ -85,6 +87,9 @@ class CountedGroup:
             async for event in events:
                 yield event
 
+    async def journal(self, call: JournalCall) -> JournalAnswer:
+        return await self._link.journal(call)
+
     async def _count(self, request_id: str) -> None:
         """The stream does not depend on this call: a loss is told by the link."""
         with contextlib.suppress(Exception):
@@ -107,7 +112,9 @@ class RouterReplica:
             chat = chat_formats(tokenizer, model.section.tool_parser, model.section.reasoning_parser)
             log.info("%s writes tool calls as %s, thoughts as %s", model.name, *chat.names)
             served[model.name] = ServedModel(model.name, tokenizer, groups, int(time.time()), chat)
-        self._service = Service(served, time.monotonic, lambda: secrets.randbits(63), config.router.resume_wait_s)
+        self._service = Service(
+            served, time.monotonic, lambda: secrets.randbits(63), config.router.resume_wait_s, uuid.uuid4().hex[:12]
+        )
         self._http_app = build_http_app(self._service, config)
         await self._open_doors()
         for directory in self._directories.values():
