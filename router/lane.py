@@ -12,16 +12,16 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import ExitStack, aclosing
 
 from rayline.protos.errors import InternalError, Overloaded, RaylineError, Unavailable
-from rayline.protos.events import EngineEvent, Failed, PromptScores, TokenEvent
+from rayline.protos.events import EngineEvent, Failed, Presence, PromptScores, TokenEvent
 from rayline.protos.types import EngineRequest
 from rayline.router.choice import Choice, ChoiceEvent
+from rayline.router.docket import Case
 from rayline.router.group import Group
 from rayline.router.ledger import Lease, Ledger
 from rayline.router.policy import choose, view_of
 
 log = logging.getLogger("rayline.router")
 
-MOST_LOSSES = 2  # of groups in a row that a request may see without a token between: it may be what kills them
 SEEK_PERIOD_S = 0.05
 
 
@@ -31,6 +31,7 @@ class Lane:
     def __init__(
         self,
         choice: Choice,
+        case: Case,
         groups: Mapping[str, Group],
         ledger: Ledger,
         turn: int,
@@ -39,6 +40,7 @@ class Lane:
     ):
         """patience_s: how long another group is waited for. is_promised: whether the client was told that it runs."""
         self._choice = choice
+        self._case = case
         self._groups = groups
         self._ledger = ledger
         self._turn = turn
@@ -49,24 +51,29 @@ class Lane:
 
     async def events(self, group: Group, lease: Lease) -> AsyncGenerator[ChoiceEvent, None]:
         """What the choice brings. An engine's stream is closed, and so aborted, as soon as no more is wanted of it."""
-        losses, lost = 0, list[Group]()
+        lost = list[Group]()
         numerics = group.info.numerics
         with ExitStack() as leases:
             while True:
-                before, failure = len(self._choice.output_ids), None
+                failure = None
                 async with aclosing(self._through(group, lease)) as events:
                     async for event in events:
-                        if isinstance(event, Failed) and self._is_promised() and _is_the_groups(event.error):
+                        if isinstance(event, Failed):
                             failure = event
                             break
                         yield event
                 if failure is None:
+                    self._case.ended()
                     return
-                losses = 1 if len(self._choice.output_ids) > before else losses + 1
-                lost.append(group)
-                found = await self._seek(lost, numerics) if losses <= MOST_LOSSES else None
-                if found is None:
+                if failure.presence is not None:
+                    self._case.lost(failure.presence, len(self._choice.output_ids))
+                elif not self._is_passed_over(failure):
                     yield failure
+                    return
+                lost.append(group)
+                found = await self._seek(lost, numerics)
+                if found is None:
+                    yield failure if self._case.refusal is None else Failed(self._name, self._case.refusal)
                     return
                 log.warning("%s goes on in group %s: %s", self._name, found.info.group_id, failure.error.message)
                 group, self.moves = found, self.moves + 1
@@ -77,7 +84,7 @@ class Lane:
     async def _through(self, group: Group, lease: Lease) -> AsyncGenerator[ChoiceEvent, None]:
         """What one group brings, as far as it comes."""
         shown: list[ChoiceEvent] = []
-        async with aclosing(guarded(group, self._choice.rest)) as events:
+        async with aclosing(guarded(group, self._case.run(self._choice.rest))) as events:
             async for event in events:
                 if isinstance(event, Failed):
                     yield event
@@ -92,8 +99,13 @@ class Lane:
             yield part
 
     async def _seek(self, lost: list[Group], numerics: str) -> Group | None:
-        """Another group, of the same numerics class if there is one; waits for one that is being rebuilt."""
+        """Another group, of the same numerics class if there is one; waits for one that is being rebuilt.
+
+        None: there is none, or the request may not run any more.
+        """
         for _ in range(1 + int(self._patience_s / SEEK_PERIOD_S)):
+            if self._case.refusal is not None:
+                return None
             fresh = [g for g in self._groups.values() if not any(g is other for other in lost)]
             for groups in ([g for g in fresh if g.info.numerics == numerics], fresh):
                 try:
@@ -103,6 +115,10 @@ class Lane:
                     continue
             await asyncio.sleep(SEEK_PERIOD_S)
         return None
+
+    def _is_passed_over(self, failure: Failed) -> bool:
+        """Whether the group's refusal is no reason to end: the client was promised that it runs."""
+        return isinstance(failure.error, Overloaded | Unavailable) and self._is_promised()
 
     @property
     def _tokens_left(self) -> int:
@@ -123,7 +139,9 @@ async def guarded(group: Group, request: EngineRequest) -> AsyncGenerator[Engine
                 if not isinstance(event, TokenEvent | PromptScores):
                     return
         lost = Unavailable(f"group {group.info.group_id} ended the stream without a result")
-        yield Failed(request.request_id, lost)
+        yield Failed(request.request_id, lost, Presence.AMONG)
+    except Unavailable as error:
+        yield Failed(request.request_id, error, Presence.AMONG)
     except RaylineError as error:
         yield Failed(request.request_id, error)
     except Exception as error:
@@ -134,8 +152,3 @@ async def guarded(group: Group, request: EngineRequest) -> AsyncGenerator[Engine
 def _closing(events: AsyncIterator[EngineEvent]) -> aclosing[AsyncGenerator[EngineEvent, None]]:
     assert isinstance(events, AsyncGenerator)
     return aclosing(events)
-
-
-def _is_the_groups(error: RaylineError) -> bool:
-    """Whether another group may do better. Any other error is the request's own and ends it."""
-    return isinstance(error, Overloaded | Unavailable)
