@@ -162,6 +162,12 @@ class LimitsSection:
         default=256, metadata=says("requests that may wait in one group; more are answered with 'overloaded'")
     )
     max_message_bytes: Count = field(default=16 * 2**20, metadata=says("largest request body in bytes"))
+    poison_losses: Count = field(
+        default=2, metadata=says("groups in a row that a request may lose without a gain; then it is computed alone")
+    )
+    quarantine_s: Annotated[float, Ge(0)] = field(
+        default=600.0, metadata=says("seconds that requests like one which killed its groups are refused")
+    )
 
 
 @dataclass(frozen=True)

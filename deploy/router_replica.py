@@ -21,6 +21,7 @@ from rayline.protos.events import EngineEvent
 from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.types import EngineRequest
 from rayline.router.directory import Directory, GroupAddress
+from rayline.router.docket import BlameLimits, Docket
 from rayline.router.group import Group
 from rayline.router.grpc.api import build_grpc_server
 from rayline.router.http.api import build_http_app
@@ -99,7 +100,9 @@ class RouterReplica:
     ) -> None:
         logging.getLogger("rayline").setLevel(config.observability.log_level.upper())
         self._config = config
-        self._directories = {model.name: _directory(model, secret) for model in models}
+        limits = BlameLimits(config.limits.poison_losses, config.limits.quarantine_s)
+        dockets = {model.name: Docket(limits) for model in models}
+        self._directories = {model.name: _directory(model, secret, dockets[model.name]) for model in models}
         served = {}
         for model in models:
             tokenizer = await asyncio.to_thread(Tokenizer.load, model.path)
@@ -107,7 +110,8 @@ class RouterReplica:
             chat = chat_formats(tokenizer, model.section.tool_parser, model.section.reasoning_parser)
             log.info("%s writes tool calls as %s, thoughts as %s", model.name, *chat.names)
             served[model.name] = ServedModel(model.name, tokenizer, groups, int(time.time()), chat)
-        self._service = Service(served, time.monotonic, lambda: secrets.randbits(63), config.router.resume_wait_s)
+        patience_s = config.router.resume_wait_s
+        self._service = Service(served, time.monotonic, lambda: secrets.randbits(63), patience_s, dockets)
         self._http_app = build_http_app(self._service, config)
         await self._open_doors()
         for directory in self._directories.values():
@@ -154,7 +158,7 @@ class RouterReplica:
         self._doors = Doors(self._grpc.port, self._http.servers[0].sockets[0].getsockname()[1])
 
 
-def _directory(model: RoutedModel, secret: str) -> Directory:
+def _directory(model: RoutedModel, secret: str, docket: Docket) -> Directory:
     handle: DeploymentHandle[Any] = model.groups
 
     async def describe() -> list[GroupAddress]:
@@ -177,7 +181,7 @@ def _directory(model: RoutedModel, secret: str) -> Directory:
             log.warning("group %s answers on no way: ending its leader", address.group_id)
             await asyncio.to_thread(kill_actor, address.process)
 
-    return Directory(describe, secret, counted, fence)
+    return Directory(describe, secret, counted, fence, docket)
 
 
 async def _answer(handle: DeploymentHandle[Any], group_id: str) -> None:

@@ -1,6 +1,7 @@
 """What routers and leaders tell each other <-> protobuf: total both ways, checked by round-trip property tests."""
 
 from rayline.protos import internal_pb2 as pb
+from rayline.protos.blame import Presence
 from rayline.protos.errors import error_of
 from rayline.protos.events import (
     Beam,
@@ -91,6 +92,7 @@ def add_event(step: pb.Step, stream: int, event: EngineEvent) -> None:
             message=event.error.message,
             field=event.error.field or "",
             retry_after_s=event.error.retry_after_s or 0.0,
+            presence=event.presence or "",
         )
 
 
@@ -123,7 +125,7 @@ def failed_of(message: pb.Failed, request_id: str) -> Failed:
         field=message.field or None,
         retry_after_s=message.retry_after_s or None,
     )
-    return Failed(request_id, error)
+    return Failed(request_id, error, Presence(message.presence) if message.presence else None)
 
 
 def load_to_pb(load: GroupLoad) -> pb.Load:

@@ -373,13 +373,37 @@ class Abort(_message.Message):
     stream: int
     def __init__(self, stream: _Optional[int] = ...) -> None: ...
 
+class Suspect(_message.Message):
+    __slots__ = ("fingerprint", "losses", "position", "is_guilty", "left_s")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    LOSSES_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    IS_GUILTY_FIELD_NUMBER: _ClassVar[int]
+    LEFT_S_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: str
+    losses: int
+    position: int
+    is_guilty: bool
+    left_s: float
+    def __init__(self, fingerprint: _Optional[str] = ..., losses: _Optional[int] = ..., position: _Optional[int] = ..., is_guilty: _Optional[bool] = ..., left_s: _Optional[float] = ...) -> None: ...
+
+class Blame(_message.Message):
+    __slots__ = ("apart", "suspects")
+    APART_FIELD_NUMBER: _ClassVar[int]
+    SUSPECTS_FIELD_NUMBER: _ClassVar[int]
+    apart: str
+    suspects: _containers.RepeatedCompositeFieldContainer[Suspect]
+    def __init__(self, apart: _Optional[str] = ..., suspects: _Optional[_Iterable[_Union[Suspect, _Mapping]]] = ...) -> None: ...
+
 class RouterMessage(_message.Message):
-    __slots__ = ("submit", "abort")
+    __slots__ = ("submit", "abort", "blame")
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
+    BLAME_FIELD_NUMBER: _ClassVar[int]
     submit: Submit
     abort: Abort
-    def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ...) -> None: ...
+    blame: Blame
+    def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., blame: _Optional[_Union[Blame, _Mapping]] = ...) -> None: ...
 
 class Begun(_message.Message):
     __slots__ = ("cached_tokens", "queue_s")
@@ -454,18 +478,20 @@ class Finished(_message.Message):
     def __init__(self, stream: _Optional[int] = ..., reason: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., stop_token: _Optional[int] = ..., preemptions: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., beams: _Optional[_Iterable[_Union[Beam, _Mapping]]] = ...) -> None: ...
 
 class Failed(_message.Message):
-    __slots__ = ("stream", "kind", "message", "field", "retry_after_s")
+    __slots__ = ("stream", "kind", "message", "field", "retry_after_s", "presence")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     FIELD_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    PRESENCE_FIELD_NUMBER: _ClassVar[int]
     stream: int
     kind: str
     message: str
     field: str
     retry_after_s: float
-    def __init__(self, stream: _Optional[int] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., retry_after_s: _Optional[float] = ...) -> None: ...
+    presence: str
+    def __init__(self, stream: _Optional[int] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., retry_after_s: _Optional[float] = ..., presence: _Optional[str] = ...) -> None: ...
 
 class Load(_message.Message):
     __slots__ = ("running", "waiting", "outstanding_tokens", "free_blocks", "total_blocks", "draining", "preemptions", "recomputed_tokens")
@@ -526,9 +552,11 @@ class Step(_message.Message):
     def __init__(self, tokens: _Optional[_Iterable[_Union[Token, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ..., failed: _Optional[_Iterable[_Union[Failed, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., scores: _Optional[_Iterable[_Union[PromptScores, _Mapping]]] = ...) -> None: ...
 
 class LeaderMessage(_message.Message):
-    __slots__ = ("welcome", "step")
+    __slots__ = ("welcome", "step", "blame")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    BLAME_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     step: Step
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ...) -> None: ...
+    blame: Blame
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., blame: _Optional[_Union[Blame, _Mapping]] = ...) -> None: ...

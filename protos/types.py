@@ -265,7 +265,7 @@ class EngineRequest:
     params.seed and params.max_tokens are set; priority: lower runs first. Requests of one family are the choices of one
     client's request: their prompts are equal, and computed once.
     timeout_s: how long from now on anybody waits for it. apart: it is suspected of killing groups, so nothing else is
-    computed beside it until it has gained a token.
+    computed beside it until it has gained PROOF_TOKENS; beside a search, which gains none, until its end.
     """
 
     request_id: str

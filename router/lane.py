@@ -11,8 +11,9 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import ExitStack, aclosing
 
+from rayline.protos.blame import Presence
 from rayline.protos.errors import InternalError, Overloaded, RaylineError, Unavailable
-from rayline.protos.events import EngineEvent, Failed, Presence, PromptScores, TokenEvent
+from rayline.protos.events import EngineEvent, Failed, PromptScores, TokenEvent
 from rayline.protos.types import EngineRequest
 from rayline.router.choice import Choice, ChoiceEvent
 from rayline.router.docket import Case
