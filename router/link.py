@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from typing import Self
 
 import grpc
@@ -46,7 +47,10 @@ Call = grpc.aio.StreamStreamCall[pb.RouterMessage, pb.LeaderMessage]
 
 
 class GroupLink:
-    """A Group reached through its leader's channel. Made by `GroupLink.open`; lost for good at end-of-stream."""
+    """A Group reached through its leader's channel. Made by `GroupLink.open`; lost for good at end-of-stream.
+
+    departing: those who started the group want to end it: it lives, and counts as draining.
+    """
 
     def __init__(self, channel: grpc.aio.Channel, call: Call, info: GroupInfo, outbox: Outbox):
         self._channel = channel
@@ -62,6 +66,7 @@ class GroupLink:
         self._listener: asyncio.Task[None] | None = None
         self._heard = asyncio.Event()
         self.silent = False
+        self.departing = False
 
     @classmethod
     async def open(cls, address: str, secret: str) -> Self:
@@ -88,7 +93,7 @@ class GroupLink:
 
     @property
     def load(self) -> GroupLoad:
-        return self._load
+        return replace(self._load, draining=True) if self.departing else self._load
 
     @property
     def alive(self) -> bool:
@@ -110,6 +115,13 @@ class GroupLink:
         finally:
             if self._streams.pop(stream, None) is not None:
                 self._outbox.put_nowait(pb.RouterMessage(abort=pb.Abort(stream=stream)))
+
+    def abort(self, request_id: str) -> None:
+        for stream, (name, events) in list(self._streams.items()):
+            if name == request_id:
+                del self._streams[stream]
+                self._outbox.put_nowait(pb.RouterMessage(abort=pb.Abort(stream=stream)))
+                events.put_nowait(Failed(request_id, Unavailable("the stream leaves its group")))
 
     def _submit(self, stream: int, request: EngineRequest) -> pb.RouterMessage:
         """The choices of one request come one behind the other: their prompt crosses the wire once."""
