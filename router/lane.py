@@ -21,6 +21,7 @@ from dataclasses import replace
 from rayline.protos.errors import Overloaded, RaylineError, Unavailable
 from rayline.protos.events import Failed, TokenEvent
 from rayline.router.choice import Choice, ChoiceEvent
+from rayline.router.docket import Case
 from rayline.router.group import Group
 from rayline.router.ledger import Lease, Ledger
 from rayline.router.moves import Standing
@@ -29,7 +30,6 @@ from rayline.router.stay import Stay, approach
 
 log = logging.getLogger("rayline.router")
 
-MOST_LOSSES = 2  # of groups in a row that a request may see without a token between: it may be what kills them
 SEEK_PERIOD_S = 0.05
 AGAIN_S = 1.0  # after a group did not take a stream that was to be moved
 
@@ -40,6 +40,7 @@ class Lane:
     def __init__(
         self,
         choice: Choice,
+        case: Case,
         groups: Mapping[str, Group],
         ledger: Ledger,
         clock: Callable[[], float],
@@ -49,6 +50,7 @@ class Lane:
     ):
         """patience_s: how long another group is waited for. is_promised: whether the client was told that it runs."""
         self._choice = choice
+        self._case = case
         self._groups = groups
         self._ledger = ledger
         self._clock = clock
@@ -68,26 +70,31 @@ class Lane:
 
         `lease` is the request's, for what all of its choices have to do in `group`.
         """
-        losses, lost, bits = 0, list[Group](), group.info.bits
-        stay: Stay | None = self._begin(group, lease)
+        lost, bits = list[Group](), group.info.bits
+        stay = self._begin(group, lease)
         try:
-            while stay is not None:
-                self._stay, before, failure = stay, len(self._choice.output_ids), None
+            while True:
+                self._stay, failure = stay, None
                 async with aclosing(self._through(stay)) as events:
                     async for event in events:
-                        if isinstance(event, Failed) and self._may_go_on(event.error):
+                        if isinstance(event, Failed):
                             failure = event
                             break
                         yield event
                 self._stay = None
                 if failure is None:
+                    self._case.ended()
+                    return
+                if failure.presence is not None:
+                    self._case.lost(failure.presence, len(self._choice.output_ids))
+                elif not self._is_passed_over(failure):
+                    yield failure
                     return
                 if (found := await self._arrival()) is None:
-                    losses = 1 if len(self._choice.output_ids) > before else losses + 1
                     lost.append(stay.group)
-                    found = await self._seek(lost, bits) if losses <= MOST_LOSSES else None
+                    found = await self._seek(lost, bits)
                 if found is None:
-                    yield failure
+                    yield failure if self._case.refusal is None else Failed(self._name, self._case.refusal)
                     return
                 self._go_on(stay, found, bits, failure.error)
                 stay = found
@@ -98,7 +105,7 @@ class Lane:
         """Where it stands, for those who decide about moves; None while it cannot be moved."""
         request, stay = self._choice.request, self._stay
         left = (request.params.max_tokens or 0) - len(self._choice.output_ids)
-        if stay is None or self._choice.is_over or left <= 0 or now_s < self._rests_until_s:
+        if stay is None or self._choice.is_over or left <= 0 or now_s < self._rests_until_s or self._case.is_suspect:
             return None
         return Standing(
             lane=number,
@@ -125,7 +132,7 @@ class Lane:
 
     def _begin(self, group: Group, lease: Lease | None = None) -> Stay:
         """Ask `group` for the rest. Each attempt has an id of its own: an earlier one may not have ended there yet."""
-        rest, attempt = self._choice.rest, self._attempts
+        rest, attempt = self._case.run(self._choice.rest), self._attempts
         self._attempts += 1
         if attempt:
             rest = replace(rest, request_id=f"{rest.request_id}~{attempt}")
@@ -156,24 +163,28 @@ class Lane:
 
     # ---- from group to group
 
-    def _may_go_on(self, error: RaylineError) -> bool:
-        """Any other error is the request's own and ends it; what was not promised yet is the session's to try again."""
+    def _is_passed_over(self, failure: Failed) -> bool:
+        """Whether it is no reason to end: the stream is moving, or the client was promised that it runs."""
         is_moving = self._approach is not None or self._goal is not None
-        return isinstance(error, Overloaded | Unavailable) and (is_moving or self._is_promised())
+        return isinstance(failure.error, Overloaded | Unavailable) and (is_moving or self._is_promised())
 
     async def _come_near(self, here: Stay, group: Group) -> Stay | None:
         """Begin in `group` beside `here`, and leave `here` once that is near."""
-        near = await approach(lambda: self._begin(group), lambda: len(self._choice.output_ids))
-        if near is None:
-            log.warning("%s stays in group %s: %s did not take it", self._name, here.name, group.info.group_id)
-            self._approach, self._rests_until_s = None, self._clock() + AGAIN_S
-        else:
+        found = await approach(lambda: self._begin(group), lambda: len(self._choice.output_ids))
+        if isinstance(found, Stay):
             here.leave()
-        return near
+            return found
+        if found.presence is not None:
+            self._case.lost(found.presence, len(self._choice.output_ids))
+        log.warning("%s stays in group %s: %s", self._name, here.name, found.error.message)
+        self._approach, self._rests_until_s = None, self._clock() + AGAIN_S
+        return None
 
     async def _arrival(self) -> Stay | None:
         """Where the move that is under way leads, now that the group before has ended."""
         goal, self._goal = self._goal, None
+        if self._case.refusal is not None:
+            return None
         if goal is not None:
             return self._begin(goal) if goal.alive else None
         if (task := self._approach) is None:
@@ -183,8 +194,13 @@ class Lane:
         return task.result()
 
     async def _seek(self, lost: list[Group], bits: tuple[str, str]) -> Stay | None:
-        """In another group, of the same bits if there is one; waits for one that is being rebuilt."""
+        """In another group, of the same bits if there is one; waits for one that is being rebuilt.
+
+        None: there is none, or the request may not run any more.
+        """
         for _ in range(1 + int(self._patience_s / SEEK_PERIOD_S)):
+            if self._case.refusal is not None:
+                return None
             fresh = [g for g in self._groups.values() if not any(g is other for other in lost)]
             for groups in ([g for g in fresh if g.info.bits == bits], fresh):
                 try:

@@ -17,6 +17,7 @@ from rayline.protos.events import StreamEvent
 from rayline.protos.group import GroupInfo
 from rayline.protos.types import Spec
 from rayline.router.admission import Admitted, admit, check_ids
+from rayline.router.docket import BlameLimits, Docket
 from rayline.router.grammars.desk import GrammarDesk
 from rayline.router.grammars.wish import grammar_wish
 from rayline.router.group import Group
@@ -70,10 +71,12 @@ class Service:
         clock: Callable[[], float],
         draw_seed: Callable[[], int],
         patience_s: float = 0.0,
+        docket: Docket | None = None,
     ):
         """`clock` gives seconds from any start; `draw_seed` a seed in [0, 2^63) for requests without one.
 
         patience_s: how long a stream whose group was lost waits for another one to go on in.
+        docket: which requests may be why groups were lost; default: one that nobody else writes to.
         """
         self._models = models
         self._patience_s = patience_s
@@ -81,6 +84,7 @@ class Service:
         self._clock = clock
         self._draw_seed = draw_seed
         self._ledger = Ledger()
+        self._docket = docket or Docket(BlameLimits(), clock)
         self._movers = {name: Mover(model.groups, self._ledger, clock) for name, model in models.items()}
         self._turn = 0
         self._running: set[str] = set()
@@ -133,6 +137,7 @@ class Service:
                 model.groups,
                 model.tokenizer,
                 self._ledger,
+                self._docket,
                 self._clock,
                 timing,
                 self._patience_s,

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 
 from rayline.protos.errors import InternalError, RaylineError, Unavailable
-from rayline.protos.events import EngineEvent, Failed, PromptScores, TokenEvent
+from rayline.protos.events import EngineEvent, Failed, Presence, PromptScores, TokenEvent
 from rayline.protos.types import EngineRequest
 from rayline.router.group import Group
 from rayline.router.ledger import Lease
@@ -59,8 +59,8 @@ class Stay:
             self.lease.end()
 
 
-async def approach(begin: Callable[[], Stay], known_tokens: Callable[[], int]) -> Stay | None:
-    """A stay that has come near to a stream while that went on elsewhere; None if the group does not take it.
+async def approach(begin: Callable[[], Stay], known_tokens: Callable[[], int]) -> Stay | Failed:
+    """A stay that has come near to a stream while that went on elsewhere, or why the group does not take it.
 
     As machines are moved while they run (Clark et al., "Live Migration of Virtual Machines", 2005): computing what
     is known so far takes long, and the stream gets ahead meanwhile. What was computed stays in the group's prefix
@@ -76,7 +76,7 @@ async def approach(begin: Callable[[], Stay], known_tokens: Callable[[], int]) -
             raise
         if isinstance(first, Failed):
             await stay.close()
-            return None
+            return first
         behind = known_tokens() - first.index if isinstance(first, TokenEvent) else 0
         if is_near(behind, before):
             return stay
@@ -93,7 +93,9 @@ async def guarded(group: Group, request: EngineRequest) -> AsyncGenerator[Engine
                 if not isinstance(event, TokenEvent | PromptScores):
                     return
         lost = Unavailable(f"group {group.info.group_id} ended the stream without a result")
-        yield Failed(request.request_id, lost)
+        yield Failed(request.request_id, lost, Presence.AMONG)
+    except Unavailable as error:
+        yield Failed(request.request_id, error, Presence.AMONG)
     except RaylineError as error:
         yield Failed(request.request_id, error)
     except Exception as error:
