@@ -40,6 +40,7 @@ class FakeGroup:
     A prompt's tokens have the logprob -position. Beams say what the script says, each one a token less.
 
     `refuses` names the requests that are refused, all of them by default; `logprob_of` is each token's logprob.
+    `prefill_s`: before the first token, for each output token of the request that it has not seen in another one.
     `refusal` is answered instead of the first token; `loss_after` tokens later the group fails with `loss`
     (raised when `raises`). `finished` holds the ids of requests that got their terminal event,
     `aborted` those that ended without one.
@@ -54,11 +55,13 @@ class FakeGroup:
     loss: Exception | None = None
     loss_after: int = 0
     silent: bool = False
+    prefill_s: float = 0.0
     refuses: Callable[[EngineRequest], bool] = lambda request: True
     logprob_of: Callable[[EngineRequest], float] = lambda request: -0.5
     requests: list[EngineRequest] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
+    _computed: int = 0
     _cuts: dict[str, asyncio.Event] = field(default_factory=dict)
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
@@ -90,6 +93,8 @@ class FakeGroup:
             yield _searched(request, token_ids)
             return
         limit = request.params.max_tokens or 0
+        await asyncio.sleep(self.prefill_s * max(0, len(request.output_ids) - self._computed))
+        self._computed = max(self._computed, len(request.output_ids))
         for index, token_id in list(enumerate(token_ids[:limit]))[len(request.output_ids) :]:
             if self.loss is not None and index >= self.loss_after:
                 raise self.loss
