@@ -166,6 +166,7 @@ def info_to_pb(info: GroupInfo) -> pb.Welcome:
         total_blocks=info.total_blocks,
         max_waiting=info.max_waiting,
         epoch=info.epoch,
+        weights=info.weights,
     )
 
 
@@ -181,6 +182,7 @@ def info_of(message: pb.Welcome) -> GroupInfo:
         total_blocks=message.total_blocks,
         max_waiting=message.max_waiting,
         epoch=message.epoch,
+        weights=message.weights,
     )
 
 

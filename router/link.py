@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from typing import Self
 
 import grpc
@@ -51,6 +52,7 @@ Call = grpc.aio.StreamStreamCall[pb.RouterMessage, pb.LeaderMessage]
 class GroupLink:
     """A Group reached through its leader's channel. Made by `GroupLink.open`; lost for good at end-of-stream.
 
+    departing: those who started the group want to end it: it lives, and counts as draining.
     apart: id of the request that the group computes alone, which then is to blame for its loss; "" for none.
     """
 
@@ -70,6 +72,7 @@ class GroupLink:
         self._heard = asyncio.Event()
         self.silent = False
         self.apart = ""
+        self.departing = False
 
     @classmethod
     async def open(cls, address: str, secret: str, on_suspects: OnSuspects = lambda suspects: None) -> Self:
@@ -99,7 +102,7 @@ class GroupLink:
 
     @property
     def load(self) -> GroupLoad:
-        return self._load
+        return replace(self._load, draining=True) if self.departing else self._load
 
     @property
     def alive(self) -> bool:
@@ -121,6 +124,13 @@ class GroupLink:
         finally:
             if self._streams.pop(stream, None) is not None:
                 self._outbox.put_nowait(pb.RouterMessage(abort=pb.Abort(stream=stream)))
+
+    def abort(self, request_id: str) -> None:
+        for stream, (name, events) in list(self._streams.items()):
+            if name == request_id:
+                del self._streams[stream]
+                self._outbox.put_nowait(pb.RouterMessage(abort=pb.Abort(stream=stream)))
+                events.put_nowait(Failed(request_id, Unavailable("the stream leaves its group")))
 
     def _submit(self, stream: int, request: EngineRequest) -> pb.RouterMessage:
         """The choices of one request come one behind the other: their prompt crosses the wire once."""

@@ -22,6 +22,8 @@ from rayline.router.grammars.desk import GrammarDesk
 from rayline.router.grammars.wish import grammar_wish
 from rayline.router.group import Group
 from rayline.router.ledger import Ledger
+from rayline.router.mover import Mover
+from rayline.router.moves import Move
 from rayline.router.output_form import NO_FORMATS, ChatFormats
 from rayline.router.prompt import LONG_CHARACTERS, conversation_characters, conversation_ids, is_long
 from rayline.router.session import Session, Timing
@@ -83,6 +85,7 @@ class Service:
         self._draw_seed = draw_seed
         self._ledger = Ledger()
         self._dockets = dockets or {name: Docket(clock=clock) for name in models}
+        self._movers = {name: Mover(model.groups, self._ledger, clock) for name, model in models.items()}
         self._turn = 0
         self._running: set[str] = set()
         self._draining = False
@@ -138,6 +141,7 @@ class Service:
                 self._clock,
                 timing,
                 self._patience_s,
+                self._movers[model.name],
             )
             self._turn += 1
             async with aclosing(session.events(self._turn)) as events:
@@ -163,8 +167,19 @@ class Service:
         check_ids("token_ids", token_ids, tokenizer.vocab_size)
         return tokenizer.decode(token_ids, skip_special_tokens=False)
 
+    def start(self) -> None:
+        """From now on streams move on from groups that drain, and from full ones to empty ones."""
+        for mover in self._movers.values():
+            mover.start()
+
+    def move_streams(self) -> Sequence[Move]:
+        """One round of it, now."""
+        return [move for mover in self._movers.values() for move in mover.look()]
+
     def close(self) -> None:
         """End the processes that check grammars. Nothing may be asked any more."""
+        for mover in self._movers.values():
+            mover.close()
         for desk in self._desks.values():
             desk.close()
 

@@ -20,6 +20,7 @@ from rayline.router.fan_in import fan_in
 from rayline.router.group import Group
 from rayline.router.lane import Lane
 from rayline.router.ledger import Ledger
+from rayline.router.mover import Mover
 from rayline.router.policy import choose, view_of
 from rayline.router.tokenizer import Tokenizer
 
@@ -51,6 +52,7 @@ class Session:
         clock: Callable[[], float],
         timing: Timing,
         patience_s: float,
+        mover: Mover,
     ):
         self._admitted = admitted
         self._request_id = admitted.spec.request_id
@@ -61,6 +63,7 @@ class Session:
         self._clock = clock
         self._timing = timing
         self._patience_s = patience_s
+        self._mover = mover
         self._first_token_s = 0.0
         self._is_promised = False
 
@@ -74,7 +77,10 @@ class Session:
             group = self._choose(turn, refusals)
             answer = Answer(self._admitted, self._tokenizer)
             lanes = [self._lane(choice, answer, turn) for choice in answer.choices]
-            with self._ledger.lease(group.info.group_id, self._admitted.tokens) as lease:
+            with (
+                self._ledger.lease(group.info.group_id, self._admitted.tokens) as lease,
+                self._mover.enlisted(lanes),
+            ):
                 async with aclosing(fan_in([lane.events(group, lease) for lane in lanes])) as events:
                     first = await anext(events)
                     if isinstance(first[1], Failed):
@@ -120,7 +126,7 @@ class Session:
             return self._is_promised or any(other.output_ids for other in answer.choices)
 
         case = self._cases[choice.number]
-        return Lane(choice, case, self._groups, self._ledger, turn, self._patience_s, is_promised)
+        return Lane(choice, case, self._groups, self._ledger, self._clock, turn, self._patience_s, is_promised)
 
     def _timed(self, finished: Finished, group: Group, lanes: Sequence[Lane]) -> Finished:
         """The end of the stream, with where the time went and whether its bits are those that were promised."""

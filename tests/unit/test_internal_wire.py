@@ -77,7 +77,7 @@ results = st.builds(
 requests = st.builds(
     EngineRequest, text, ids, params, ids, sint32, text, text, text, rules, st.none() | real, st.booleans()
 )
-infos = st.builds(GroupInfo, text, text, text, st.booleans(), uint32, uint32, uint32, uint32, uint32, uint32)
+infos = st.builds(GroupInfo, text, text, text, st.booleans(), uint32, uint32, uint32, uint32, uint32, uint32, text)
 loads = st.builds(
     GroupLoad, uint32, uint32, uint64, uint32, uint32, st.booleans(), st.lists(uint64, max_size=3).map(tuple), uint64
 )
