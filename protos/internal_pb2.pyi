@@ -455,15 +455,21 @@ class StreamRecord(_message.Message):
     note: str
     def __init__(self, generate: _Optional[_Union[_inference_pb2.GenerateRequest, _Mapping]] = ..., chat: _Optional[_Union[_inference_pb2.ChatRequest, _Mapping]] = ..., seed: _Optional[int] = ..., created_s: _Optional[int] = ..., numerics: _Optional[str] = ..., exact: _Optional[bool] = ..., note: _Optional[str] = ...) -> None: ...
 
+class Alive(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class RouterMessage(_message.Message):
-    __slots__ = ("submit", "abort", "journal")
+    __slots__ = ("submit", "abort", "journal", "alive")
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
     JOURNAL_FIELD_NUMBER: _ClassVar[int]
+    ALIVE_FIELD_NUMBER: _ClassVar[int]
     submit: Submit
     abort: Abort
     journal: JournalCall
-    def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., journal: _Optional[_Union[JournalCall, _Mapping]] = ...) -> None: ...
+    alive: Alive
+    def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., journal: _Optional[_Union[JournalCall, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ...) -> None: ...
 
 class Begun(_message.Message):
     __slots__ = ("cached_tokens", "queue_s")
