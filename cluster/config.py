@@ -161,6 +161,15 @@ class LimitsSection:
     max_waiting: Count = field(
         default=256, metadata=says("requests that may wait in one group; more are answered with 'overloaded'")
     )
+    max_waiting_tokens: Count = field(
+        default=1_000_000, metadata=says("tokens of the prompts that may wait in one group; one may always wait")
+    )
+    slow_reader_s: Annotated[float, Ge(0.1)] = field(
+        default=30.0, metadata=says("seconds after which a client that takes nothing of its stream is given up")
+    )
+    max_unread_tokens: Count = field(
+        default=16_384, metadata=says("tokens of a stream that a client may be behind; logprobs count too")
+    )
     max_message_bytes: Count = field(default=16 * 2**20, metadata=says("largest request body in bytes"))
 
 
