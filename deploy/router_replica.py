@@ -100,7 +100,7 @@ class RouterReplica:
     ) -> None:
         logging.getLogger("rayline").setLevel(config.observability.log_level.upper())
         self._config = config
-        self._directories = {model.name: _directory(model, secret) for model in models}
+        self._directories = {model.name: _directory(model, secret, config.limits.max_unread_tokens) for model in models}
         served = {}
         for model in models:
             tokenizer = await asyncio.to_thread(Tokenizer.load, model.path)
@@ -190,7 +190,7 @@ async def _doors_of(routers: DeploymentHandle[Any]) -> Sequence[Doors]:
     return cast(list[Doors], await routers.broadcast("doors").results_async(timeout_s=DESCRIBE_TIMEOUT_S))
 
 
-def _directory(model: RoutedModel, secret: str) -> Directory:
+def _directory(model: RoutedModel, secret: str, most_unread_tokens: int) -> Directory:
     handle: DeploymentHandle[Any] = model.groups
 
     async def describe() -> list[GroupAddress]:
@@ -213,7 +213,7 @@ def _directory(model: RoutedModel, secret: str) -> Directory:
             log.warning("group %s answers on no way: ending its leader", address.group_id)
             await asyncio.to_thread(kill_actor, address.process)
 
-    return Directory(describe, secret, counted, fence)
+    return Directory(describe, secret, counted, fence, most_unread_tokens)
 
 
 async def _answer(handle: DeploymentHandle[Any], group_id: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rayline.protos.errors import RaylineError
 from rayline.router.group import Group
-from rayline.router.link import GroupLink
+from rayline.router.link import MOST_UNREAD_TOKENS, GroupLink
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +37,19 @@ async def leave_alone(address: GroupAddress) -> None:
 class Directory:
     """The live groups of one model, by id. Lost groups leave it; new ones join it within `PERIOD_S`."""
 
-    def __init__(self, describe: Describe, secret: str, wrap: Wrap, fence: Fence = leave_alone):
+    def __init__(
+        self,
+        describe: Describe,
+        secret: str,
+        wrap: Wrap,
+        fence: Fence = leave_alone,
+        most_unread_tokens: int = MOST_UNREAD_TOKENS,
+    ):
         self._describe = describe
         self._secret = secret
         self._wrap = wrap
         self._fence = fence
+        self._most_unread_tokens = most_unread_tokens
         self._fencing: set[asyncio.Task[None]] = set()
         self._addresses: dict[str, GroupAddress] = {}
         self._links: dict[str, GroupLink] = {}
@@ -75,7 +83,7 @@ class Directory:
             if found.group_id in self._links:
                 continue
             try:
-                link = await GroupLink.open(found.address, self._secret)
+                link = await GroupLink.open(found.address, self._secret, self._most_unread_tokens)
             except RaylineError as error:
                 log.warning("group %s cannot be reached: %s", found.group_id, error.message)
                 continue

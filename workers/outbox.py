@@ -1,0 +1,45 @@
+"""What a leader has for one router: bounded, so that a router that does not read costs no memory but its own streams."""
+
+import asyncio
+
+from rayline.protos import internal_pb2 as pb
+
+MOST_BYTES = 64 * 2**20  # minutes of tokens, or seconds of logprobs, of a full batch
+
+
+class Outbox:
+    """A queue with one reader; whoever puts never waits, so that a router holds up neither the engine nor the others.
+
+    `is_overfull`: the router is too far behind and nothing is taken any more: its connection has to be ended, since what
+    it gets next would have a gap.
+    """
+
+    def __init__(self, most_bytes: int = MOST_BYTES):
+        self._most_bytes = most_bytes
+        self._queue: asyncio.Queue[tuple[int, pb.LeaderMessage | None]] = asyncio.Queue()
+        self._bytes = 0
+        self.is_overfull = False
+
+    @property
+    def bytes(self) -> int:
+        """About what is in it. A message that finds it empty is not counted: no router is behind by one."""
+        return self._bytes
+
+    def empty(self) -> bool:
+        return self._queue.empty()
+
+    def put_nowait(self, message: pb.LeaderMessage | None) -> None:
+        """None ends the stream."""
+        if self.is_overfull:
+            return
+        size = message.ByteSize() if message is not None and not self._queue.empty() else 0
+        if self._bytes + size > self._most_bytes:
+            self.is_overfull = True
+            return
+        self._bytes += size
+        self._queue.put_nowait((size, message))
+
+    async def get(self) -> pb.LeaderMessage | None:
+        size, message = await self._queue.get()
+        self._bytes -= size
+        return message
