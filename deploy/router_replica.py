@@ -86,6 +86,9 @@ class CountedGroup:
             async for event in events:
                 yield event
 
+    def abort(self, request_id: str) -> None:
+        self._link.abort(request_id)
+
     async def _count(self, request_id: str) -> None:
         """The stream does not depend on this call: a loss is told by the link."""
         with contextlib.suppress(Exception):
@@ -115,6 +118,7 @@ class RouterReplica:
         self._loop_watch.start()
         for directory in self._directories.values():
             directory.start()
+        self._service.start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The same HTTP app behind Ray Serve's own proxy."""

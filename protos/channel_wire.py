@@ -169,6 +169,7 @@ def info_to_pb(info: GroupInfo) -> pb.Welcome:
         max_waiting=info.max_waiting,
         epoch=info.epoch,
         max_waiting_tokens=info.max_waiting_tokens,
+        weights=info.weights,
     )
 
 
@@ -185,6 +186,7 @@ def info_of(message: pb.Welcome) -> GroupInfo:
         max_waiting=message.max_waiting,
         epoch=message.epoch,
         max_waiting_tokens=message.max_waiting_tokens,
+        weights=message.weights,
     )
 
 

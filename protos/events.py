@@ -128,12 +128,21 @@ class Finished:
     exact: bool = True
 
 
+class Presence(StrEnum):
+    """Where a request was when its group was lost: whether it may be the reason."""
+
+    ABSENT = "absent"  # nothing of it was being computed
+    AMONG = "among"  # it was computed beside others
+    ALONE = "alone"  # it was the only one computed, see `EngineRequest.apart`
+
+
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The bad terminal event."""
+    """The bad terminal event. presence: told when the reason is that the request's group was lost."""
 
     request_id: str
     error: RaylineError
+    presence: Presence | None = None
 
 
 EngineEvent = PromptScores | TokenEvent | Finished | Failed

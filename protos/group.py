@@ -44,3 +44,9 @@ class GroupInfo:
     max_waiting: int
     epoch: int
     max_waiting_tokens: int = sys.maxsize
+    weights: str = ""  # a fingerprint of the model's files
+
+    @property
+    def bits(self) -> tuple[str, str]:
+        """What decides the bits of an exact stream besides the request."""
+        return self.numerics, self.weights

@@ -34,3 +34,8 @@ class Group(Protocol):
         (Unavailable) arrive as Failed, or are raised.
         """
         ...
+
+    def abort(self, request_id: str) -> None:
+        """End a stream at the group while somebody else waits for its events: a Failed(Unavailable) comes behind those
+        that have come. Nothing happens where it has ended or is not known."""
+        ...

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from typing import Self
 
 import grpc
@@ -50,7 +51,10 @@ Call = grpc.aio.StreamStreamCall[pb.RouterMessage, pb.LeaderMessage]
 
 
 class GroupLink:
-    """A Group reached through its leader's channel. Made by `GroupLink.open`; lost for good at end-of-stream."""
+    """A Group reached through its leader's channel. Made by `GroupLink.open`; lost for good at end-of-stream.
+
+    departing: those who started the group want to end it: it lives, and counts as draining.
+    """
 
     def __init__(
         self, channel: grpc.aio.Channel, call: Call, info: GroupInfo, outbox: Outbox, most_unread_tokens: int
@@ -69,6 +73,7 @@ class GroupLink:
         self._listener: asyncio.Task[None] | None = None
         self._heard = asyncio.Event()
         self.silent = False
+        self.departing = False
 
     @classmethod
     async def open(cls, address: str, secret: str, most_unread_tokens: int = MOST_UNREAD_TOKENS) -> Self:
@@ -98,7 +103,7 @@ class GroupLink:
 
     @property
     def load(self) -> GroupLoad:
-        return self._load
+        return replace(self._load, draining=True) if self.departing else self._load
 
     @property
     def alive(self) -> bool:
@@ -139,6 +144,13 @@ class GroupLink:
             text = f"timeout_s = {timeout_s:.3g} have passed, and group {self._info.group_id} has not ended it"
             self._leave(stream)
             entry[1].put(Failed(entry[0], DeadlineExceeded(text, field="timeout_s")))
+
+    def abort(self, request_id: str) -> None:
+        for stream, (name, events) in list(self._streams.items()):
+            if name == request_id:
+                del self._streams[stream]
+                self._outbox.put_nowait(pb.RouterMessage(abort=pb.Abort(stream=stream)))
+                events.put_nowait(Failed(request_id, Unavailable("the stream leaves its group")))
 
     def _submit(self, stream: int, request: EngineRequest) -> pb.RouterMessage:
         """The choices of one request come one behind the other: their prompt crosses the wire once."""

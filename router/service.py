@@ -17,10 +17,13 @@ from rayline.protos.events import StreamEvent
 from rayline.protos.group import GroupInfo
 from rayline.protos.types import Spec
 from rayline.router.admission import Admitted, admit, check_ids
+from rayline.router.docket import BlameLimits, Docket
 from rayline.router.grammars.desk import GrammarDesk
 from rayline.router.grammars.wish import grammar_wish
 from rayline.router.group import Group
 from rayline.router.ledger import Ledger
+from rayline.router.mover import Mover
+from rayline.router.moves import Move
 from rayline.router.output_form import NO_FORMATS, ChatFormats
 from rayline.router.prompt import LONG_CHARACTERS, conversation_characters, conversation_ids, is_long
 from rayline.router.session import Session, Timing
@@ -68,10 +71,12 @@ class Service:
         clock: Callable[[], float],
         draw_seed: Callable[[], int],
         patience_s: float = 0.0,
+        docket: Docket | None = None,
     ):
         """`clock` gives seconds from any start; `draw_seed` a seed in [0, 2^63) for requests without one.
 
         patience_s: how long a stream whose group was lost waits for another one to go on in.
+        docket: which requests may be why groups were lost; default: one that nobody else writes to.
         """
         self._models = models
         self._patience_s = patience_s
@@ -79,6 +84,8 @@ class Service:
         self._clock = clock
         self._draw_seed = draw_seed
         self._ledger = Ledger()
+        self._docket = docket or Docket(BlameLimits(), clock)
+        self._movers = {name: Mover(model.groups, self._ledger, clock) for name, model in models.items()}
         self._turn = 0
         self._running: set[str] = set()
         self._draining = False
@@ -126,7 +133,15 @@ class Service:
             admitted = await self._admit(model, spec)
             timing = Timing(arrived_s, self._clock() - arrived_s)
             session = Session(
-                admitted, model.groups, model.tokenizer, self._ledger, self._clock, timing, self._patience_s
+                admitted,
+                model.groups,
+                model.tokenizer,
+                self._ledger,
+                self._docket,
+                self._clock,
+                timing,
+                self._patience_s,
+                self._movers[model.name],
             )
             self._turn += 1
             async with aclosing(session.events(self._turn)) as events:
@@ -152,8 +167,19 @@ class Service:
         check_ids("token_ids", token_ids, tokenizer.vocab_size)
         return tokenizer.decode(token_ids, skip_special_tokens=False)
 
+    def start(self) -> None:
+        """From now on streams move on from groups that drain, and from full ones to empty ones."""
+        for mover in self._movers.values():
+            mover.start()
+
+    def move_streams(self) -> Sequence[Move]:
+        """One round of it, now."""
+        return [move for mover in self._movers.values() for move in mover.look()]
+
     def close(self) -> None:
         """End the processes that check grammars. Nothing may be asked any more."""
+        for mover in self._movers.values():
+            mover.close()
         for desk in self._desks.values():
             desk.close()
 

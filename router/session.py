@@ -15,10 +15,12 @@ from rayline.protos.events import (
 from rayline.router.admission import Admitted
 from rayline.router.answer import Answer
 from rayline.router.choice import Choice, ChoiceEvent
+from rayline.router.docket import Docket
 from rayline.router.fan_in import fan_in
 from rayline.router.group import Group
 from rayline.router.lane import Lane
 from rayline.router.ledger import Ledger
+from rayline.router.mover import Mover
 from rayline.router.policy import choose, view_of
 from rayline.router.tokenizer import Tokenizer
 
@@ -36,8 +38,8 @@ class Timing:
 class Session:
     """Runs one request: all its choices in one group, each an engine stream of its own.
 
-    A group that refuses (full) or is lost before its first token is passed over for another one: nothing
-    has been promised yet. After `Started` each choice of a lost group goes on in another one, see `Lane`.
+    A group that refuses (full) before its first token is passed over for another one: nothing has been promised yet.
+    Each choice of a lost group goes on in another one, see `Lane`. Raises Quarantined when one like it killed groups.
     """
 
     def __init__(
@@ -46,18 +48,22 @@ class Session:
         groups: Mapping[str, Group],
         tokenizer: Tokenizer,
         ledger: Ledger,
+        docket: Docket,
         clock: Callable[[], float],
         timing: Timing,
         patience_s: float,
+        mover: Mover,
     ):
         self._admitted = admitted
         self._request_id = admitted.spec.request_id
         self._groups = groups
         self._tokenizer = tokenizer
         self._ledger = ledger
+        self._cases = [docket.case(request) for request in admitted.requests]
         self._clock = clock
         self._timing = timing
         self._patience_s = patience_s
+        self._mover = mover
         self._first_token_s = 0.0
         self._is_promised = False
 
@@ -71,7 +77,10 @@ class Session:
             group = self._choose(turn, refusals)
             answer = Answer(self._admitted, self._tokenizer)
             lanes = [self._lane(choice, answer, turn) for choice in answer.choices]
-            with self._ledger.lease(group.info.group_id, self._admitted.tokens) as lease:
+            with (
+                self._ledger.lease(group.info.group_id, self._admitted.tokens) as lease,
+                self._mover.enlisted(lanes),
+            ):
                 async with aclosing(fan_in([lane.events(group, lease) for lane in lanes])) as events:
                     first = await anext(events)
                     if isinstance(first[1], Failed):
@@ -116,7 +125,8 @@ class Session:
         def is_promised() -> bool:
             return self._is_promised or any(other.output_ids for other in answer.choices)
 
-        return Lane(choice, self._groups, self._ledger, turn, self._patience_s, is_promised)
+        case = self._cases[choice.number]
+        return Lane(choice, case, self._groups, self._ledger, self._clock, turn, self._patience_s, is_promised)
 
     def _timed(self, finished: Finished, group: Group, lanes: Sequence[Lane]) -> Finished:
         """The end of the stream, with where the time went and whether its bits are those that were promised."""

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from small_tokenizers import served
 
-from rayline.protos.errors import RaylineError
+from rayline.protos.errors import RaylineError, Unavailable
 from rayline.protos.events import (
     Beam,
     EngineEvent,
@@ -58,19 +59,26 @@ class FakeGroup:
     requests: list[EngineRequest] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
+    _cuts: dict[str, asyncio.Event] = field(default_factory=dict)
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         self.requests.append(request)
         ended = self.aborted
+        cut = self._cuts[request.request_id] = asyncio.Event()
         try:
-            async for event in self._events(request):
-                if not isinstance(event, TokenEvent | PromptScores):
+            async for event in self._events(request, cut):
+                if not isinstance(event, TokenEvent | PromptScores) and not cut.is_set():
                     ended = self.finished
                 yield event
         finally:
             ended.append(request.request_id)
+            del self._cuts[request.request_id]
 
-    async def _events(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
+    def abort(self, request_id: str) -> None:
+        if (cut := self._cuts.get(request_id)) is not None:
+            cut.set()
+
+    async def _events(self, request: EngineRequest, cut: asyncio.Event) -> AsyncGenerator[EngineEvent, None]:
         if self.refusal is not None and self.refuses(request):
             yield Failed(request.request_id, self.refusal)
             return
@@ -85,7 +93,9 @@ class FakeGroup:
         for index, token_id in list(enumerate(token_ids[:limit]))[len(request.output_ids) :]:
             if self.loss is not None and index >= self.loss_after:
                 raise self.loss
-            await asyncio.sleep(self.delay_s)
+            if await _is_cut(cut, self.delay_s):
+                yield Failed(request.request_id, Unavailable("the stream leaves its group"))
+                return
             yield self._token(request, index, token_id)
         if self.silent:
             return
@@ -100,6 +110,17 @@ class FakeGroup:
         logprob = self.logprob_of(request)
         top = tuple(TokenLogprob(token_id + rank, logprob - rank) for rank in range(n))
         return TokenEvent(request.request_id, index, token_id, logprob, top)
+
+
+async def _is_cut(cut: asyncio.Event, delay_s: float) -> bool:
+    """Whether a stream is aborted before its next event."""
+    if not delay_s:
+        await asyncio.sleep(0)
+        return cut.is_set()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(delay_s):
+            await cut.wait()
+    return cut.is_set()
 
 
 def _scores(request: EngineRequest, start: int) -> PromptScores:

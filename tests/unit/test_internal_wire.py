@@ -75,7 +75,9 @@ results = st.builds(
 requests = st.builds(
     EngineRequest, text, ids, params, ids, sint32, text, text, text, rules, st.none() | real, st.booleans()
 )
-infos = st.builds(GroupInfo, text, text, text, st.booleans(), uint32, uint32, uint32, uint32, uint32, uint32, uint64)
+infos = st.builds(
+    GroupInfo, text, text, text, st.booleans(), uint32, uint32, uint32, uint32, uint32, uint32, uint64, text
+)
 loads = st.builds(
     GroupLoad,
     uint32,
