@@ -31,6 +31,7 @@ from rayline.router.doors import Doors
 from rayline.router.group import Group
 from rayline.router.grpc.api import build_grpc_server
 from rayline.router.http.api import build_http_app
+from rayline.router.http.protocol import door_protocol
 from rayline.router.link import GroupLink
 from rayline.router.output_form import chat_formats
 from rayline.router.ports import listening_socket
@@ -171,7 +172,13 @@ class RouterReplica:
         self._neighbours.start()
         await self._grpc.start()
         self._http = uvicorn.Server(
-            uvicorn.Config(self._http_app, log_level="warning", access_log=False, lifespan="off")
+            uvicorn.Config(
+                self._http_app,
+                http=door_protocol(self._config.limits.slow_reader_s),
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+            )
         )
         self._http_task = asyncio.create_task(self._http.serve([socket]))
         while not self._http.started:

@@ -56,9 +56,7 @@ class GroupLink:
     departing: those who started the group want to end it: it lives, and counts as draining.
     """
 
-    def __init__(
-        self, channel: grpc.aio.Channel, call: Call, info: GroupInfo, outbox: Outbox, most_unread_tokens: int
-    ):
+    def __init__(self, channel: grpc.aio.Channel, call: Call, info: GroupInfo, outbox: Outbox, most_unread_tokens: int):
         self._channel = channel
         self._call = call
         self._info = info

@@ -1,4 +1,4 @@
-"""What a leader has for one router: bounded, so that a router that does not read costs no memory but its own streams."""
+"""What a leader has for one router: bounded, so that one that does not read loses its own streams and nothing else."""
 
 import asyncio
 
@@ -10,8 +10,8 @@ MOST_BYTES = 64 * 2**20  # minutes of tokens, or seconds of logprobs, of a full 
 class Outbox:
     """A queue with one reader; whoever puts never waits, so that a router holds up neither the engine nor the others.
 
-    `is_overfull`: the router is too far behind and nothing is taken any more: its connection has to be ended, since what
-    it gets next would have a gap.
+    `is_overfull`: the router is too far behind and nothing is taken any more. Its connection has to be ended, since
+    what it gets next would have a gap.
     """
 
     def __init__(self, most_bytes: int = MOST_BYTES):

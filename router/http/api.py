@@ -23,6 +23,7 @@ from rayline.router.http.gate import HttpGate
 from rayline.router.http.openai_answer import Head, Numbered, Shown, Style, after_first, chunks, fingerprint, whole
 from rayline.router.http.openai_styles import ChatStyle, CompletionStyle
 from rayline.router.http.stream import EventStream, unless_gone
+from rayline.router.http.timeout import seconds_of
 from rayline.router.service import ServedModel, Service
 
 
@@ -106,7 +107,9 @@ class HttpDoor:
         created_s, model = int(time.time()), self._service.model(body.model).name
         headers = {"x-request-id": request_id}
         caller = (request.headers.get("authorization"), request.headers.get(TENANT_HEADER))
-        events = fan_in([self._service.generate(self._keys.sign(spec, *caller)) for spec in specs])
+        timeout_s = seconds_of(request.headers, streams=bool(body.stream))
+        signed = [self._keys.sign(spec, *caller).within(timeout_s) for spec in specs]
+        events = fan_in([self._service.generate(spec) for spec in signed])
         first = await unless_gone(request, _first(events))
         head = Head(request_id, created_s, model, fingerprint(first[1]))
         events = after_first(events, first)
