@@ -1,9 +1,11 @@
 """What a leader has for one router: bounded, so that one that does not read loses its own streams and nothing else."""
 
 import asyncio
+from collections import deque
 
 from rayline.protos import internal_pb2 as pb
 
+MOST_JOINED = 32  # steps in one message
 MOST_BYTES = 64 * 2**20  # minutes of tokens, or seconds of logprobs, of a full batch
 
 
@@ -17,6 +19,7 @@ class Outbox:
     def __init__(self, most_bytes: int = MOST_BYTES):
         self._most_bytes = most_bytes
         self._queue: asyncio.Queue[tuple[int, pb.LeaderMessage | None]] = asyncio.Queue()
+        self._steps: deque[bool] = deque()
         self._bytes = 0
         self.is_overfull = False
 
@@ -37,9 +40,25 @@ class Outbox:
             self.is_overfull = True
             return
         self._bytes += size
+        self._steps.append(message is not None and message.HasField("step"))
         self._queue.put_nowait((size, message))
 
     async def get(self) -> pb.LeaderMessage | None:
+        """The next message. A router that is behind gets several steps in one: it catches up with fewer messages."""
+        message = await self._take()
+        joined = 1
+        while message is not None and message.HasField("step") and joined < MOST_JOINED and self._next_is_step():
+            later = (await self._take() or message).step
+            message.step.MergeFrom(later)
+            message.step.load.CopyFrom(later.load)  # the last word, zeros too, which MergeFrom leaves out
+            joined += 1
+        return message
+
+    async def _take(self) -> pb.LeaderMessage | None:
         size, message = await self._queue.get()
         self._bytes -= size
+        self._steps.popleft()
         return message
+
+    def _next_is_step(self) -> bool:
+        return bool(self._steps) and self._steps[0]

@@ -24,7 +24,7 @@ from rayline.protos.internal_pb2_grpc import GroupChannelStub
 from rayline.protos.types import EngineRequest, SamplingParams
 from rayline.router.inbox import Inbox
 from rayline.router.slow_readers import LOOKS, Reader, SlowReaders
-from rayline.workers.outbox import Outbox
+from rayline.workers.outbox import MOST_JOINED, Outbox
 
 WAIT_S = 60.0
 LONG_TOKENS = 1500
@@ -243,18 +243,32 @@ async def test_a_reader_that_is_cancelled_loses_no_event() -> None:
 
 async def test_an_outbox_takes_nothing_behind_a_gap() -> None:
     outbox = Outbox(most_bytes=50)
-    message = internal.LeaderMessage(step=internal.Step(tokens=[internal.Token(stream=1, token_id=5)] * 3))
-    size = message.ByteSize()
+    step = internal.Step(tokens=[internal.Token(stream=1, token_id=5)] * 3)
+    size = internal.LeaderMessage(step=step).ByteSize()
     for _ in range(10):
-        outbox.put_nowait(message)
+        outbox.put_nowait(internal.LeaderMessage(step=step))
     assert outbox.is_overfull and outbox.bytes <= 50
-    taken = 0
-    while not outbox.empty():
-        assert await outbox.get() is message
-        taken += 1
-    assert taken == 1 + 50 // size and outbox.bytes == 0
-    outbox.put_nowait(message)
+    whole = await outbox.get()
+    assert whole is not None and len(whole.step.tokens) == 3 * (1 + 50 // size)
+    assert outbox.empty() and outbox.bytes == 0
+    outbox.put_nowait(internal.LeaderMessage(step=step))
     assert outbox.empty(), "what comes behind a gap must not be taken for what was next"
+
+
+async def test_a_router_that_is_behind_gets_steps_together_in_order_and_the_last_load() -> None:
+    outbox = Outbox()
+    for number in range(3 * MOST_JOINED):
+        step = internal.Step(tokens=[internal.Token(stream=1, index=number)], load=internal.Load(waiting=number % 32))
+        outbox.put_nowait(internal.LeaderMessage(step=step))
+        if number == MOST_JOINED + 5:
+            outbox.put_nowait(internal.LeaderMessage(welcome=internal.Welcome(model="between")))
+    outbox.put_nowait(None)
+    got = []
+    while (message := await outbox.get()) is not None:
+        got.append(message)
+    assert [m.WhichOneof("message") for m in got] == ["step", "step", "welcome", "step", "step"]
+    assert [t.index for m in got for t in m.step.tokens] == list(range(3 * MOST_JOINED))
+    assert [m.step.load.waiting for m in got] == [31, 5, 0, 5, 31]
 
 
 async def test_a_reader_is_given_up_when_one_event_waits_for_all_looks_and_not_before() -> None:
