@@ -104,7 +104,7 @@ class Client:
             answer = self._service.ListModels(pb.ListModelsRequest(), metadata=self._metadata, timeout=timeout_s)
         except grpc.RpcError as error:
             raise error_of_call(error, self._address) from None
-        return tuple(_status_of(model) for model in answer.models)
+        return tuple(status_of(model) for model in answer.models)
 
     def health(self, timeout_s: float) -> str:
         """The state of the whole server: SERVING, NOT_SERVING..."""
@@ -124,7 +124,8 @@ class Client:
         self.close()
 
 
-def _status_of(model: pb.Model) -> ModelStatus:
+def status_of(model: pb.Model) -> ModelStatus:
+    """A model as ListModels tells of it."""
     return ModelStatus(
         name=model.name,
         max_model_len=model.max_model_len,

@@ -86,6 +86,7 @@ class RayLauncher:
             .options(
                 num_cpus=1,
                 num_gpus=gpus,
+                name=f"rank-{spec.parallel.rank}-{secrets.token_hex(4)}",
                 max_restarts=0,
                 max_concurrency=2,  # `node` answers while `run` runs
                 scheduling_strategy=PlacementGroupSchedulingStrategy(

@@ -1,0 +1,151 @@
+"""A running deployment that may be broken: its door, its processes, and whether all of them are there."""
+
+import asyncio
+import logging
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import ray
+
+from rayline.cluster.config import ParallelSection
+from rayline.cluster.placement import group_bundles, total_cpus
+from rayline.deploy.app import ROUTER_CPUS
+from rayline.deploy.chaos.agent import Agents
+from rayline.deploy.chaos.door import Door
+from rayline.deploy.chaos.network import Network, refusal
+from rayline.deploy.chaos.nodes import Nodes
+from rayline.deploy.chaos.pairs import Target
+from rayline.deploy.chaos.targets import Census, Victim, census, changed
+from rayline.deploy.serve import APP_NAME
+from rayline.protos.errors import RaylineError, Unavailable
+from rayline.router.ports import free_port
+from rayline.workers.group import has_gpus
+
+READY = "Ctrl-C stops"
+START_TIMEOUT_S = 240.0
+STOP_TIMEOUT_S = 60.0
+POLL_S = 0.1
+
+
+@dataclass(slots=True)
+class Deployment:
+    """nodes: where this command started the cluster itself. usual: what there is while nothing is broken."""
+
+    address: str
+    nodes: Nodes | None
+    agents: Agents = field(default_factory=Agents)
+    usual: Census | None = None
+
+    def look(self) -> Census:
+        return census(self.agents, APP_NAME)
+
+    @property
+    def network(self) -> Network | None:
+        return self.nodes.network if self.nodes else None
+
+    async def settle(self, door: Door, timeout_s: float, gone: Sequence[Victim] = ()) -> float:
+        """Wait until every process is there again and the door's router knows every group; returns the seconds.
+
+        `gone`: those that were broken, and are not counted although they may still be listed. Nodes that ended are
+        replaced meanwhile. Raises Unavailable after `timeout_s`.
+        """
+        began = time.monotonic()
+        while (lacking := await self._lacking(door, gone)) is not None:
+            if time.monotonic() - began > timeout_s:
+                raise Unavailable(f"the deployment was not whole again after {timeout_s:.0f} s: {lacking}")
+            if self.nodes is not None:
+                await asyncio.to_thread(self.nodes.repair)
+            await asyncio.sleep(POLL_S)
+        return time.monotonic() - began
+
+    async def _lacking(self, door: Door, gone: Sequence[Victim]) -> str | None:
+        now = await asyncio.to_thread(self.look)
+        self.usual = self.usual or now
+        if left := [victim for victim in gone if victim not in changed(gone, now.victims)]:
+            return f"a broken {left[0].target} is still there, process {left[0].pid}"
+        have, want = now.counts(), self.usual.counts()
+        if missing := [target for target in want if have.get(target, 0) < want[target]]:
+            return f"{have.get(missing[0], 0)} of {want[missing[0]]} processes of kind {missing[0]}"
+        groups = want.get(Target.LEADER, 0)
+        try:
+            linked = sum(model.groups for model in await door.models())
+        except RaylineError as error:
+            return error.message
+        return None if linked >= groups else f"the router knows {linked} of {groups} groups"
+
+
+@contextmanager
+def attached(address: str) -> Iterator[Deployment]:
+    """A deployment that runs already, in the cluster that RAY_ADDRESS names."""
+    if "RAY_ADDRESS" not in os.environ:
+        raise Unavailable("RAY_ADDRESS must name the Ray cluster of the deployment at --address")
+    ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield Deployment(address, None)
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def started(model: str, parallel: ParallelSection, is_apart: bool) -> Iterator[Deployment]:
+    """A Ray cluster and a deployment of our own, ended with this. is_apart: each group on a node of its own."""
+    bundles = group_bundles(parallel.tp, parallel.pp, has_gpus())
+    group_cpus = int(total_cpus(bundles, 1, 1, ROUTER_CPUS))
+    all_cpus = int(total_cpus(bundles, parallel.groups, 1, ROUTER_CPUS))
+    network = Network() if is_apart and refusal() is None else None
+    nodes = Nodes(int(ROUTER_CPUS) if is_apart else all_cpus, group_cpus, network)
+    try:
+        if network is not None:
+            network.open()
+        nodes.start(parallel.groups if is_apart else 0)
+        with _serving(model, parallel, nodes) as address:
+            ray.init(nodes.ray_address, log_to_driver=False, logging_level=logging.ERROR)
+            try:
+                yield Deployment(address, nodes)
+            finally:
+                ray.shutdown()
+    finally:
+        nodes.close()
+        if network is not None:
+            network.close()
+
+
+@contextmanager
+def _serving(model: str, parallel: ParallelSection, nodes: Nodes) -> Iterator[str]:
+    """`rayline serve` in a process of its own: the address of its door."""
+    ports = [f"--{name}-port={free_port('127.0.0.1')}" for name in ("grpc", "http", "serve")]
+    sizes = [
+        f"--{name}={number}" for name, number in (("tp", parallel.tp), ("pp", parallel.pp), ("groups", parallel.groups))
+    ]
+    host = "0.0.0.0" if nodes.network else "127.0.0.1"
+    command = [sys.executable, "-m", "rayline.deploy.cli", "serve", model, *ports, *sizes, "--host", host]
+    log = nodes.folder / "serve.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "RAY_ADDRESS": nodes.ray_address, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+        )
+    try:
+        end = time.monotonic() + START_TIMEOUT_S
+        while READY not in (text := log.read_text()):
+            if process.poll() is not None or time.monotonic() > end:
+                raise Unavailable(f"rayline serve did not start: {text[-2000:]}")
+            time.sleep(POLL_S)
+        found = re.search(r"gRPC\s+(\S+):(\d+)", text)
+        assert found is not None, text
+        yield f"127.0.0.1:{found[2]}"
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()

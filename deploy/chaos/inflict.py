@@ -1,0 +1,54 @@
+"""How a process is broken."""
+
+import ctypes
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+import ray
+from ray.serve._private.constants import SERVE_NAMESPACE
+
+from rayline.deploy.chaos.agent import Agents
+from rayline.deploy.chaos.network import Network
+from rayline.deploy.chaos.pairs import Fault, Target
+from rayline.deploy.chaos.targets import Victim
+
+FREEZE_S = 120.0  # whoever is to be ended for it has long been ended by then
+THAW_S = 8.0  # nobody ends a stopped raylet or controller: it goes on by itself
+CUT_S = 8.0
+LOOPS = {  # the function in whose thread an exception is raised
+    Target.RANK: ("rayline.workers.rank", "serve_rank"),
+    Target.LEADER: ("rayline.workers.engine_thread", "_run"),
+}
+
+
+class Injected(Exception):
+    """Raised inside a rank's or a leader's thread by `Fault.EXCEPTION`."""
+
+
+def inflict(fault: Fault, victim: Victim, agents: Agents, network: Network | None) -> None:
+    """Break one process. Raises ray.exceptions.RayError when its node cannot be reached."""
+    match fault:
+        case Fault.KILL:
+            agents.ask(victim.node_id, lambda agent: agent.signal.remote(victim.pid, signal.SIGKILL))
+        case Fault.STOP:
+            lasting_s = THAW_S if victim.target in (Target.RAYLET, Target.CONTROLLER) else FREEZE_S
+            agents.ask(victim.node_id, lambda agent: agent.freeze.remote(victim.pid, lasting_s))
+        case Fault.EXCEPTION:
+            actor: Any = ray.get_actor(victim.name, namespace=SERVE_NAMESPACE)
+            actor.__ray_call__.remote(raise_inside, *LOOPS[victim.target])
+        case Fault.CUT:
+            assert network is not None, "the run refuses cuts where there is no network of its own"
+            network.cut(victim.address)
+
+
+def raise_inside(_: object, module: str, function: str) -> None:
+    """Have the thread of this process that runs `function` of `module` raise `Injected` as soon as it computes."""
+    for thread, frame in sys._current_frames().items():
+        at: FrameType | None = frame
+        while at is not None:
+            if at.f_code.co_name == function and at.f_globals.get("__name__") == module:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(Injected))
+                return
+            at = at.f_back
