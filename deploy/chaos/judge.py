@@ -67,8 +67,9 @@ def complaints(transcript: Transcript, reference: Content | None) -> tuple[str, 
 
     A stream of a group that promises no exact bits, now or in the reference, is only asked to be well formed.
     """
-    found = [*_form(transcript.events)]
-    if (failure := transcript.failure()) is not None:
+    failure = transcript.failure()
+    found = _form(transcript.events, is_failed=failure is not None)
+    if failure is not None:
         return (*found, f"it failed: {failure.kind}: {failure.message}")
     if found or reference is None:
         return tuple(found)
@@ -76,13 +77,13 @@ def complaints(transcript: Transcript, reference: Content | None) -> tuple[str, 
     return tuple(_differences(content, reference)) if reference.exact else ()
 
 
-def _form(events: Sequence[StreamEvent]) -> list[str]:
+def _form(events: Sequence[StreamEvent], is_failed: bool) -> list[str]:
     """Started, the prompt's scores, output of choices that go on, one end of each choice, one terminal event."""
     found: list[str] = []
     ends = [event for event in events if isinstance(event, Finished | Failed)]
     if len(ends) > 1 or (ends and events[-1] is not ends[0]):
         found.append(f"{len(ends)} terminal events, the last event is {type(events[-1]).__name__}")
-    elif not ends and events:
+    elif not ends and not is_failed:
         found.append("it ended without a terminal event")
     if sum(isinstance(event, Started) for event in events) > 1:
         found.append("it was started twice")
