@@ -1,11 +1,8 @@
-"""A running deployment that may be broken: its door, its processes, and whether all of them are there."""
+"""A running deployment that may be broken: its doors, its processes, and whether all of them are there."""
 
 import asyncio
 import logging
 import os
-import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,15 +18,12 @@ from rayline.deploy.chaos.door import Door
 from rayline.deploy.chaos.network import Network, refusal
 from rayline.deploy.chaos.nodes import Nodes
 from rayline.deploy.chaos.pairs import Target
+from rayline.deploy.chaos.serving import serving
 from rayline.deploy.chaos.targets import Census, Victim, census, changed
 from rayline.deploy.serve import APP_NAME
 from rayline.protos.errors import RaylineError, Unavailable
-from rayline.router.ports import free_port
 from rayline.workers.group import has_gpus
 
-READY = "Ctrl-C stops"
-START_TIMEOUT_S = 240.0
-STOP_TIMEOUT_S = 60.0
 POLL_S = 0.1
 
 
@@ -37,7 +31,7 @@ POLL_S = 0.1
 class Deployment:
     """nodes: where this command started the cluster itself. usual: what there is while nothing is broken."""
 
-    address: str
+    addresses: tuple[str, ...]
     nodes: Nodes | None
     agents: Agents = field(default_factory=Agents)
     usual: Census | None = None
@@ -81,13 +75,13 @@ class Deployment:
 
 
 @contextmanager
-def attached(address: str) -> Iterator[Deployment]:
+def attached(addresses: tuple[str, ...]) -> Iterator[Deployment]:
     """A deployment that runs already, in the cluster that RAY_ADDRESS names."""
     if "RAY_ADDRESS" not in os.environ:
         raise Unavailable("RAY_ADDRESS must name the Ray cluster of the deployment at --address")
     ray.init(log_to_driver=False, logging_level=logging.ERROR)
     try:
-        yield Deployment(address, None)
+        yield Deployment(addresses, None)
     finally:
         ray.shutdown()
 
@@ -104,48 +98,13 @@ def started(model: str, parallel: ParallelSection, is_apart: bool) -> Iterator[D
         if network is not None:
             network.open()
         nodes.start(parallel.groups if is_apart else 0)
-        with _serving(model, parallel, nodes) as address:
+        with serving(model, parallel, nodes) as addresses:
             ray.init(nodes.ray_address, log_to_driver=False, logging_level=logging.ERROR)
             try:
-                yield Deployment(address, nodes)
+                yield Deployment(addresses, nodes)
             finally:
                 ray.shutdown()
     finally:
         nodes.close()
         if network is not None:
             network.close()
-
-
-@contextmanager
-def _serving(model: str, parallel: ParallelSection, nodes: Nodes) -> Iterator[str]:
-    """`rayline serve` in a process of its own: the address of its door."""
-    ports = [f"--{name}-port={free_port('127.0.0.1')}" for name in ("grpc", "http", "serve")]
-    sizes = [
-        f"--{name}={number}" for name, number in (("tp", parallel.tp), ("pp", parallel.pp), ("groups", parallel.groups))
-    ]
-    host = "0.0.0.0" if nodes.network else "127.0.0.1"
-    command = [sys.executable, "-m", "rayline.deploy.cli", "serve", model, *ports, *sizes, "--host", host]
-    log = nodes.folder / "serve.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "RAY_ADDRESS": nodes.ray_address, "PYTHONUNBUFFERED": "1"},
-            start_new_session=True,
-        )
-    try:
-        end = time.monotonic() + START_TIMEOUT_S
-        while READY not in (text := log.read_text()):
-            if process.poll() is not None or time.monotonic() > end:
-                raise Unavailable(f"rayline serve did not start: {text[-2000:]}")
-            time.sleep(POLL_S)
-        found = re.search(r"gRPC\s+(\S+):(\d+)", text)
-        assert found is not None, text
-        yield f"127.0.0.1:{found[2]}"
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()

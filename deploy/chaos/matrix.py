@@ -29,14 +29,17 @@ class Plan:
 
 
 def plan(pairs: Sequence[Pair], workloads: Sequence[str], positions: Sequence[int], impossible: Impossible) -> Plan:
-    """All cases of the pairs that can be run. Pairs alternate, so that a run that is ended early has seen each."""
+    """All cases of the pairs that can be run, in rounds: each shows every pair once, and all workloads in turn.
+
+    So a run that is ended early has seen each pair, and every workload if there are no more of them than pairs.
+    """
     reasons = {pair: impossible(pair) for pair in pairs}
+    possible = [pair for pair in pairs if reasons[pair] is None]
     cases = [
-        Case(pair, workload, position)
+        Case(pair, workloads[(turn + number) % len(workloads)], position)
         for position in positions
-        for workload in workloads
-        for pair in pairs
-        if reasons[pair] is None
+        for turn in range(len(workloads))
+        for number, pair in enumerate(possible)
     ]
     return Plan(tuple(cases), tuple(Skipped(pair, reason) for pair, reason in reasons.items() if reason is not None))
 

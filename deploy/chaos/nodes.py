@@ -17,7 +17,7 @@ from rayline.protos.errors import Unavailable
 from rayline.router.ports import free_port
 
 OBJECT_STORE_BYTES = 80_000_000  # tokens never pass through it
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 10.0
 POLL_S = 0.1
 STARTED = "block forever until terminated"

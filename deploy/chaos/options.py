@@ -7,12 +7,12 @@ from rayline.cluster.config import ParallelSection
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Which deployment, and what runs on it. address: of one that runs; None starts one of `model` and `parallel`.
+    """Which deployment, and what runs on it. addresses: of one that runs; () starts one of `model` and `parallel`.
 
     copies: streams of each workload at once. traffic: clients beside them. seed: of what is left to chance.
     """
 
-    address: str | None = None
+    addresses: tuple[str, ...] = ()
     api_key: str | None = None
     model: str = "embedded"
     parallel: ParallelSection = field(default_factory=lambda: ParallelSection(2, 2, 2))

@@ -20,9 +20,9 @@ Show = Callable[[str], None]
 
 @contextmanager
 def deployment_of(options: Options, pairs: Sequence[Pair]) -> Iterator[Deployment]:
-    """The one at `options.address`, or one that lives as long as this is open, on as many nodes as `pairs` need."""
-    if options.address is not None:
-        with attached(options.address) as deployment:
+    """The one at `options.addresses`, or one that lives as long as this is open, on as many nodes as `pairs` need."""
+    if options.addresses:
+        with attached(options.addresses) as deployment:
             yield deployment
         return
     is_apart = any(pair.target is Target.RAYLET or pair.fault is Fault.CUT for pair in pairs if not pair.pointless)
@@ -33,7 +33,7 @@ def deployment_of(options: Options, pairs: Sequence[Pair]) -> Iterator[Deploymen
 @asynccontextmanager
 async def scene_of(deployment: Deployment, options: Options) -> AsyncIterator[Scene]:
     """The streams of a run, with their undisturbed answers known."""
-    async with Door(deployment.address, options.api_key) as door:
+    async with Door(deployment.addresses[0], options.api_key) as door:
         chosen = _chosen(workloads(options.tokens), options.workloads)
         scene = Scene(deployment, door, chosen, options.copies, options.traffic, random.Random(options.seed))
         await scene.learn()

@@ -23,9 +23,11 @@ def scene_flags(command: click.Command) -> click.Command:
     command.params.extend(
         [
             click.Option(
-                ["--address"],
+                ["--address", "addresses"],
+                multiple=True,
                 metavar="HOST:PORT",
-                help="gRPC address of a deployment whose cluster RAY_ADDRESS names; default: start both.",
+                help="gRPC address of a deployment whose cluster RAY_ADDRESS names (may be repeated); default: "
+                "start both.",
             ),
             click.Option(["--api-key"], envvar="RAYLINE_API_KEY", help="Bearer token."),
             click.Option(["--model"], default=USUAL.model, show_default=True, help=own),
@@ -59,5 +61,5 @@ def pair_flags(command: click.Command) -> click.Command:
 def options_from(values: dict[str, Any]) -> Options:
     """The flags of `scene_flags`, read."""
     parallel = ParallelSection(values["tp"], values["pp"], values["groups"])
-    names = ("address", "api_key", "model", "workloads", "tokens", "copies", "traffic", "seed")
+    names = ("addresses", "api_key", "model", "workloads", "tokens", "copies", "traffic", "seed")
     return Options(parallel=parallel, **{name: values[name] for name in names})

@@ -38,9 +38,13 @@ def test_a_plan_holds_every_workload_and_position_of_each_pair_that_can_be_run()
     assert [(skipped.pair, skipped.reason) for skipped in planned.skipped] == [(STOPPED, "no")]
 
 
-def test_pairs_alternate_so_that_a_short_run_has_seen_each() -> None:
-    planned = plan([KILLED, STOPPED], ["greedy", "beam"], [10, 20], lambda pair: None)
-    assert [case.pair for case in planned.cases[:4]] == [KILLED, STOPPED, KILLED, STOPPED]
+def test_a_short_run_has_seen_each_pair_and_each_workload() -> None:
+    every = pairs((), ("kill",))
+    names = [workload.name for workload in workloads(50)]
+    planned = plan(every, names, [10, 20], lambda pair: None)
+    first = planned.cases[: len(every)]
+    assert {case.pair for case in first} == set(every) and {case.workload for case in first} == set(names)
+    assert len(set(planned.cases)) == len(planned.cases) == len(every) * len(names) * 2
 
 
 def test_exceptions_are_raised_where_work_is_done_alone() -> None:
