@@ -104,7 +104,7 @@ class Client:
             answer = self._service.ListModels(pb.ListModelsRequest(), metadata=self._metadata, timeout=timeout_s)
         except grpc.RpcError as error:
             raise error_of_call(error, self._address) from None
-        return tuple(status_of(model) for model in answer.models)
+        return tuple(_status_of(model) for model in answer.models)
 
     def health(self, timeout_s: float) -> str:
         """The state of the whole server: SERVING, NOT_SERVING..."""
@@ -124,8 +124,7 @@ class Client:
         self.close()
 
 
-def status_of(model: pb.Model) -> ModelStatus:
-    """A model as ListModels tells of it."""
+def _status_of(model: pb.Model) -> ModelStatus:
     return ModelStatus(
         name=model.name,
         max_model_len=model.max_model_len,

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ray.exceptions import RayError
+
 from rayline.deploy.chaos.deployment import Deployment
 from rayline.deploy.chaos.door import Door
 from rayline.deploy.chaos.inflict import CUT_S, inflict
@@ -107,9 +109,7 @@ async def run_case(scene: Scene, case: Case, tokens: int) -> CaseResult:
     noise = [asyncio.create_task(scene.others(tokens, others)) for _ in range(scene.traffic)]
     streams = [scene.start(workload) for _ in range(scene.copies) for workload in scene.workloads]
     await _until_position(streams, _pacer(scene, case), case.position)
-    victim = await choose(scene, case.pair.target)
-    fault_s = time.monotonic()
-    await asyncio.to_thread(inflict, case.pair.fault, victim, scene.deployment.agents, scene.deployment.network)
+    victim, fault_s = await strike(scene, case.pair)
     healing = asyncio.create_task(heal(scene.deployment, case.pair.fault, victim))
     _, hanging = await asyncio.wait([task for _, task in streams], timeout=STREAM_TIMEOUT_S)
     back_s, trouble = await _back(scene, case, victim, fault_s)
@@ -121,13 +121,25 @@ async def run_case(scene: Scene, case: Case, tokens: int) -> CaseResult:
     return CaseResult(case, tuple(judged), back_s, trouble)
 
 
-async def choose(scene: Scene, target: Target) -> Victim:
-    """A living process of that kind; never the head's raylet, with which the whole cluster ends."""
+async def choose(scene: Scene, pair: Pair) -> Victim:
+    """A living process of that kind; never the head's raylet or wire, with which the whole cluster ends."""
     census = await asyncio.to_thread(scene.deployment.look)
-    found = [victim for victim in census.of(target) if not (target is Target.RAYLET and victim.is_head)]
+    spares_head = pair.target is Target.RAYLET or pair.fault is Fault.CUT
+    found = [victim for victim in census.of(pair.target) if not (spares_head and victim.is_head)]
     if not found:
-        raise Unavailable(f"there is no {target} to break")
+        raise Unavailable(f"there is no {pair.target} to break")
     return scene.random.choice(found)
+
+
+async def strike(scene: Scene, pair: Pair) -> tuple[Victim, float]:
+    """Break one process of that kind; returns which and when. Raises Unavailable when none can be reached."""
+    victim = await choose(scene, pair)
+    fault_s = time.monotonic()
+    try:
+        await asyncio.to_thread(inflict, pair.fault, victim, scene.deployment.agents, scene.deployment.network)
+    except RayError as error:
+        raise Unavailable(f"the node of {pair.target} {victim.pid} does not answer: {error}") from None
+    return victim, fault_s
 
 
 async def heal(deployment: Deployment, fault: Fault, victim: Victim) -> None:

@@ -9,7 +9,7 @@ from ray.exceptions import RayError
 
 from rayline.deploy.chaos.agent import Agents, Vitals
 from rayline.deploy.chaos.targets import Census
-from rayline.deploy.client import ModelStatus
+from rayline.protos import inference_pb2 as pb
 
 GROWTH_SHARE = 0.10  # of memory that a process may gain besides
 GROWTH_BYTES = 48 * 2**20  # allocators and caches that fill
@@ -36,7 +36,7 @@ class Footprint:
     leftovers: tuple[str, ...]
 
 
-def footprint(census: Census, models: Iterable[ModelStatus], agents: Agents) -> Footprint:
+def footprint(census: Census, models: Iterable[pb.Model], agents: Agents) -> Footprint:
     """Look at every process of a deployment, and at Ray's own beside it."""
     models = list(models)
     by_kind: dict[str, list[Vitals]] = defaultdict(list)

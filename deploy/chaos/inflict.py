@@ -13,10 +13,13 @@ from rayline.deploy.chaos.agent import Agents
 from rayline.deploy.chaos.network import Network
 from rayline.deploy.chaos.pairs import Fault, Target
 from rayline.deploy.chaos.targets import Victim
+from rayline.protos.errors import Unavailable
+from rayline.workers.ray_launch import NAMESPACE
 
 FREEZE_S = 120.0  # whoever is to be ended for it has long been ended by then
 THAW_S = 8.0  # nobody ends a stopped raylet or controller: it goes on by itself
 CUT_S = 8.0
+NAMESPACES = {Target.RANK: NAMESPACE, Target.LEADER: SERVE_NAMESPACE}
 LOOPS = {  # the function in whose thread an exception is raised
     Target.RANK: ("rayline.workers.rank", "serve_rank"),
     Target.LEADER: ("rayline.workers.engine_thread", "_run"),
@@ -28,7 +31,7 @@ class Injected(Exception):
 
 
 def inflict(fault: Fault, victim: Victim, agents: Agents, network: Network | None) -> None:
-    """Break one process. Raises ray.exceptions.RayError when its node cannot be reached."""
+    """Break one process. Raises RayError when its node cannot be reached, Unavailable when it has ended already."""
     match fault:
         case Fault.KILL:
             agents.ask(victim.node_id, lambda agent: agent.signal.remote(victim.pid, signal.SIGKILL))
@@ -36,7 +39,10 @@ def inflict(fault: Fault, victim: Victim, agents: Agents, network: Network | Non
             lasting_s = THAW_S if victim.target in (Target.RAYLET, Target.CONTROLLER) else FREEZE_S
             agents.ask(victim.node_id, lambda agent: agent.freeze.remote(victim.pid, lasting_s))
         case Fault.EXCEPTION:
-            actor: Any = ray.get_actor(victim.name, namespace=SERVE_NAMESPACE)
+            try:
+                actor: Any = ray.get_actor(victim.name, namespace=NAMESPACES[victim.target])
+            except ValueError:
+                raise Unavailable(f"{victim.target} {victim.name} has ended already") from None
             actor.__ray_call__.remote(raise_inside, *LOOPS[victim.target])
         case Fault.CUT:
             assert network is not None, "the run refuses cuts where there is no network of its own"

@@ -33,7 +33,7 @@ def deployment_of(options: Options, pairs: Sequence[Pair]) -> Iterator[Deploymen
 @asynccontextmanager
 async def scene_of(deployment: Deployment, options: Options) -> AsyncIterator[Scene]:
     """The streams of a run, with their undisturbed answers known."""
-    async with Door(deployment.addresses[0], options.api_key) as door:
+    async with Door(deployment.addresses, options.api_key) as door:
         chosen = _chosen(workloads(options.tokens), options.workloads)
         scene = Scene(deployment, door, chosen, options.copies, options.traffic, random.Random(options.seed))
         await scene.learn()

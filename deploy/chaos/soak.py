@@ -5,12 +5,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ray.exceptions import RayError
-
 from rayline.deploy.chaos.callers import Callers
-from rayline.deploy.chaos.case import Scene, StreamResult, choose, heal
+from rayline.deploy.chaos.case import Scene, StreamResult, heal, strike
 from rayline.deploy.chaos.footprint import Footprint, footprint, leaks
-from rayline.deploy.chaos.inflict import inflict
 from rayline.deploy.chaos.pairs import Pair
 from rayline.protos.errors import Unavailable
 
@@ -65,9 +62,8 @@ async def run_soak(
 async def _break(scene: Scene, pair: Pair, show: Callable[[str], None]) -> "asyncio.Task[None] | None":
     """Break one process; None when there is none of that kind at the moment."""
     try:
-        victim = await choose(scene, pair.target)
-        await asyncio.to_thread(inflict, pair.fault, victim, scene.deployment.agents, scene.deployment.network)
-    except (Unavailable, RayError) as error:
+        victim, _ = await strike(scene, pair)
+    except Unavailable as error:
         show(f"{pair.target} {pair.fault}: not now: {error}")
         return None
     show(f"{pair.target} {pair.fault}: process {victim.pid}")
@@ -79,4 +75,4 @@ async def _rest(scene: Scene) -> Footprint:
     await scene.deployment.settle(scene.door, SETTLE_TIMEOUT_S)
     await asyncio.sleep(REST_S)
     census = await asyncio.to_thread(scene.deployment.look)
-    return await asyncio.to_thread(footprint, census, await scene.door.models(), scene.deployment.agents)
+    return await asyncio.to_thread(footprint, census, (await scene.door.models())[0], scene.deployment.agents)
