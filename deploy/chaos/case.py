@@ -11,7 +11,7 @@ from ray.exceptions import RayError
 
 from rayline.deploy.chaos.deployment import Deployment
 from rayline.deploy.chaos.door import Door
-from rayline.deploy.chaos.inflict import CUT_S, inflict
+from rayline.deploy.chaos.inflict import LULL_S, inflict
 from rayline.deploy.chaos.judge import Content, complaints, content_of
 from rayline.deploy.chaos.pairs import Fault, Pair, Target
 from rayline.deploy.chaos.targets import Victim
@@ -110,10 +110,9 @@ async def run_case(scene: Scene, case: Case, tokens: int) -> CaseResult:
     streams = [scene.start(workload) for _ in range(scene.copies) for workload in scene.workloads]
     await _until_position(streams, _pacer(scene, case), case.position)
     victim, fault_s = await strike(scene, case.pair)
-    healing = asyncio.create_task(heal(scene.deployment, case.pair.fault, victim))
+    recovery = asyncio.create_task(recover(scene, case.pair, victim, fault_s))
     _, hanging = await asyncio.wait([task for _, task in streams], timeout=STREAM_TIMEOUT_S)
-    back_s, trouble = await _back(scene, case, victim, fault_s)
-    await healing
+    back_s, trouble = await recovery
     for task in (*noise, *hanging):
         task.cancel()
     ended = [transcript for transcript in others if transcript.failure() or transcript.moves or transcript.is_over]
@@ -142,19 +141,22 @@ async def strike(scene: Scene, pair: Pair) -> tuple[Victim, float]:
     return victim, fault_s
 
 
-async def heal(deployment: Deployment, fault: Fault, victim: Victim) -> None:
-    """What an operator would do: put the wire back in."""
-    if fault is Fault.CUT and deployment.network is not None:
-        await asyncio.sleep(CUT_S)
-        deployment.network.join(victim.address)
+async def heal(scene: Scene, pair: Pair, victim: Victim) -> None:
+    """What an operator would do: wait for what goes on by itself, put the wire back in."""
+    if pair.is_lasting:
+        return
+    await asyncio.sleep(LULL_S)
+    if pair.fault is Fault.CUT and scene.deployment.network is not None:
+        scene.deployment.network.join(victim.address)
 
 
-async def _back(scene: Scene, case: Case, victim: Victim, fault_s: float) -> tuple[float | None, str]:
-    """When the deployment was whole again."""
-    gone = (victim,) if case.pair.is_lasting else ()
+async def recover(scene: Scene, pair: Pair, victim: Victim, fault_s: float) -> tuple[float | None, str]:
+    """How long after the fault the deployment was whole again; None and why, when it was not."""
+    await heal(scene, pair, victim)
+    healed_s = time.monotonic()
     try:
-        await scene.deployment.settle(scene.door, WHOLE_TIMEOUT_S, gone)
-        return time.monotonic() - fault_s, ""
+        gone = (victim,) if pair.is_lasting else ()
+        return healed_s - fault_s + await scene.deployment.settle(scene.door, WHOLE_TIMEOUT_S, gone), ""
     except Unavailable as error:
         return None, error.message
 

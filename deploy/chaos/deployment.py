@@ -18,13 +18,14 @@ from rayline.deploy.chaos.door import Door
 from rayline.deploy.chaos.network import Network, refusal
 from rayline.deploy.chaos.nodes import Nodes
 from rayline.deploy.chaos.pairs import Target
-from rayline.deploy.chaos.serving import serving
+from rayline.deploy.chaos.serving import ROUTERS, serving
 from rayline.deploy.chaos.targets import Census, Victim, census, changed
 from rayline.deploy.serve import APP_NAME
 from rayline.protos.errors import RaylineError, Unavailable
 from rayline.workers.group import has_gpus
 
-POLL_S = 0.1
+POLL_S = 0.25
+STEADY_S = 1.5  # what comes and goes again is not there
 
 
 @dataclass(slots=True)
@@ -44,19 +45,25 @@ class Deployment:
         return self.nodes.network if self.nodes else None
 
     async def settle(self, door: Door, timeout_s: float, gone: Sequence[Victim] = ()) -> float:
-        """Wait until every process is there again and every router knows every group; returns the seconds.
+        """Wait until every process is there and every router knows every group, and it stays so; returns the seconds.
 
         `gone`: those that were broken, and are not counted although they may still be listed. Nodes that ended are
         replaced meanwhile. Raises Unavailable after `timeout_s`.
         """
         began = time.monotonic()
-        while (lacking := await self._lacking(door, gone)) is not None:
-            if time.monotonic() - began > timeout_s:
+        whole_s: float | None = None
+        while whole_s is None or time.monotonic() - whole_s < STEADY_S:
+            lacking = await self._lacking(door, gone)
+            if lacking is None:
+                whole_s = whole_s or time.monotonic()
+            elif time.monotonic() - began > timeout_s:
                 raise Unavailable(f"the deployment was not whole again after {timeout_s:.0f} s: {lacking}")
-            if self.nodes is not None:
-                await asyncio.to_thread(self.nodes.repair)
+            else:
+                whole_s = None
+                if self.nodes is not None:
+                    await asyncio.to_thread(self.nodes.repair)
             await asyncio.sleep(POLL_S)
-        return time.monotonic() - began
+        return whole_s - began
 
     async def _lacking(self, door: Door, gone: Sequence[Victim]) -> str | None:
         now = await asyncio.to_thread(self.look)
@@ -91,7 +98,7 @@ def started(model: str, parallel: ParallelSection, is_apart: bool) -> Iterator[D
     """A Ray cluster and a deployment of our own, ended with this. is_apart: each group on a node of its own."""
     bundles = group_bundles(parallel.tp, parallel.pp, has_gpus())
     group_cpus = int(total_cpus(bundles, 1, 1, ROUTER_CPUS))
-    all_cpus = int(total_cpus(bundles, parallel.groups, 1, ROUTER_CPUS))
+    all_cpus = int(total_cpus(bundles, parallel.groups, ROUTERS, ROUTER_CPUS))
     network = Network() if is_apart and refusal() is None else None
     nodes = Nodes(int(ROUTER_CPUS) if is_apart else all_cpus, group_cpus, network)
     try:

@@ -11,14 +11,13 @@ from ray.serve._private.constants import SERVE_NAMESPACE
 
 from rayline.deploy.chaos.agent import Agents
 from rayline.deploy.chaos.network import Network
-from rayline.deploy.chaos.pairs import Fault, Target
+from rayline.deploy.chaos.pairs import Fault, Pair, Target
 from rayline.deploy.chaos.targets import Victim
 from rayline.protos.errors import Unavailable
 from rayline.workers.ray_launch import NAMESPACE
 
 FREEZE_S = 120.0  # whoever is to be ended for it has long been ended by then
-THAW_S = 8.0  # nobody ends a stopped raylet or controller: it goes on by itself
-CUT_S = 8.0
+LULL_S = 8.0  # nobody ends a stopped raylet or controller: they go on, and wires are put back in
 NAMESPACES = {Target.RANK: NAMESPACE, Target.LEADER: SERVE_NAMESPACE}
 LOOPS = {  # the function in whose thread an exception is raised
     Target.RANK: ("rayline.workers.rank", "serve_rank"),
@@ -36,7 +35,7 @@ def inflict(fault: Fault, victim: Victim, agents: Agents, network: Network | Non
         case Fault.KILL:
             agents.ask(victim.node_id, lambda agent: agent.signal.remote(victim.pid, signal.SIGKILL))
         case Fault.STOP:
-            lasting_s = THAW_S if victim.target in (Target.RAYLET, Target.CONTROLLER) else FREEZE_S
+            lasting_s = FREEZE_S if Pair(victim.target, fault).is_lasting else LULL_S
             agents.ask(victim.node_id, lambda agent: agent.freeze.remote(victim.pid, lasting_s))
         case Fault.EXCEPTION:
             try:

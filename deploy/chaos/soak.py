@@ -67,7 +67,7 @@ async def _break(scene: Scene, pair: Pair, show: Callable[[str], None]) -> "asyn
         show(f"{pair.target} {pair.fault}: not now: {error}")
         return None
     show(f"{pair.target} {pair.fault}: process {victim.pid}")
-    return asyncio.create_task(heal(scene.deployment, pair.fault, victim))
+    return asyncio.create_task(heal(scene, pair, victim))
 
 
 async def _rest(scene: Scene) -> Footprint:
