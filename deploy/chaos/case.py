@@ -84,8 +84,10 @@ class Scene:
         return transcript, asyncio.create_task(transcript.follow(self.door.stream, spec, time.monotonic))
 
     async def run(self, workload: Workload) -> Transcript:
+        """A stream that has ended, or hangs: then it has no terminal event."""
         transcript, task = self.start(workload)
-        await asyncio.wait_for(task, STREAM_TIMEOUT_S)
+        if (await asyncio.wait([task], timeout=STREAM_TIMEOUT_S))[1]:
+            task.cancel()
         return transcript
 
     async def others(self, tokens: int, transcripts: list[Transcript]) -> None:
