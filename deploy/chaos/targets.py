@@ -44,7 +44,7 @@ def census(agents: Agents, application: str) -> Census:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     head = next((n["NodeID"] for n in nodes if "node:__internal_head__" in n["Resources"]), "")
     actors = [actor for actor in state.actors(actor_state_name="ALIVE").values() if actor["Pid"]]
-    victims = [victim for actor in actors if (victim := _of_actor(actor, application, head)) is not None]
+    victims = [victim for actor in actors if (victim := part_of(actor, application, head)) is not None]
     for node in nodes:
         try:
             pid = agents.ask(node["NodeID"], lambda agent: agent.raylet.remote())
@@ -55,8 +55,8 @@ def census(agents: Agents, application: str) -> Census:
     return Census(tuple(victims), Counter(actor["ActorClassName"] for actor in actors))
 
 
-def _of_actor(actor: dict[str, object], application: str, head: str) -> Victim | None:
-    """The part that an actor plays in the deployment, None for none."""
+def part_of(actor: dict[str, object], application: str, head: str) -> Victim | None:
+    """The part that an actor, as Ray's table has it, plays in the deployment; None for none."""
     kind, name = str(actor["ActorClassName"]), str(actor["Name"])
     place, owner = actor["Address"], actor["OwnerAddress"]
     assert isinstance(place, dict) and isinstance(owner, dict) and isinstance(actor["Pid"], int)
