@@ -16,7 +16,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from rayline.cluster.config import ModelSection, SystemConfig
-from rayline.deploy.actors import kill_actor
+from rayline.deploy.actors import ask_each, kill_actor
 from rayline.protos.events import EngineEvent
 from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.types import EngineRequest
@@ -145,7 +145,13 @@ class RouterReplica:
             probe_port(router.host, router.http_port, "http_port")
         self._http = uvicorn.Server(
             uvicorn.Config(
-                self._http_app, router.host, router.http_port, log_level="warning", access_log=False, lifespan="off"
+                self._http_app,
+                router.host,
+                router.http_port,
+                log_config=None,  # its own would close Serve's log: a new controller then replaces the replica
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
             )
         )
         self._http_task = asyncio.create_task(self._http.serve())
@@ -159,9 +165,8 @@ def _directory(model: RoutedModel, secret: str) -> Directory:
 
     async def describe() -> list[GroupAddress]:
         try:
-            call = handle.broadcast("describe")
-            found = await call.results_async(timeout_s=DESCRIBE_TIMEOUT_S, return_exceptions=True)
-        except (DeploymentUnavailableError, TimeoutError) as error:  # none yet, or one that hangs
+            found = await ask_each(handle, "describe", DESCRIBE_TIMEOUT_S)
+        except (DeploymentUnavailableError, TimeoutError) as error:  # none yet
             log.debug("looking for groups of %s: %s", model.name, error)
             return []
         return [address for address in found if isinstance(address, GroupAddress)]

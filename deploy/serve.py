@@ -127,8 +127,12 @@ def _listen(progress: PhaseProgress) -> tuple[Wiring, ProgressListener, Start]:
         progress.show(f"group {number} rank {rank}", phase, done, total)
 
     listener = ProgressListener(get_node_ip_address(), secret, show, start.fail)
-    routers = sum(node["Alive"] for node in ray.nodes())
-    return Wiring(secret, listener.address, routers, has_gpus()), listener, start
+    return Wiring(secret, listener.address, _router_nodes(), has_gpus()), listener, start
+
+
+def _router_nodes() -> int:
+    """Nodes that have room for a router. A head is often started without CPUs, so that nothing is placed on it."""
+    return sum(node["Alive"] and node["Resources"].get("CPU", 0.0) >= ROUTER_CPUS for node in ray.nodes())
 
 
 def _run(
