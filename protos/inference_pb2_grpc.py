@@ -64,6 +64,11 @@ class InferenceServiceStub:
                 request_serializer=rayline_dot_protos_dot_inference__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=rayline_dot_protos_dot_inference__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.ListRouters = channel.unary_unary(
+                '/rayline.v1.InferenceService/ListRouters',
+                request_serializer=rayline_dot_protos_dot_inference__pb2.ListRoutersRequest.SerializeToString,
+                response_deserializer=rayline_dot_protos_dot_inference__pb2.ListRoutersResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
@@ -109,6 +114,13 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRouters(self, request, context):
+        """Who serves it: any router answers any request, and goes on with the streams of another one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -136,6 +148,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=rayline_dot_protos_dot_inference__pb2.ListModelsRequest.FromString,
                     response_serializer=rayline_dot_protos_dot_inference__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'ListRouters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRouters,
+                    request_deserializer=rayline_dot_protos_dot_inference__pb2.ListRoutersRequest.FromString,
+                    response_serializer=rayline_dot_protos_dot_inference__pb2.ListRoutersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -278,6 +295,33 @@ class InferenceService:
             '/rayline.v1.InferenceService/ListModels',
             rayline_dot_protos_dot_inference__pb2.ListModelsRequest.SerializeToString,
             rayline_dot_protos_dot_inference__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRouters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rayline.v1.InferenceService/ListRouters',
+            rayline_dot_protos_dot_inference__pb2.ListRoutersRequest.SerializeToString,
+            rayline_dot_protos_dot_inference__pb2.ListRoutersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -373,13 +373,19 @@ class Abort(_message.Message):
     stream: int
     def __init__(self, stream: _Optional[int] = ...) -> None: ...
 
+class Alive(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class RouterMessage(_message.Message):
-    __slots__ = ("submit", "abort")
+    __slots__ = ("submit", "abort", "alive")
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
+    ALIVE_FIELD_NUMBER: _ClassVar[int]
     submit: Submit
     abort: Abort
-    def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ...) -> None: ...
+    alive: Alive
+    def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ...) -> None: ...
 
 class Begun(_message.Message):
     __slots__ = ("cached_tokens", "queue_s")

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 WELCOME_TIMEOUT_S = 5.0
 LISTEN_PERIOD_S = 0.1
+BEAT_PERIOD_S = 0.5  # how often a leader hears of this router at least
 SILENCE_S = 2.0  # a leader that lives is heard of every 0.25 s
 IDLE_SILENCE_S = 4.0  # while nobody waits for it
 CHANNEL_OPTIONS = (
@@ -144,13 +145,19 @@ class GroupLink:
         self._lose(Unavailable(f"group {self._info.group_id} was lost: {reason}", retry_after_s=1.0))
 
     async def _listen(self) -> None:
-        """Count the group as lost when it has been silent for too long, and stop taking what it still sends.
+        """Tell the leader again and again that this router lives, and listen whether it does.
+
+        Count the group as lost when it has been silent for too long, and stop taking what it still sends.
 
         `silent` says so, for whoever may end its processes. A router that was busy or stopped itself did not listen.
         """
-        waited = AwakeTime(asyncio.get_running_loop().time, 2 * LISTEN_PERIOD_S)
+        clock = asyncio.get_running_loop().time
+        waited, told_s = AwakeTime(clock, 2 * LISTEN_PERIOD_S), clock()
         while self._lost is None:
             await asyncio.sleep(LISTEN_PERIOD_S)
+            if clock() - told_s >= BEAT_PERIOD_S:
+                told_s = clock()
+                self._outbox.put_nowait(pb.RouterMessage(alive=pb.Alive()))
             if self._heard.is_set():
                 self._heard.clear()
                 waited.restart()

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 LOAD_PERIOD_S = 0.1  # how often a router without tokens in a step hears of the load
 REPORT_PERIOD_S = 0.25  # how often a router hears of a live leader at least
+ROUTER_SILENCE_S = 5.0  # a router that lives is heard of every 0.5 s
 STUCK_GRACE_S = 0.5  # beyond what the engine's thread grants the ranks itself
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
@@ -36,11 +37,16 @@ CHANNEL_OPTIONS = (
 )
 
 
+def _awake_time() -> AwakeTime:
+    return AwakeTime(asyncio.get_running_loop().time, 2 * REPORT_PERIOD_S)
+
+
 @dataclass(eq=False)
 class Connection:
     """One router. `streams` maps request ids to the router's own numbers for them.
 
-    last_prompt: of its last submit, for the one that repeats it.
+    last_prompt: of its last submit, for the one that repeats it. silence: since it was last heard of. call: the task
+    that runs its stream.
     """
 
     number: int
@@ -49,6 +55,8 @@ class Connection:
     request_ids: dict[int, str] = field(default_factory=dict)
     last_prompt: tuple[int, ...] = ()
     told_s: float = 0.0
+    silence: AwakeTime = field(default_factory=_awake_time)
+    call: asyncio.Task[None] | None = field(default_factory=asyncio.current_task)
 
 
 class Leader(GroupChannelServicer):
@@ -131,6 +139,7 @@ class Leader(GroupChannelServicer):
 
     async def _read(self, connection: Connection, messages: AsyncIterator[pb.RouterMessage]) -> None:
         async for message in messages:
+            connection.silence.restart()
             if message.HasField("submit"):
                 request = request_of(message.submit, connection.last_prompt)
                 connection.last_prompt = request.prompt_ids
@@ -163,6 +172,7 @@ class Leader(GroupChannelServicer):
             elif waited.look() > self._engine.pipeline.limit_s + STUCK_GRACE_S:
                 self._fence(Unavailable(f"the group was lost: its engine stood still for {waited.look():.1f} s"))
             self._report(self._loop.time() - REPORT_PERIOD_S)
+            self._listen()
 
     def _fence(self, error: RaylineError) -> None:
         """End the group although its engine's thread cannot: every stream with one Failed, then the ranks."""
@@ -178,6 +188,13 @@ class Leader(GroupChannelServicer):
             if connection.told_s <= told_before_s and connection.outbox.empty():
                 connection.told_s = self._loop.time()
                 connection.outbox.put_nowait(pb.LeaderMessage(step=pb.Step(load=load_to_pb(self.load))))
+
+    def _listen(self) -> None:
+        """Hang up on routers that are silent: they froze, or their network is gone. What they submitted is aborted."""
+        for connection in self._connections:
+            if connection.silence.look() > ROUTER_SILENCE_S and connection.call is not None:
+                log.warning("router %d was silent for %.1f s", connection.number, connection.silence.look())
+                connection.call.cancel()
 
     def _hang_up(self) -> None:
         """The group is lost: routers see the end of their streams behind the last events."""

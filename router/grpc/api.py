@@ -17,6 +17,7 @@ from rayline.protos.event_wire import event_to_pb
 from rayline.protos.events import Failed
 from rayline.protos.request_wire import conversation_of, spec_of
 from rayline.router.auth import TENANT_HEADER, ApiKeys
+from rayline.router.doors import Neighbours, alone
 from rayline.router.grpc.gate import Gate, metadata_text
 from rayline.router.grpc.health import LiveHealth
 from rayline.router.grpc.status import abort_with
@@ -38,9 +39,10 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
     cancelled or is past its deadline; that closes the stream's generator, which aborts the request.
     """
 
-    def __init__(self, service: Service, keys: ApiKeys):
+    def __init__(self, service: Service, keys: ApiKeys, neighbours: Neighbours):
         self._service = service
         self._keys = keys
+        self._neighbours = neighbours
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         await self._stream(request, context)
@@ -64,6 +66,14 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=[_model_to_pb(model) for model in self._service.models()])
+
+    async def ListRouters(self, request: pb.ListRoutersRequest, context: Context) -> pb.ListRoutersResponse:
+        return pb.ListRoutersResponse(
+            routers=[
+                pb.Router(grpc_address=doors.grpc_address, http_address=doors.http_address)
+                for doors in self._neighbours()
+            ]
+        )
 
     async def _stream(self, request: pb.GenerateRequest | pb.ChatRequest, context: Context) -> None:
         failure: RaylineError | None = None
@@ -112,20 +122,14 @@ class GrpcDoor:
         await self._server.stop(grace_s)
 
 
-def build_grpc_server(service: Service, config: SystemConfig, *, share_port: bool = False) -> GrpcDoor:
-    """The door for `service` on config.router's host and grpc_port.
-
-    `share_port` lets several routers of one deployment listen on the same port. Raises PortInUse.
-    """
+def build_grpc_server(service: Service, config: SystemConfig, neighbours: Neighbours = alone) -> GrpcDoor:
+    """The door for `service` on config.router's host and grpc_port. Raises PortInUse."""
     host, port = config.router.host, config.router.grpc_port
-    if not share_port:
-        probe_port(host, port, "grpc_port")
+    probe_port(host, port, "grpc_port")
     keys = ApiKeys(config.security)
     gate = Gate(keys, f"/{SERVICE_NAME}/")
-    server = grpc.aio.server(
-        interceptors=[gate], options=_options(config.limits.max_message_bytes, share_port=share_port)
-    )
-    pb_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(service, keys), server)
+    server = grpc.aio.server(interceptors=[gate], options=_options(config.limits.max_message_bytes))
+    pb_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(service, keys, neighbours), server)
     health_pb2_grpc.add_HealthServicer_to_server(LiveHealth(service, SERVICE_NAME), server)
     reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
@@ -135,10 +139,10 @@ def build_grpc_server(service: Service, config: SystemConfig, *, share_port: boo
     return GrpcDoor(server, bound)
 
 
-def _options(max_message_bytes: int, *, share_port: bool) -> list[tuple[str, int]]:
+def _options(max_message_bytes: int) -> list[tuple[str, int]]:
     """Channel arguments. A client may ping while a long answer is computed; misspelt names are ignored silently."""
     return [
-        ("grpc.so_reuseport", int(share_port)),
+        ("grpc.so_reuseport", 0),  # a port that another server holds is an error, not shared
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_permit_without_calls", 1),
