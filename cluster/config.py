@@ -173,6 +173,12 @@ class LimitsSection:
     max_waiting: Count = field(
         default=256, metadata=says("requests that may wait in one group; more are answered with 'overloaded'")
     )
+    journal_keep_s: Annotated[float, Ge(0)] = field(
+        default=120.0, metadata=says("seconds that a stream nobody reads can still be resumed")
+    )
+    journal_bytes: Annotated[int, Ge(0)] = field(
+        default=64 * 2**20, metadata=says("bytes that each group keeps of streams, for those who resume them; 0: none")
+    )
     max_message_bytes: Count = field(default=16 * 2**20, metadata=says("largest request body in bytes"))
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import time
+import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from rayline.deploy.router_watch import RouterWatch
 from rayline.protos.errors import PortInUse
 from rayline.protos.events import EngineEvent
 from rayline.protos.group import GroupInfo, GroupLoad
+from rayline.protos.journal import JournalAnswer, JournalCall
 from rayline.protos.types import EngineRequest
 from rayline.router.directory import Directory, GroupAddress
 from rayline.router.doors import Doors
@@ -86,6 +88,9 @@ class CountedGroup:
             async for event in events:
                 yield event
 
+    async def journal(self, call: JournalCall) -> JournalAnswer:
+        return await self._link.journal(call)
+
     async def _count(self, request_id: str) -> None:
         """The stream does not depend on this call: a loss is told by the link."""
         with contextlib.suppress(Exception):
@@ -108,7 +113,9 @@ class RouterReplica:
             chat = chat_formats(tokenizer, model.section.tool_parser, model.section.reasoning_parser)
             log.info("%s writes tool calls as %s, thoughts as %s", model.name, *chat.names)
             served[model.name] = ServedModel(model.name, tokenizer, groups, int(time.time()), chat)
-        self._service = Service(served, time.monotonic, lambda: secrets.randbits(63), config.router.resume_wait_s)
+        self._service = Service(
+            served, time.monotonic, lambda: secrets.randbits(63), config.router.resume_wait_s, uuid.uuid4().hex[:12]
+        )
         self._http_app = build_http_app(self._service, config)
         await self._open_doors()
         self._loop_watch = LoopWatch(_end)
