@@ -4,7 +4,8 @@ import asyncio
 from typing import Any
 
 import ray
-from ray.serve._private.constants import SERVE_NAMESPACE
+from ray.exceptions import RayError
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.handle import DeploymentHandle
 
 
@@ -20,6 +21,16 @@ def kill_actor(name: str) -> None:
     except ValueError:
         return
     ray.kill(actor)
+
+
+def controller_answers(timeout_s: float) -> bool:
+    """Whether this process reaches Serve's controller."""
+    try:
+        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        ray.get(controller.__ray_ready__.remote(), timeout=timeout_s)
+    except (ValueError, RayError):
+        return False
+    return True
 
 
 async def ask_each(handle: DeploymentHandle[Any], method: str, timeout_s: float) -> list[Any]:

@@ -33,6 +33,7 @@ SETTINGS = HEALTH_CHECKS | {  # what docs/ray-failures.md advises for `ray start
     "RAY_AUTH_MODE": "disabled",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "86400",
     "RAY_kill_worker_timeout_milliseconds": "500",
+    "RAY_raylet_start_wait_time_s": "120",
     "RAY_worker_niceness": "0",
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
