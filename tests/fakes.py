@@ -78,8 +78,12 @@ class FakeGroup:
         self.requests.append(request)
         ended = self.aborted
         cut = self._cuts[request.request_id] = asyncio.Event()
+        now_s = asyncio.get_running_loop().time()
+        self.held.begin(request, now_s)
         try:
             async for event in self._events(request, cut):
+                if request.kept is not None:
+                    self.held.say(request.kept, event, now_s)
                 if not isinstance(event, TokenEvent | PromptScores) and not cut.is_set():
                     ended = self.finished
                 yield event
