@@ -99,5 +99,9 @@ def _groups(config: SystemConfig, model: ResolvedModel, wiring: Wiring) -> Appli
         graceful_shutdown_wait_loop_s=0.1,
         request_router_config=RequestRouterConfig(request_router_class=ChosenGroupRouter),  # type: ignore[arg-type]  # Ray types ** as dict
     )(GroupReplica).bind(
-        group_spec(config, model), wiring.secret, wiring.progress_address, config.observability.log_level
+        group_spec(config, model),
+        wiring.secret,
+        wiring.progress_address,
+        config.observability.log_level,
+        config.limits,
     )

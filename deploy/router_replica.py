@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import time
+import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,13 +21,15 @@ from ray.serve.handle import DeploymentHandle
 from ray.util import get_node_ip_address
 
 from rayline.cluster.config import ModelSection, SystemConfig
-from rayline.deploy.actors import kill_actor
+from rayline.deploy.actors import ask_each, kill_actor
 from rayline.deploy.router_watch import RouterWatch
 from rayline.protos.errors import PortInUse
 from rayline.protos.events import EngineEvent
 from rayline.protos.group import GroupInfo, GroupLoad
+from rayline.protos.journal import JournalAnswer, JournalCall
 from rayline.protos.types import EngineRequest
 from rayline.router.directory import Directory, GroupAddress
+from rayline.router.docket import BlameLimits, Docket
 from rayline.router.doors import Doors
 from rayline.router.group import Group
 from rayline.router.grpc.api import build_grpc_server
@@ -87,6 +90,9 @@ class CountedGroup:
             async for event in events:
                 yield event
 
+    async def journal(self, call: JournalCall) -> JournalAnswer:
+        return await self._link.journal(call)
+
     def abort(self, request_id: str) -> None:
         self._link.abort(request_id)
 
@@ -104,7 +110,10 @@ class RouterReplica:
     ) -> None:
         logging.getLogger("rayline").setLevel(config.observability.log_level.upper())
         self._config = config
-        self._directories = {model.name: _directory(model, secret, config.limits.max_unread_tokens) for model in models}
+        limits = BlameLimits(config.limits.poison_losses, config.limits.quarantine_s)
+        dockets = {model.name: Docket(limits) for model in models}
+        unread = config.limits.max_unread_tokens
+        self._directories = {model.name: _directory(model, secret, dockets[model.name], unread) for model in models}
         served = {}
         for model in models:
             tokenizer = await asyncio.to_thread(Tokenizer.load, model.path)
@@ -112,7 +121,14 @@ class RouterReplica:
             chat = chat_formats(tokenizer, model.section.tool_parser, model.section.reasoning_parser)
             log.info("%s writes tool calls as %s, thoughts as %s", model.name, *chat.names)
             served[model.name] = ServedModel(model.name, tokenizer, groups, int(time.time()), chat)
-        self._service = Service(served, time.monotonic, lambda: secrets.randbits(63), config.router.resume_wait_s)
+        self._service = Service(
+            served,
+            time.monotonic,
+            lambda: secrets.randbits(63),
+            config.router.resume_wait_s,
+            uuid.uuid4().hex[:12],
+            dockets=dockets,
+        )
         self._http_app = build_http_app(self._service, config)
         await self._open_doors()
         self._loop_watch = LoopWatch(_end)
@@ -175,6 +191,7 @@ class RouterReplica:
             uvicorn.Config(
                 self._http_app,
                 http=door_protocol(self._config.limits.slow_reader_s),
+                log_config=None,  # its own would close Serve's log: a new controller then replaces the replica
                 log_level="warning",
                 access_log=False,
                 lifespan="off",
@@ -201,14 +218,13 @@ async def _doors_of(routers: DeploymentHandle[Any]) -> Sequence[Doors]:
     return cast(list[Doors], await routers.broadcast("doors").results_async(timeout_s=DESCRIBE_TIMEOUT_S))
 
 
-def _directory(model: RoutedModel, secret: str, most_unread_tokens: int) -> Directory:
+def _directory(model: RoutedModel, secret: str, docket: Docket, most_unread_tokens: int) -> Directory:
     handle: DeploymentHandle[Any] = model.groups
 
     async def describe() -> list[GroupAddress]:
         try:
-            call = handle.broadcast("describe")
-            found = await call.results_async(timeout_s=DESCRIBE_TIMEOUT_S, return_exceptions=True)
-        except (DeploymentUnavailableError, TimeoutError) as error:  # none yet, or one that hangs
+            found = await ask_each(handle, "describe", DESCRIBE_TIMEOUT_S)
+        except (DeploymentUnavailableError, TimeoutError) as error:  # none yet
             log.debug("looking for groups of %s: %s", model.name, error)
             return []
         return [address for address in found if isinstance(address, GroupAddress)]
@@ -224,7 +240,7 @@ def _directory(model: RoutedModel, secret: str, most_unread_tokens: int) -> Dire
             log.warning("group %s answers on no way: ending its leader", address.group_id)
             await asyncio.to_thread(kill_actor, address.process)
 
-    return Directory(describe, secret, counted, fence, most_unread_tokens)
+    return Directory(describe, secret, counted, fence, docket, most_unread_tokens)
 
 
 async def _answer(handle: DeploymentHandle[Any], group_id: str) -> None:

@@ -7,6 +7,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from rayline.protos.blame import Presence
 from rayline.protos.errors import RaylineError
 
 
@@ -128,14 +129,6 @@ class Finished:
     exact: bool = True
 
 
-class Presence(StrEnum):
-    """Where a request was when its group was lost: whether it may be the reason."""
-
-    ABSENT = "absent"  # nothing of it was being computed
-    AMONG = "among"  # it was computed beside others
-    ALONE = "alone"  # it was the only one computed, see `EngineRequest.apart`
-
-
 @dataclass(frozen=True, slots=True)
 class Failed:
     """The bad terminal event. presence: told when the reason is that the request's group was lost."""
@@ -152,7 +145,7 @@ EngineEvent = PromptScores | TokenEvent | Finished | Failed
 class Started:
     """First event of a client's stream: who serves it and how exact its bits are.
 
-    prompt_ids: when the request asked for them.
+    prompt_ids: when the request asked for them. created_s: when it was first accepted, in seconds since 1970.
     """
 
     request_id: str
@@ -160,6 +153,7 @@ class Started:
     exact: bool
     prompt_tokens: int
     prompt_ids: tuple[int, ...] = ()
+    created_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,11 @@ class InferenceServiceStub:
                 request_serializer=rayline_dot_protos_dot_inference__pb2.ChatRequest.SerializeToString,
                 response_deserializer=rayline_dot_protos_dot_inference__pb2.StreamResponse.FromString,
                 _registered_method=True)
+        self.Resume = channel.unary_stream(
+                '/rayline.v1.InferenceService/Resume',
+                request_serializer=rayline_dot_protos_dot_inference__pb2.ResumeRequest.SerializeToString,
+                response_deserializer=rayline_dot_protos_dot_inference__pb2.StreamResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/rayline.v1.InferenceService/Tokenize',
                 request_serializer=rayline_dot_protos_dot_inference__pb2.TokenizeRequest.SerializeToString,
@@ -93,6 +98,14 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Resume(self, request, context):
+        """Goes on with a stream whose call was lost, with the events that its caller has not seen. Any router of the
+        deployment takes it. An older call that still reads the stream ends with ABORTED (TakenOver).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Tokenize(self, request, context):
         """Text to token ids, as a prompt of the model.
         """
@@ -132,6 +145,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
             'Chat': grpc.unary_stream_rpc_method_handler(
                     servicer.Chat,
                     request_deserializer=rayline_dot_protos_dot_inference__pb2.ChatRequest.FromString,
+                    response_serializer=rayline_dot_protos_dot_inference__pb2.StreamResponse.SerializeToString,
+            ),
+            'Resume': grpc.unary_stream_rpc_method_handler(
+                    servicer.Resume,
+                    request_deserializer=rayline_dot_protos_dot_inference__pb2.ResumeRequest.FromString,
                     response_serializer=rayline_dot_protos_dot_inference__pb2.StreamResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
@@ -213,6 +231,33 @@ class InferenceService:
             target,
             '/rayline.v1.InferenceService/Chat',
             rayline_dot_protos_dot_inference__pb2.ChatRequest.SerializeToString,
+            rayline_dot_protos_dot_inference__pb2.StreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/rayline.v1.InferenceService/Resume',
+            rayline_dot_protos_dot_inference__pb2.ResumeRequest.SerializeToString,
             rayline_dot_protos_dot_inference__pb2.StreamResponse.FromString,
             options,
             channel_credentials,

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rayline.protos.errors import RaylineError
+from rayline.router.docket import Docket
 from rayline.router.group import Group
 from rayline.router.link import MOST_UNREAD_TOKENS, GroupLink
 
@@ -43,11 +44,15 @@ class Directory:
         secret: str,
         wrap: Wrap,
         fence: Fence = leave_alone,
+        docket: Docket | None = None,
         most_unread_tokens: int = MOST_UNREAD_TOKENS,
     ):
+        """docket: of the model; what is noted in it goes to other routers by the links. Default: one of its own.
+        most_unread_tokens: of a stream; a client that is further behind is given up."""
         self._describe = describe
         self._secret = secret
         self._wrap = wrap
+        self._docket = docket or Docket()
         self._fence = fence
         self._most_unread_tokens = most_unread_tokens
         self._fencing: set[asyncio.Task[None]] = set()
@@ -76,6 +81,7 @@ class Directory:
         for group_id, link in list(self._links.items()):
             if not link.alive:
                 del self._links[group_id], self._groups[group_id]
+                self._docket.disconnect(link.tell)
                 if link.silent:
                     self._begin_fence(self._addresses[group_id])
                 await link.close()
@@ -83,10 +89,11 @@ class Directory:
             if found.group_id in self._links:
                 continue
             try:
-                link = await GroupLink.open(found.address, self._secret, self._most_unread_tokens)
+                link = await GroupLink.open(found.address, self._secret, self._docket.hear, self._most_unread_tokens)
             except RaylineError as error:
                 log.warning("group %s cannot be reached: %s", found.group_id, error.message)
                 continue
+            self._docket.connect(link.tell)
             self._links[found.group_id] = link
             self._addresses[found.group_id] = found
             self._groups[found.group_id] = self._wrap(link)

@@ -4,14 +4,15 @@ A client that gives up and asks again does not begin anew: records are kept by f
 """
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from rayline.protos.blame import INNOCENT, PROOF_TOKENS, Presence, Record, Suspect
 from rayline.protos.errors import Quarantined
-from rayline.protos.events import Presence
 from rayline.protos.types import EngineRequest
-from rayline.router.blame import INNOCENT, PROOF_TOKENS, Record, after_loss, fingerprint
+from rayline.router.blame import after_loss, fingerprint
 
 log = logging.getLogger("rayline.router")
 
@@ -26,13 +27,20 @@ class BlameLimits:
     quarantine_s: float = 600.0
 
 
-class Docket:
-    """Records by fingerprint, the oldest dropped first. Lives on one event loop."""
+Tell = Callable[[Sequence[Suspect]], None]
 
-    def __init__(self, limits: BlameLimits, clock: Callable[[], float]):
+
+class Docket:
+    """Records by fingerprint, the oldest dropped first. Lives on one event loop.
+
+    Other routers of the model have dockets of their own. What one notes goes to all, by way of the groups.
+    """
+
+    def __init__(self, limits: BlameLimits = BlameLimits(), clock: Callable[[], float] = time.monotonic):
         self.limits = limits
         self._clock = clock
         self._records: dict[str, tuple[Record, float]] = {}  # and when each ends; in order of their last change
+        self._outlets: set[Tell] = set()
 
     def case(self, request: EngineRequest) -> "Case":
         """One choice or search that begins. Raises Quarantined when one like it was found guilty."""
@@ -49,13 +57,38 @@ class Docket:
 
     def note(self, key: str, record: Record) -> None:
         """Replaces what was known, but nothing takes back a finding of guilt."""
-        if self.record(key).is_guilty:
+        if record == self.record(key):
             return
-        self._records.pop(key, None)
-        if record != INNOCENT:
-            self._records[key] = record, self._clock() + self.limits.quarantine_s
+        suspect = Suspect(key, record, self.limits.quarantine_s)
+        if self._keep(suspect):
+            for tell in self._outlets:
+                tell([suspect])
+
+    def hear(self, suspects: Sequence[Suspect]) -> None:
+        """What other routers noted."""
+        for suspect in suspects:
+            self._keep(suspect)
+
+    def connect(self, tell: Tell) -> None:
+        """A way to other routers: it brings them all that is known, and what is noted from now on."""
+        self._outlets.add(tell)
+        now_s = self._clock()
+        if known := [Suspect(key, record, end_s - now_s) for key, (record, end_s) in self._records.items()]:
+            tell([suspect for suspect in known if suspect.left_s > 0.0])
+
+    def disconnect(self, tell: Tell) -> None:
+        self._outlets.discard(tell)
+
+    def _keep(self, suspect: Suspect) -> bool:
+        """Whether it says anything new."""
+        if self.record(suspect.fingerprint).is_guilty:
+            return False
+        self._records.pop(suspect.fingerprint, None)
+        if suspect.record != INNOCENT:
+            self._records[suspect.fingerprint] = suspect.record, self._clock() + suspect.left_s
         while len(self._records) > MOST_RECORDS:
             del self._records[next(iter(self._records))]
+        return True
 
 
 class Case:

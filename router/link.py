@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Self
 
@@ -11,6 +11,8 @@ import grpc
 
 from rayline.cluster.awake import AwakeTime
 from rayline.protos import internal_pb2 as pb
+from rayline.protos.blame import Presence, Suspect, presence
+from rayline.protos.blame_wire import suspects_of, suspects_to_pb
 from rayline.protos.channel_wire import (
     SECRET_KEY,
     failed_of,
@@ -25,6 +27,8 @@ from rayline.protos.errors import DeadlineExceeded, RaylineError, Unavailable
 from rayline.protos.events import EngineEvent, Failed, PromptScores, TokenEvent
 from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.internal_pb2_grpc import GroupChannelStub
+from rayline.protos.journal import JournalAnswer, JournalCall
+from rayline.protos.journal_wire import answer_of, call_to_pb
 from rayline.protos.types import EngineRequest
 from rayline.router.inbox import Inbox
 
@@ -46,6 +50,7 @@ CHANNEL_OPTIONS = (
 )
 
 
+OnSuspects = Callable[[Sequence[Suspect]], object]
 Outbox = asyncio.Queue[pb.RouterMessage]
 Call = grpc.aio.StreamStreamCall[pb.RouterMessage, pb.LeaderMessage]
 
@@ -54,16 +59,27 @@ class GroupLink:
     """A Group reached through its leader's channel. Made by `GroupLink.open`; lost for good at end-of-stream.
 
     departing: those who started the group want to end it: it lives, and counts as draining.
+    apart: id of the request that the group computes alone, which then is to blame for its loss; "" for none.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, call: Call, info: GroupInfo, outbox: Outbox, most_unread_tokens: int):
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        call: Call,
+        info: GroupInfo,
+        outbox: Outbox,
+        on_suspects: OnSuspects,
+        most_unread_tokens: int,
+    ):
         self._channel = channel
         self._call = call
         self._info = info
         self._outbox = outbox
+        self._on_suspects = on_suspects
         self._most_unread_tokens = most_unread_tokens
         self._streams: dict[int, tuple[str, Inbox]] = {}
         self._numbers = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[JournalAnswer]] = {}
         self._last_prompt: tuple[int, ...] = ()
         self._load = GroupLoad(total_blocks=info.total_blocks, free_blocks=info.total_blocks)
         self._lost: RaylineError | None = None
@@ -71,12 +87,20 @@ class GroupLink:
         self._listener: asyncio.Task[None] | None = None
         self._heard = asyncio.Event()
         self.silent = False
+        self.apart = ""
         self.departing = False
 
     @classmethod
-    async def open(cls, address: str, secret: str, most_unread_tokens: int = MOST_UNREAD_TOKENS) -> Self:
+    async def open(
+        cls,
+        address: str,
+        secret: str,
+        on_suspects: OnSuspects = lambda suspects: None,
+        most_unread_tokens: int = MOST_UNREAD_TOKENS,
+    ) -> Self:
         """Connect to a leader. Raises Unavailable when it does not answer or refuses the secret.
 
+        on_suspects is called with what other routers say of requests that may kill groups.
         most_unread_tokens: of a stream; a client that is further behind is given up.
         """
         channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
@@ -90,7 +114,7 @@ class GroupLink:
             await channel.close()
             reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else type(error).__name__
             raise Unavailable(f"the group at {address} does not answer: {reason}") from None
-        link = cls(channel, call, info_of(first.welcome), outbox, most_unread_tokens)
+        link = cls(channel, call, info_of(first.welcome), outbox, on_suspects, most_unread_tokens)
         link._reader = asyncio.create_task(link._read(messages))
         link._listener = asyncio.create_task(link._listen())
         return link
@@ -113,7 +137,7 @@ class GroupLink:
         The group ends what is late; the router does where the group cannot.
         """
         if self._lost is not None:
-            yield Failed(request.request_id, self._lost)
+            yield Failed(request.request_id, self._lost, Presence.ABSENT)
             return
         stream = next(self._numbers)
         events = Inbox(request.request_id, self._most_unread_tokens)
@@ -143,18 +167,34 @@ class GroupLink:
             self._leave(stream)
             entry[1].put(Failed(entry[0], DeadlineExceeded(text, field="timeout_s")))
 
+    async def journal(self, call: JournalCall) -> JournalAnswer:
+        """Ask the journal that the leader holds. Raises Unavailable when the group is lost."""
+        if self._lost is not None:
+            raise self._lost
+        number = next(self._numbers)
+        answer: asyncio.Future[JournalAnswer] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
+        self._outbox.put_nowait(pb.RouterMessage(journal=call_to_pb(number, call)))
+        try:
+            return await answer
+        finally:
+            self._asked.pop(number, None)
+
     def abort(self, request_id: str) -> None:
         for stream, (name, events) in list(self._streams.items()):
             if name == request_id:
-                del self._streams[stream]
-                self._outbox.put_nowait(pb.RouterMessage(abort=pb.Abort(stream=stream)))
-                events.put_nowait(Failed(request_id, Unavailable("the stream leaves its group")))
+                self._leave(stream)
+                events.put(Failed(request_id, Unavailable("the stream leaves its group")))
 
     def _submit(self, stream: int, request: EngineRequest) -> pb.RouterMessage:
         """The choices of one request come one behind the other: their prompt crosses the wire once."""
         repeats = request.prompt_ids is self._last_prompt and bool(request.prompt_ids)
         self._last_prompt = request.prompt_ids
         return pb.RouterMessage(submit=submit_to_pb(stream, request, repeats))
+
+    def tell(self, suspects: Sequence[Suspect]) -> None:
+        """Say to all routers of this group what this one knows."""
+        self._outbox.put_nowait(pb.RouterMessage(blame=pb.Blame(suspects=suspects_to_pb(suspects))))
 
     async def close(self) -> None:
         """Hang up; streams still open end with Failed."""
@@ -172,7 +212,12 @@ class GroupLink:
         reason = "its leader ended the connection"
         try:
             async for message in messages:
-                self._take(message.step)
+                if message.HasField("journal"):
+                    self._answer(message.journal)
+                elif message.HasField("blame"):
+                    self._take_blame(message.blame)
+                else:
+                    self._take(message.step)
         except grpc.aio.AioRpcError as error:
             reason = error.details() or str(error.code())
         except asyncio.CancelledError:
@@ -205,6 +250,11 @@ class GroupLink:
                 self._lose(Unavailable(f"group {self._info.group_id} was lost: {reason}", retry_after_s=1.0))
                 self._call.cancel()
 
+    def _answer(self, message: pb.JournalAnswer) -> None:
+        self._heard.set()
+        if (asked := self._asked.get(message.number)) is not None and not asked.done():
+            asked.set_result(answer_of(message))
+
     def _take(self, step: pb.Step) -> None:
         self._heard.set()
         self._load = load_of(step.load)
@@ -223,6 +273,14 @@ class GroupLink:
                 entry[1].put(failed_of(failed, entry[0]))
                 del self._streams[failed.stream]
 
+    def _take_blame(self, blame: pb.Blame) -> None:
+        self._heard.set()
+        if blame.HasField("apart"):
+            self.apart = blame.apart
+            self._outbox.put_nowait(pb.RouterMessage(blame=pb.Blame(apart=blame.apart)))
+        if blame.suspects:
+            self._on_suspects(suspects_of(blame.suspects))
+
     def _tell(self, stream: int, inbox: Inbox, event: EngineEvent) -> None:
         inbox.put(event)
         if inbox.is_given_up:
@@ -233,8 +291,11 @@ class GroupLink:
             self._lost = error
             log.warning("%s", error.message)
         for request_id, events in self._streams.values():
-            events.put(Failed(request_id, self._lost))
+            events.put(Failed(request_id, self._lost, presence(request_id, self.apart)))
         self._streams.clear()
+        for asked in self._asked.values():
+            if not asked.done():
+                asked.set_exception(self._lost)
 
 
 async def _drain(outbox: Outbox) -> AsyncIterator[pb.RouterMessage]:

@@ -5,28 +5,36 @@ import hmac
 import itertools
 import logging
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import grpc
 
 from rayline.cluster.awake import AwakeTime
 from rayline.protos import internal_pb2 as pb
+from rayline.protos.blame import presence
+from rayline.protos.blame_wire import suspects_of, suspects_to_pb
 from rayline.protos.channel_wire import SECRET_KEY, add_event, info_to_pb, load_to_pb, request_of
-from rayline.protos.errors import RaylineError, Unavailable
+from rayline.protos.errors import InvalidRequest, RaylineError, TakenOver, Unavailable
 from rayline.protos.events import EngineEvent, Failed, PromptScores, TokenEvent
 from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.internal_pb2_grpc import GroupChannelServicer, add_GroupChannelServicer_to_server
+from rayline.protos.journal import KeptAs
+from rayline.protos.journal_wire import answer_to_pb, call_of
 from rayline.workers.canary import Canary
 from rayline.workers.engine import Engine
 from rayline.workers.engine_thread import Abort, AskStats, EngineThread
+from rayline.workers.journal import Journal
 from rayline.workers.outbox import Outbox
 from rayline.workers.pipeline import RankStats
+from rayline.workers.suspects import Suspects
 
 log = logging.getLogger(__name__)
 
 LOAD_PERIOD_S = 0.1  # how often a router without tokens in a step hears of the load
 REPORT_PERIOD_S = 0.25  # how often a router hears of a live leader at least
 ROUTER_SILENCE_S = 5.0  # a router that lives is heard of every 0.5 s
+APART_LIMIT_S = 0.5  # for routers to hear who is computed alone; one that is stuck holds up nobody for longer
 STUCK_GRACE_S = 0.5  # beyond what the engine's thread grants the ranks itself
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
@@ -47,7 +55,7 @@ class Connection:
     """One router. `streams` maps request ids to the router's own numbers for them.
 
     last_prompt: of its last submit, for the one that repeats it. silence: since it was last heard of. call: the task
-    that runs its stream.
+    that runs its stream. knows_apart: it has said who is computed alone.
     """
 
     number: int
@@ -58,22 +66,27 @@ class Connection:
     told_s: float = 0.0
     silence: AwakeTime = field(default_factory=_awake_time)
     call: asyncio.Task[None] | None = field(default_factory=asyncio.current_task)
+    knows_apart: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Leader(GroupChannelServicer):
     """Serves one started engine to any number of routers. Lives on one event loop; `start` and `stop` frame it."""
 
-    def __init__(self, engine: Engine, info: GroupInfo, secret: str):
+    def __init__(self, engine: Engine, info: GroupInfo, secret: str, journal: Journal):
         self.info = info
+        self._journal = journal
+        self._kept: dict[str, KeptAs] = {}
         self._secret = secret
         self._engine = engine
-        self._thread = EngineThread(engine, Canary(info.exact), self._emit, self._on_lost)
+        self._thread = EngineThread(engine, Canary(info.exact), self._emit, self._on_lost, self._on_apart)
         self._watch: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._connections: set[Connection] = set()
         self._owners: dict[str, Connection] = {}
         self._ended: dict[str, asyncio.Event] = {}
         self._numbers = itertools.count()
+        self._suspects = Suspects()
+        self._apart = ""
         self._server = grpc.aio.server(options=CHANNEL_OPTIONS)
         self.load = engine.load()
         self.lost = asyncio.Event()
@@ -128,6 +141,7 @@ class Leader(GroupChannelServicer):
         reader = asyncio.create_task(self._read(connection, request_iterator))
         try:
             yield pb.LeaderMessage(welcome=info_to_pb(self.info))
+            yield pb.LeaderMessage(blame=self._blame(apart=self._apart))
             while True:
                 if (message := await connection.outbox.get()) is None:
                     return
@@ -135,6 +149,8 @@ class Leader(GroupChannelServicer):
         finally:
             reader.cancel()
             self._connections.discard(connection)
+            self._journal.lose(connection.number, self._loop.time())
+            connection.knows_apart.set()
             for request_id in connection.streams:
                 self._thread.post(Abort(request_id))
 
@@ -142,23 +158,82 @@ class Leader(GroupChannelServicer):
         async for message in messages:
             connection.silence.restart()
             if message.HasField("submit"):
-                request = request_of(message.submit, connection.last_prompt)
-                connection.last_prompt = request.prompt_ids
-                if request.request_id in self._owners:
-                    self._refuse(connection, message.submit)
-                    continue
-                connection.streams[request.request_id] = message.submit.stream
-                connection.request_ids[message.submit.stream] = request.request_id
-                self._owners[request.request_id] = connection
-                self._thread.post(request)
+                self._submit(connection, message.submit)
+            elif message.HasField("journal"):
+                self._ask_journal(connection, message.journal)
+            elif message.HasField("blame"):
+                self._take_blame(connection, message.blame)
             elif (request_id := connection.request_ids.get(message.abort.stream)) is not None:
                 self._thread.post(Abort(request_id))
 
-    def _refuse(self, connection: Connection, submit: pb.Submit) -> None:
+    def _submit(self, connection: Connection, submit: pb.Submit) -> None:
+        request = request_of(submit, connection.last_prompt)
+        connection.last_prompt = request.prompt_ids
+        if request.request_id in self._owners:
+            error: RaylineError = InvalidRequest(
+                f"request_id {request.request_id!r} is already running", field="request_id"
+            )
+            self._refuse(connection, submit.stream, error)
+            return
+        if self._journal.begin(request, self._loop.time()) is not None:
+            self._refuse(connection, submit.stream, _taken_over(request.request_id))
+            return
+        connection.streams[request.request_id] = submit.stream
+        connection.request_ids[submit.stream] = request.request_id
+        self._owners[request.request_id] = connection
+        if request.kept is not None:
+            self._kept[request.request_id] = request.kept
+        self._thread.post(request)
+
+    def _refuse(self, connection: Connection, stream: int, error: RaylineError) -> None:
         step = pb.Step(load=load_to_pb(self.load))
-        text = f"request_id {submit.request_id!r} is already running"
-        step.failed.add(stream=submit.stream, kind="InvalidRequest", message=text, field="request_id")
+        add_event(step, stream, Failed("", error))
         connection.outbox.put_nowait(pb.LeaderMessage(step=step))
+
+    def _ask_journal(self, connection: Connection, message: pb.JournalCall) -> None:
+        """Who claims a stream ends what still runs of it for an older call."""
+        call = call_of(message)
+        answer = self._journal.take(call, connection.number, self._loop.time())
+        if answer.accepted and call.act in ("write", "claim"):
+            older = [name for name, kept in self._kept.items() if kept.key == call.key and kept.ballot < call.ballot]
+            self._deliver([Failed(request_id, _taken_over(request_id)) for request_id in older], self.load)
+            for request_id in older:
+                self._thread.post(Abort(request_id))
+        connection.outbox.put_nowait(pb.LeaderMessage(journal=answer_to_pb(message.number, answer)))
+
+    # ---- who is to blame for a loss
+
+    def _take_blame(self, sender: Connection, blame: pb.Blame) -> None:
+        """What one router says of suspects goes to all others."""
+        if blame.HasField("apart") and blame.apart == self._apart:
+            sender.knows_apart.set()
+        if not blame.suspects:
+            return
+        self._suspects.take(suspects_of(blame.suspects), self._loop.time())
+        for connection in self._connections - {sender}:
+            connection.outbox.put_nowait(pb.LeaderMessage(blame=pb.Blame(suspects=blame.suspects)))
+
+    def _blame(self, apart: str) -> pb.Blame:
+        """All that a router has to know."""
+        return pb.Blame(apart=apart, suspects=suspects_to_pb(self._suspects.left(self._loop.time())))
+
+    def _on_apart(self, request_id: str) -> None:
+        """In the engine's thread: return when the routers know who is computed alone from now on."""
+        told = asyncio.run_coroutine_threadsafe(self._tell_apart(request_id), self._loop)
+        with suppress(TimeoutError):
+            told.result(2 * APART_LIMIT_S)
+
+    async def _tell_apart(self, request_id: str) -> None:
+        self._apart = request_id
+        waits = []
+        for connection in self._connections:
+            connection.knows_apart.clear()
+            connection.outbox.put_nowait(pb.LeaderMessage(blame=pb.Blame(apart=request_id)))
+            waits.append(asyncio.create_task(connection.knows_apart.wait()))
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=APART_LIMIT_S)
+            for task in late:
+                task.cancel()
 
     # ---- progress
 
@@ -178,7 +253,7 @@ class Leader(GroupChannelServicer):
     def _fence(self, error: RaylineError) -> None:
         """End the group although its engine's thread cannot: every stream with one Failed, then the ranks."""
         log.error("%s", error.message)
-        failed: list[EngineEvent] = [Failed(request_id, error) for request_id in self._owners]
+        failed: list[EngineEvent] = [Failed(name, error, presence(name, self._apart)) for name in self._owners]
         self._deliver(failed, self.load)
         self._hang_up()
         self._thread.fence(error)
@@ -219,15 +294,17 @@ class Leader(GroupChannelServicer):
         """Sort one step's events by router: one message to each."""
         self.load = load
         steps: dict[Connection, pb.Step] = {}
+        now = self._loop.time()
         for event in events:
             connection = self._owners.get(event.request_id)
             if connection is None:
                 continue
             step = steps.setdefault(connection, pb.Step())
             add_event(step, connection.streams[event.request_id], event)
+            if (kept := self._kept.get(event.request_id)) is not None:
+                self._journal.say(kept, event, now)
             if not isinstance(event, TokenEvent | PromptScores):
                 self._forget(event.request_id, connection)
-        now = self._loop.time()
         idle = load.running + load.waiting == 0  # nothing will follow that corrects an older report
         for connection in self._connections:
             if connection not in steps and not idle and now - connection.told_s < LOAD_PERIOD_S:
@@ -239,6 +316,11 @@ class Leader(GroupChannelServicer):
 
     def _forget(self, request_id: str, connection: Connection) -> None:
         del self._owners[request_id]
+        self._kept.pop(request_id, None)
         del connection.request_ids[connection.streams.pop(request_id)]
         if (ended := self._ended.pop(request_id, None)) is not None:
             ended.set()
+
+
+def _taken_over(request_id: str) -> TakenOver:
+    return TakenOver(f"{request_id} is read through a later call")

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import uuid
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -15,7 +16,8 @@ from rayline.protos import inference_pb2 as pb
 from rayline.protos import inference_pb2_grpc as pb_grpc
 from rayline.protos.errors import InternalError, InvalidRequest, PortInUse, RaylineError
 from rayline.protos.event_wire import event_to_pb
-from rayline.protos.events import Failed
+from rayline.protos.events import Failed, StreamEvent
+from rayline.protos.position import CAN_RESUME, Position, Reading
 from rayline.protos.request_wire import conversation_of, spec_of
 from rayline.router.auth import TENANT_HEADER, ApiKeys
 from rayline.router.doors import Neighbours, alone
@@ -34,6 +36,8 @@ MAX_CONNECTION_AGE_MS = 3_600_000  # clients behind a balancer find new routers 
 
 log = logging.getLogger("rayline.router")
 Context = grpc.aio.ServicerContext[Any, Any]
+Opened = tuple[int, AsyncGenerator[StreamEvent, None]]
+"""A stream, and how many choices it shows."""
 
 
 class InferenceServicer(pb_grpc.InferenceServiceServicer):
@@ -55,6 +59,9 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
 
     async def Chat(self, request: pb.ChatRequest, context: Context) -> None:
         await self._stream(request, context)
+
+    async def Resume(self, request: pb.ResumeRequest, context: Context) -> None:
+        await self._events(self._resumed(request, context), Position(request.next_index, tuple(request.seen)), context)
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         try:
@@ -82,30 +89,48 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         )
 
     async def _stream(self, request: pb.GenerateRequest | pb.ChatRequest, context: Context) -> None:
+        await self._events(self._generated(request, context), Position(), context)
+
+    async def _generated(self, request: pb.GenerateRequest | pb.ChatRequest, context: Context) -> Opened:
+        metadata = context.invocation_metadata()
+        named = metadata_text(metadata, TENANT_HEADER)
+        spec = self._keys.sign(spec_of(request, _new_id), metadata_text(metadata, "authorization"), named)
+        spec = spec.within(_seconds_left(context))
+        can_resume = metadata_text(metadata, CAN_RESUME) is not None
+        is_known = None if request.request_id else False
+        return spec.params.n, self._service.generate(spec, is_known=is_known, can_resume=can_resume)
+
+    async def _resumed(self, request: pb.ResumeRequest, context: Context) -> Opened:
+        metadata = context.invocation_metadata()
+        named = request.tenant or metadata_text(metadata, TENANT_HEADER)
+        tenant = self._keys.tenant(metadata_text(metadata, "authorization"), named)
+        found = await self._service.find(tenant, request.request_id)
+        can_resume = metadata_text(metadata, CAN_RESUME) is not None
+        return found.record.spec.params.n, self._service.resume(found, can_resume=can_resume)
+
+    async def _events(self, opening: Awaitable[Opened], start: Position, context: Context) -> None:
         with self._slow.reader() as reader:
-            failure = await self._send(request, context, reader)
+            failure = await self._send(opening, start, context, reader)
         if failure is None:
             return
         with suppress(TimeoutError):  # behind what a slow reader has not taken, the end would wait for ever
             await asyncio.wait_for(abort_with(context, failure), ABORT_TIMEOUT_S)
 
     async def _send(
-        self, request: pb.GenerateRequest | pb.ChatRequest, context: Context, reader: Reader
+        self, opening: Awaitable[Opened], start: Position, context: Context, reader: Reader
     ) -> RaylineError | None:
-        """The events of one call; the error that it ends with."""
+        """Write what is new to a caller who has read up to `start`; the error that the call ends with."""
         failure: RaylineError | None = None
         try:
-            index = 0
-            metadata = context.invocation_metadata()
-            named = metadata_text(metadata, TENANT_HEADER)
-            spec = self._keys.sign(spec_of(request, _new_id), metadata_text(metadata, "authorization"), named)
-            spec = spec.within(_seconds_left(context))
-            async with aclosing(self._service.generate(spec)) as events:
+            choices, stream = await opening
+            reading = Reading(start, choices)
+            async with aclosing(stream) as events:
                 async for event in events:
-                    reader.sending = True
-                    await context.write(event_to_pb(index, event))
-                    reader.sending = False
-                    reader.sent = index = index + 1
+                    if (index := reading.take(event)) is not None:
+                        reader.sending = True
+                        await context.write(event_to_pb(index, event))
+                        reader.sending = False
+                        reader.sent += 1
                     if isinstance(event, Failed):
                         failure = event.error
         except asyncio.CancelledError:
@@ -115,7 +140,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         except RaylineError as error:
             failure = error
         except Exception as error:
-            log.exception("a call of %s failed", type(request).__name__)
+            log.exception("a call failed")
             failure = InternalError(f"{type(error).__name__}: {error}")
         return failure
 

@@ -28,6 +28,7 @@ from rayline.workers.scheduling.roster import Roster
 from rayline.workers.scheduling.scheduler_stats import SchedulerStats
 from rayline.workers.scheduling.searches import BeamSearch
 from rayline.workers.scheduling.sequence import Place, Sequence
+from rayline.workers.scheduling.solo import Solo, is_suspect
 from rayline.workers.scheduling.tables import BlockTables
 from rayline.workers.scheduling.tenants import CACHED_COST, INPUT_COST, TenantCounters
 
@@ -62,7 +63,7 @@ class Scheduler:
         self.limits = limits
         self.pool = pool
         self.stats = SchedulerStats()
-        self._eos = eos_token_ids
+        self.eos_token_ids = eos_token_ids
         self._epoch = epoch
         self._step = 0
         self._now_s = 0.0
@@ -81,6 +82,7 @@ class Scheduler:
             limits.max_step_tokens,
         )
         self._results = Results(self._roster, self._tables, self._draft, self.stats, self._tenants, eos_token_ids)
+        self._solo = Solo(self._roster)
         self._preemption = Preemption(
             self._roster, self._tables, self._draft, self.stats, limits.block_tokens, limits.max_preemptions
         )
@@ -97,7 +99,7 @@ class Scheduler:
         if request.timeout_s is not None:
             self._deadlines.add(sequence, now_s + request.timeout_s, self._roster.firsts)
         if sequence.is_beam:
-            rules = rules_of(request.params, request.rules, self._eos, limit - len(request.prompt_ids))
+            rules = rules_of(request.params, request.rules, self.eos_token_ids, limit - len(request.prompt_ids))
             self._roster.searches[request.request_id] = BeamSearch(rules, [sequence])
 
     def abort(self, request_id: str) -> list[EngineEvent]:
@@ -119,6 +121,15 @@ class Scheduler:
     @property
     def request_ids(self) -> tuple[str, ...]:
         return tuple(self._roster.firsts)
+
+    @property
+    def apart(self) -> str:
+        """Id of the request that is the only one in all plans from now on, "" for none."""
+        return self._solo.request_id
+
+    def is_running(self, request_id: str) -> bool:
+        """Whether anything of it may be in the plans that no result has come for."""
+        return any(s.request.request_id == request_id for s in self._roster.running)
 
     @property
     def live(self) -> tuple[Sequence, ...]:
@@ -144,21 +155,10 @@ class Scheduler:
         draft, self._now_s = self._draft, now_s
         self._gate.drain.look(len(self._roster.queue), now_s)
         draft.open(self.limits.max_step_tokens)
-        ranked = sorted(self._roster.running, key=lambda s: s.rank)
-        left = [s.remaining for s in ranked]
-        streams = [s for s, tokens in zip(ranked, left, strict=True) if tokens == 1]
-        prompts = [s for s, tokens in zip(ranked, left, strict=True) if tokens > 1]
-        for sequence in self._turn(streams):
-            self._plan_one(sequence)
-        if streams and (prompts or len(self._roster.queue)):
-            draft.allowance = self._pace.allowance(draft.decodes)
-        for sequence in prompts:
-            self._plan_one(sequence)
-        while draft.has_room and (entry := self._next_waiting()):
-            self._start(entry)
-            self._plan_one(entry)
-        if not draft.slices:
-            self._unblock()
+        if self._solo.request_id:
+            self._plan_solo()
+        else:
+            self._plan_all()
         if not draft.slices:
             return None
         self._works.append(draft.work)
@@ -175,6 +175,45 @@ class Scheduler:
         return self._results.commit(result)
 
     # ---- planning
+
+    def _plan_all(self) -> None:
+        """Streams, then prompts, then who waits, as far as tokens, places and blocks last."""
+        draft = self._draft
+        ranked = sorted(self._roster.running, key=lambda s: s.rank)
+        left = [s.remaining for s in ranked]
+        streams = [s for s, tokens in zip(ranked, left, strict=True) if tokens == 1]
+        prompts = [s for s, tokens in zip(ranked, left, strict=True) if tokens > 1]
+        for sequence in self._turn(streams):
+            self._plan_one(sequence)
+        if streams and (prompts or len(self._roster.queue)):
+            draft.allowance = self._pace.allowance(draft.decodes)
+        for sequence in prompts:
+            self._plan_one(sequence)
+        while draft.has_room and (entry := self._next_waiting()):
+            self._start(entry)
+            if is_suspect(entry):
+                self._solo.begin(entry)
+                return
+            self._plan_one(entry)
+        if not draft.slices:
+            self._unblock(list(self._roster.sequences.values()))
+
+    def _plan_solo(self) -> None:
+        """The suspect alone, once all plans made before it have ended. It takes what blocks it needs, except from
+        requests that may not lose theirs: then these go on first."""
+        if not self._solo.may_plan(in_flight=len(self._works)):
+            return
+        for sequence in self._solo.sequences:
+            if sequence.place is Place.QUEUED and self._can_move(sequence):
+                self._roster.queue.remove(sequence)
+                self._start(sequence)
+            self._plan_one(sequence)
+        if not self._draft.slices:
+            self._unblock(self._solo.sequences)
+        if not self._draft.slices and not self._works:
+            self._preemption.step_back(self._solo.sequences)
+            self._solo.give_up()
+            self._plan_all()
 
     def _turn(self, streams: list[Sequence]) -> list[Sequence]:
         """Of the sequences that need a single token, those whose turn it is. They come before all prompts.
@@ -311,12 +350,12 @@ class Scheduler:
         self.stats.forks += len(children)
         return tuple(child.number for child in children)
 
-    def _unblock(self) -> None:
+    def _unblock(self, sequences: list[Sequence]) -> None:
         """Idle beams can hold so many blocks and places that nobody moves. The first of all that have work takes what
         it needs then; candidates in hand are kept, so each time at least one more answer is there for good."""
         if any(s.pending or s.awaited for s in self._roster.sequences.values()):
             return
-        stuck = [s for s in self._roster.sequences.values() if s.remaining and s.place is not Place.ASIDE]
+        stuck = [s for s in sequences if s.remaining and s.place is not Place.ASIDE]
         if not stuck:
             return
         first = self._preemption.first_of(stuck)
