@@ -18,6 +18,7 @@ from rayline.workers.group import GroupSpec
 ROUTER_CPUS = 1.0
 ROUTER_SPARE_CORES = 1  # left to the router, the transport and the clients on a machine without GPUs
 HEALTH_PERIOD_S = 1.0
+GROUP_GRACE_S = 10.0  # at least, to end in good order
 HEALTH_TIMEOUT_S = 3.0  # Serve acts on the third failure in a row
 MANY = 1_000_000  # our own limits refuse first: Serve's must never queue a call
 
@@ -88,15 +89,20 @@ def _groups(config: SystemConfig, model: ResolvedModel, wiring: Wiring) -> Appli
     return serve.deployment(
         name=group_name(model.name),
         num_replicas=config.parallel.groups,
+        max_surge_percent=100,  # an update starts new groups first: streams have somewhere to go
         max_ongoing_requests=MANY,
         ray_actor_options={"num_cpus": leader["CPU"], "num_gpus": leader.get("GPU", 0.0)},
         placement_group_bundles=bundles,
         placement_group_strategy="PACK",
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
-        graceful_shutdown_timeout_s=10.0,
+        graceful_shutdown_timeout_s=max(GROUP_GRACE_S, config.router.drain_timeout_s),
         graceful_shutdown_wait_loop_s=0.1,
         request_router_config=RequestRouterConfig(request_router_class=ChosenGroupRouter),  # type: ignore[arg-type]  # Ray types ** as dict
     )(GroupReplica).bind(
-        group_spec(config, model), wiring.secret, wiring.progress_address, config.observability.log_level
+        group_spec(config, model),
+        wiring.secret,
+        wiring.progress_address,
+        config.observability.log_level,
+        config.router.drain_timeout_s,
     )

@@ -42,6 +42,12 @@ def _status() -> click.Command:
     return command
 
 
+def _drain() -> click.Command:
+    from rayline.deploy.commands.drain import command
+
+    return command
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A command's line in `rayline --help`, and how to import it."""
@@ -56,6 +62,7 @@ COMMANDS = {
     "chat": Entry("Talk to a model, offline or on a running server.", _chat),
     "bench": Entry("Measure the engine, single operations or a running server.", _bench),
     "status": Entry("Show the health and the models of a running server.", _status),
+    "drain": Entry("Empty a group or a node: its streams go on elsewhere.", _drain),
 }
 
 

@@ -17,10 +17,11 @@ from ray.serve.handle import DeploymentHandle
 
 from rayline.cluster.config import ModelSection, SystemConfig
 from rayline.deploy.actors import kill_actor
+from rayline.deploy.operations import OperatedModel, RayOperations
 from rayline.protos.events import EngineEvent
 from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.types import EngineRequest
-from rayline.router.directory import Directory, GroupAddress
+from rayline.router.directory import Directory, GroupAddress, Listing
 from rayline.router.group import Group
 from rayline.router.grpc.api import build_grpc_server
 from rayline.router.http.api import build_http_app
@@ -112,7 +113,8 @@ class RouterReplica:
             served[model.name] = ServedModel(model.name, tokenizer, groups, int(time.time()), chat)
         self._service = Service(served, time.monotonic, lambda: secrets.randbits(63), config.router.resume_wait_s)
         self._http_app = build_http_app(self._service, config)
-        await self._open_doors()
+        operated = {m.name: OperatedModel(self._directories[m.name], m.groups) for m in models}
+        await self._open_doors(RayOperations(operated))
         for directory in self._directories.values():
             directory.start()
         self._service.start()
@@ -141,9 +143,9 @@ class RouterReplica:
             await directory.close()
         self._service.close()
 
-    async def _open_doors(self) -> None:
+    async def _open_doors(self, operations: RayOperations) -> None:
         router = self._config.router
-        self._grpc = build_grpc_server(self._service, self._config)
+        self._grpc = build_grpc_server(self._service, self._config, operations)
         await self._grpc.start()
         if router.http_port:
             probe_port(router.host, router.http_port, "http_port")
@@ -161,14 +163,15 @@ class RouterReplica:
 def _directory(model: RoutedModel, secret: str) -> Directory:
     handle: DeploymentHandle[Any] = model.groups
 
-    async def describe() -> list[GroupAddress]:
+    async def describe() -> Listing:
         try:
             call = handle.broadcast("describe")
             found = await call.results_async(timeout_s=DESCRIBE_TIMEOUT_S, return_exceptions=True)
         except (DeploymentUnavailableError, TimeoutError) as error:  # none yet, or one that hangs
             log.debug("looking for groups of %s: %s", model.name, error)
-            return []
-        return [address for address in found if isinstance(address, GroupAddress)]
+            return Listing()
+        groups = tuple(address for address in found if isinstance(address, GroupAddress))
+        return Listing(groups, is_whole=len(groups) == len(found))
 
     def counted(link: GroupLink) -> Group:
         return CountedGroup(link, handle)

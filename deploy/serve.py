@@ -99,7 +99,8 @@ def _cluster(config: SystemConfig, models: int) -> Iterator[None]:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
         bundles = group_bundles(config.parallel.tp, config.parallel.pp, has_gpus())
-        cpus = total_cpus(bundles, config.parallel.groups * models, 1, ROUTER_CPUS)
+        groups = (config.parallel.groups + 1) * models  # one more, which an update starts before it ends another
+        cpus = total_cpus(bundles, groups, 1, ROUTER_CPUS)
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, int(cpus)),

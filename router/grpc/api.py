@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection
 from rayline.cluster.config import SystemConfig
 from rayline.protos import inference_pb2 as pb
 from rayline.protos import inference_pb2_grpc as pb_grpc
+from rayline.protos import operator_pb2_grpc
 from rayline.protos.errors import InternalError, InvalidRequest, PortInUse, RaylineError
 from rayline.protos.event_wire import event_to_pb
 from rayline.protos.events import Failed
@@ -19,7 +20,9 @@ from rayline.protos.request_wire import conversation_of, spec_of
 from rayline.router.auth import TENANT_HEADER, ApiKeys
 from rayline.router.grpc.gate import Gate, metadata_text
 from rayline.router.grpc.health import LiveHealth
+from rayline.router.grpc.operator import OperatorServicer
 from rayline.router.grpc.status import abort_with
+from rayline.router.operations import Operations
 from rayline.router.ports import probe_port
 from rayline.router.service import ServedModel, Service
 
@@ -112,10 +115,13 @@ class GrpcDoor:
         await self._server.stop(grace_s)
 
 
-def build_grpc_server(service: Service, config: SystemConfig, *, share_port: bool = False) -> GrpcDoor:
+def build_grpc_server(
+    service: Service, config: SystemConfig, operations: Operations | None = None, *, share_port: bool = False
+) -> GrpcDoor:
     """The door for `service` on config.router's host and grpc_port.
 
-    `share_port` lets several routers of one deployment listen on the same port. Raises PortInUse.
+    operations: what operators may ask for. `share_port` lets several routers of one deployment listen on the same
+    port. Raises PortInUse.
     """
     host, port = config.router.host, config.router.grpc_port
     if not share_port:
@@ -126,6 +132,9 @@ def build_grpc_server(service: Service, config: SystemConfig, *, share_port: boo
         interceptors=[gate], options=_options(config.limits.max_message_bytes, share_port=share_port)
     )
     pb_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(service, keys), server)
+    if operations is not None:
+        operator = OperatorServicer(operations, config.security.operator_keys)
+        operator_pb2_grpc.add_OperatorServiceServicer_to_server(operator, server)
     health_pb2_grpc.add_HealthServicer_to_server(LiveHealth(service, SERVICE_NAME), server)
     reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
