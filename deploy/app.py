@@ -1,18 +1,20 @@
 """The Ray Serve graph, drawn in one place: one Router deployment in front of one Group deployment a model."""
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ray import serve
-from ray.serve import Application
+from ray.serve import Application, Deployment
 from ray.serve.config import RequestRouterConfig
 
-from rayline.cluster.config import ModelSection, SystemConfig
+from rayline.cluster.config import EngineSection, ModelSection, ParallelSection, SystemConfig
 from rayline.cluster.placement import group_bundles
 from rayline.deploy.group_replica import GroupReplica
 from rayline.deploy.router_replica import RoutedModel, RouterReplica
 from rayline.router.serve_router import ChosenGroupRouter
+from rayline.workers.fingerprint import fingerprint
 from rayline.workers.group import GroupSpec
 
 ROUTER_CPUS = 1.0
@@ -43,12 +45,13 @@ class Wiring:
 
 
 def build(config: SystemConfig, models: Sequence[ResolvedModel], wiring: Wiring) -> Application:
-    """The application that `rayline serve` runs.
+    """The application that `rayline serve` runs. Built again from another config, Serve replaces what differs alone.
 
     router (one a node) --handles--> group-NAME (parallel.groups replicas, each with its placement group)
     """
     routed = [RoutedModel(model.name, model.section, model.path, _groups(config, model, wiring)) for model in models]
-    return serve.deployment(
+    doors = replace(config, engine=EngineSection(), parallel=ParallelSection())  # what a router does not read
+    router = serve.deployment(
         name="router",
         num_replicas=wiring.routers,
         max_replicas_per_node=1,  # their ports are fixed
@@ -58,7 +61,18 @@ def build(config: SystemConfig, models: Sequence[ResolvedModel], wiring: Wiring)
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=config.router.drain_timeout_s + 5.0,
         graceful_shutdown_wait_loop_s=0.1,
-    )(serve.ingress()(RouterReplica)).bind(config, routed, wiring.secret)
+    )(serve.ingress()(RouterReplica))
+    sections = [(model.name, str(model.path), model.section) for model in models]
+    return _versioned(router, doors, sections).bind(doors, routed, wiring.secret)
+
+
+def _versioned(deployment: Deployment, *parts: object) -> Deployment:
+    """Named by what it is made of: Serve would take every build for another version and replace all replicas.
+
+    The option is kept for Serve's own use; there is no public way to the same.
+    """
+    version = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    return deployment.options(version=version, _internal=True)
 
 
 def group_name(model: str) -> str:
@@ -86,7 +100,9 @@ def group_spec(config: SystemConfig, model: ResolvedModel) -> GroupSpec:
 def _groups(config: SystemConfig, model: ResolvedModel, wiring: Wiring) -> Application:
     bundles = group_bundles(config.parallel.tp, config.parallel.pp, wiring.gpus)
     leader = bundles[0]
-    return serve.deployment(
+    spec = group_spec(config, model)
+    alike = replace(spec, sharing=1)  # groups that stay when others come or go are not replaced for that
+    group = serve.deployment(
         name=group_name(model.name),
         num_replicas=config.parallel.groups,
         max_surge_percent=100,  # an update starts new groups first: streams have somewhere to go
@@ -99,8 +115,9 @@ def _groups(config: SystemConfig, model: ResolvedModel, wiring: Wiring) -> Appli
         graceful_shutdown_timeout_s=max(GROUP_GRACE_S, config.router.drain_timeout_s),
         graceful_shutdown_wait_loop_s=0.1,
         request_router_config=RequestRouterConfig(request_router_class=ChosenGroupRouter),  # type: ignore[arg-type]  # Ray types ** as dict
-    )(GroupReplica).bind(
-        group_spec(config, model),
+    )(GroupReplica)
+    return _versioned(group, alike, fingerprint(model.path), config.router.drain_timeout_s).bind(
+        spec,
         wiring.secret,
         wiring.progress_address,
         config.observability.log_level,

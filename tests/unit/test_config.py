@@ -49,6 +49,7 @@ ACCEPTED: dict[str, dict[str, list[Any]]] = {
     "limits": {"max_waiting": [1, 10_000], "max_message_bytes": [1, 2**30]},
     "security": {
         "api_keys": [[], ["one", "two"]],
+        "operator_keys": [[], ["one", "two"]],
         "tenants": [[], [{"name": "a"}, {"name": "b", "api_keys": ["k"], "weight": 2.5}]],
         "isolate_tenants": [True, False],
     },
@@ -92,6 +93,7 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
     "limits": {"max_waiting": [0, -1], "max_message_bytes": [0]},
     "security": {
         "api_keys": ["one", [3], None],
+        "operator_keys": ["one", [3], None],
         "tenants": ["a", [{"name": "a", "weight": 0}], [{"weight": 1}], [{"name": "a", "share": 1}]],
         "isolate_tenants": ["perhaps", None],
     },
