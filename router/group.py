@@ -5,6 +5,7 @@ from typing import Protocol
 
 from rayline.protos.events import EngineEvent
 from rayline.protos.group import GroupInfo, GroupLoad
+from rayline.protos.journal import JournalAnswer, JournalCall
 from rayline.protos.types import EngineRequest
 
 
@@ -38,4 +39,8 @@ class Group(Protocol):
     def abort(self, request_id: str) -> None:
         """End a stream at the group while somebody else waits for its events: a Failed(Unavailable) comes behind those
         that have come. Nothing happens where it has ended or is not known."""
+        ...
+
+    async def journal(self, call: JournalCall) -> JournalAnswer:
+        """Ask the journal that the group's leader holds. Raises Unavailable when the group is lost."""
         ...

@@ -135,7 +135,7 @@ class Lane:
         rest, attempt = self._case.run(self._choice.rest), self._attempts
         self._attempts += 1
         if attempt:
-            rest = replace(rest, request_id=f"{rest.request_id}~{attempt}")
+            rest = replace(rest, request_id=f"{rest.request_id}+{attempt}")
         if lease is not None:
             return Stay(group, rest, self._clock(), lease, keeps_lease=False)
         return Stay(group, rest, self._clock(), self._ledger.lease(group.info.group_id, self._tokens_left))

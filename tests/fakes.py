@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from small_tokenizers import served
 
@@ -20,10 +20,12 @@ from rayline.protos.events import (
     Usage,
 )
 from rayline.protos.group import GroupInfo, GroupLoad
+from rayline.protos.journal import JournalAnswer, JournalCall
 from rayline.protos.types import EngineRequest
 from rayline.router.output_form import NO_FORMATS, ChatFormats
 from rayline.router.service import ServedModel, Service
 from rayline.router.tokenizer import Tokenizer
+from rayline.workers.journal import Journal
 
 CHAT = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}\n{% endfor %}"
 Script = Callable[[EngineRequest], Sequence[int]]
@@ -63,11 +65,19 @@ class FakeGroup:
     finished: list[str] = field(default_factory=list)
     _computed: int = 0
     _cuts: dict[str, asyncio.Event] = field(default_factory=dict)
+    held: Journal = field(default_factory=lambda: Journal(2**20, 0.0))
+
+    async def journal(self, call: JournalCall) -> JournalAnswer:
+        """Held in this process, by what leaders hold it with."""
+        return self.held.take(call, 0, asyncio.get_running_loop().time())
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
+        """Requests are shown under their clients' names."""
+        name = request.request_id
+        request = replace(request, request_id=_clients_name(name), family=_clients_name(request.family))
         self.requests.append(request)
         ended = self.aborted
-        cut = self._cuts[request.request_id] = asyncio.Event()
+        cut = self._cuts[name] = asyncio.Event()
         try:
             async for event in self._events(request, cut):
                 if not isinstance(event, TokenEvent | PromptScores) and not cut.is_set():
@@ -75,7 +85,7 @@ class FakeGroup:
                 yield event
         finally:
             ended.append(request.request_id)
-            del self._cuts[request.request_id]
+            del self._cuts[name]
 
     def abort(self, request_id: str) -> None:
         if (cut := self._cuts.get(request_id)) is not None:
@@ -128,6 +138,12 @@ async def _is_cut(cut: asyncio.Event, delay_s: float) -> bool:
     return cut.is_set()
 
 
+def _clients_name(name: str) -> str:
+    """Without what the router adds to tell calls apart."""
+    client, _, call = name.partition("~")
+    return client + call[call.find("/") :] if "/" in call else client
+
+
 def _scores(request: EngineRequest, start: int) -> PromptScores:
     """Two tokens of the prompt, or its last one."""
     n = request.params.prompt_logprobs or 0
@@ -172,4 +188,4 @@ def service_of(
     """A service of one model, "tiny", over these groups."""
     tokenizer = served("byte_level", template, bos_token="<s>", eos_token="</s>")
     model = ServedModel("tiny", tokenizer, {group.info.group_id: group for group in groups}, 1_700_000_000, chat)
-    return Service({"tiny": model}, clock, lambda: 42, patience_s)
+    return Service({"tiny": model}, clock, lambda: 42, patience_s, wall_clock=lambda: 0.0)
