@@ -3,15 +3,15 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.config import RequestRouterConfig
 
-from rayline.cluster.config import EngineSection, ModelSection, ParallelSection, SystemConfig
+from rayline.cluster.config import SystemConfig
 from rayline.cluster.placement import group_bundles
 from rayline.deploy.group_replica import GroupReplica
+from rayline.deploy.reload import ResolvedModel, router_share
 from rayline.deploy.router_replica import RoutedModel, RouterReplica
 from rayline.router.serve_router import ChosenGroupRouter
 from rayline.workers.fingerprint import fingerprint
@@ -23,15 +23,6 @@ HEALTH_PERIOD_S = 1.0
 GROUP_GRACE_S = 10.0  # at least, to end in good order
 HEALTH_TIMEOUT_S = 3.0  # Serve acts on the third failure in a row
 MANY = 1_000_000  # our own limits refuse first: Serve's must never queue a call
-
-
-@dataclass(frozen=True, slots=True)
-class ResolvedModel:
-    """A model section whose path is a directory of this machine and whose name is final."""
-
-    name: str
-    path: Path
-    section: ModelSection
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +41,6 @@ def build(config: SystemConfig, models: Sequence[ResolvedModel], wiring: Wiring)
     router (router.replicas) --handles--> group-NAME (parallel.groups replicas, each with its placement group)
     """
     routed = [RoutedModel(model.name, model.section, model.path, _groups(config, model, wiring)) for model in models]
-    doors = replace(config, engine=EngineSection(), parallel=ParallelSection())  # what a router does not read
     router = serve.deployment(
         name="router",
         num_replicas=config.router.replicas or wiring.nodes,
@@ -62,8 +52,8 @@ def build(config: SystemConfig, models: Sequence[ResolvedModel], wiring: Wiring)
         graceful_shutdown_timeout_s=config.router.drain_timeout_s + 5.0,
         graceful_shutdown_wait_loop_s=0.1,
     )(serve.ingress()(RouterReplica))
-    sections = [(model.name, str(model.path), model.section) for model in models]
-    return _versioned(router, doors, sections).bind(doors, routed, wiring.secret)
+    names = [model.name for model in models]
+    return _versioned(router, router_share(config), names).bind(config, routed, wiring.secret)
 
 
 def _versioned(deployment: Deployment, *parts: object) -> Deployment:
