@@ -144,7 +144,7 @@ class Lane:
         if rest.timeout_s is not None:
             rest = replace(rest, timeout_s=self._deadline_s - self._clock())
         if attempt:
-            rest = replace(rest, request_id=f"{rest.request_id}~{attempt}")
+            rest = replace(rest, request_id=f"{rest.request_id}+{attempt}")
         if lease is not None:
             return Stay(group, rest, self._clock(), lease, keeps_lease=False)
         return Stay(group, rest, self._clock(), self._ledger.lease(group.info.group_id, self._tokens_left))
