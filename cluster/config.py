@@ -180,6 +180,12 @@ class LimitsSection:
         default=64 * 2**20, metadata=says("bytes that each group keeps of streams, for those who resume them; 0: none")
     )
     max_message_bytes: Count = field(default=16 * 2**20, metadata=says("largest request body in bytes"))
+    poison_losses: Count = field(
+        default=2, metadata=says("groups in a row that a request may lose without a gain; then it is computed alone")
+    )
+    quarantine_s: Annotated[float, Ge(0)] = field(
+        default=600.0, metadata=says("seconds that requests like one which killed its groups are refused")
+    )
 
 
 @dataclass(frozen=True)

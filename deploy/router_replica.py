@@ -29,6 +29,7 @@ from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.journal import JournalAnswer, JournalCall
 from rayline.protos.types import EngineRequest
 from rayline.router.directory import Directory, GroupAddress
+from rayline.router.docket import BlameLimits, Docket
 from rayline.router.doors import Doors
 from rayline.router.group import Group
 from rayline.router.grpc.api import build_grpc_server
@@ -91,6 +92,9 @@ class CountedGroup:
     async def journal(self, call: JournalCall) -> JournalAnswer:
         return await self._link.journal(call)
 
+    def abort(self, request_id: str) -> None:
+        self._link.abort(request_id)
+
     async def _count(self, request_id: str) -> None:
         """The stream does not depend on this call: a loss is told by the link."""
         with contextlib.suppress(Exception):
@@ -105,7 +109,9 @@ class RouterReplica:
     ) -> None:
         logging.getLogger("rayline").setLevel(config.observability.log_level.upper())
         self._config = config
-        self._directories = {model.name: _directory(model, secret) for model in models}
+        limits = BlameLimits(config.limits.poison_losses, config.limits.quarantine_s)
+        dockets = {model.name: Docket(limits) for model in models}
+        self._directories = {model.name: _directory(model, secret, dockets[model.name]) for model in models}
         served = {}
         for model in models:
             tokenizer = await asyncio.to_thread(Tokenizer.load, model.path)
@@ -114,7 +120,12 @@ class RouterReplica:
             log.info("%s writes tool calls as %s, thoughts as %s", model.name, *chat.names)
             served[model.name] = ServedModel(model.name, tokenizer, groups, int(time.time()), chat)
         self._service = Service(
-            served, time.monotonic, lambda: secrets.randbits(63), config.router.resume_wait_s, uuid.uuid4().hex[:12]
+            served,
+            time.monotonic,
+            lambda: secrets.randbits(63),
+            config.router.resume_wait_s,
+            uuid.uuid4().hex[:12],
+            dockets=dockets,
         )
         self._http_app = build_http_app(self._service, config)
         await self._open_doors()
@@ -122,6 +133,7 @@ class RouterReplica:
         self._loop_watch.start()
         for directory in self._directories.values():
             directory.start()
+        self._service.start()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The same HTTP app behind Ray Serve's own proxy."""
@@ -200,7 +212,7 @@ async def _doors_of(routers: DeploymentHandle[Any]) -> Sequence[Doors]:
     return cast(list[Doors], await routers.broadcast("doors").results_async(timeout_s=DESCRIBE_TIMEOUT_S))
 
 
-def _directory(model: RoutedModel, secret: str) -> Directory:
+def _directory(model: RoutedModel, secret: str, docket: Docket) -> Directory:
     handle: DeploymentHandle[Any] = model.groups
 
     async def describe() -> list[GroupAddress]:
@@ -223,7 +235,7 @@ def _directory(model: RoutedModel, secret: str) -> Directory:
             log.warning("group %s answers on no way: ending its leader", address.group_id)
             await asyncio.to_thread(kill_actor, address.process)
 
-    return Directory(describe, secret, counted, fence)
+    return Directory(describe, secret, counted, fence, docket)
 
 
 async def _answer(handle: DeploymentHandle[Any], group_id: str) -> None:

@@ -1,6 +1,7 @@
 """What routers and leaders tell each other <-> protobuf: total both ways, checked by round-trip property tests."""
 
 from rayline.protos import internal_pb2 as pb
+from rayline.protos.blame import Presence
 from rayline.protos.errors import error_of
 from rayline.protos.events import (
     Beam,
@@ -94,6 +95,7 @@ def add_event(step: pb.Step, stream: int, event: EngineEvent) -> None:
             message=event.error.message,
             field=event.error.field or "",
             retry_after_s=event.error.retry_after_s or 0.0,
+            presence=event.presence or "",
         )
 
 
@@ -126,7 +128,7 @@ def failed_of(message: pb.Failed, request_id: str) -> Failed:
         field=message.field or None,
         retry_after_s=message.retry_after_s or None,
     )
-    return Failed(request_id, error)
+    return Failed(request_id, error, Presence(message.presence) if message.presence else None)
 
 
 def load_to_pb(load: GroupLoad) -> pb.Load:
@@ -167,6 +169,7 @@ def info_to_pb(info: GroupInfo) -> pb.Welcome:
         total_blocks=info.total_blocks,
         max_waiting=info.max_waiting,
         epoch=info.epoch,
+        weights=info.weights,
     )
 
 
@@ -182,6 +185,7 @@ def info_of(message: pb.Welcome) -> GroupInfo:
         total_blocks=message.total_blocks,
         max_waiting=message.max_waiting,
         epoch=message.epoch,
+        weights=message.weights,
     )
 
 

@@ -40,3 +40,9 @@ class GroupInfo:
     total_blocks: int
     max_waiting: int
     epoch: int
+    weights: str = ""  # a fingerprint of the model's files
+
+    @property
+    def bits(self) -> tuple[str, str]:
+        """What decides the bits of an exact stream besides the request."""
+        return self.numerics, self.weights

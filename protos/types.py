@@ -266,7 +266,8 @@ class EngineRequest:
     params.seed and params.max_tokens are set; priority: lower runs first. Requests of one family are the choices of one
     client's request: their prompts are equal, and computed once.
     timeout_s: how long from now on anybody waits for it. apart: it is suspected of killing groups, so nothing else is
-    computed beside it until it has gained a token. kept: how its group's leader keeps what it brings; None: not at all.
+    computed beside it until it has gained PROOF_TOKENS; beside a search, which gains none, until its end. kept: how its
+    group's leader keeps what it brings; None: not at all.
     """
 
     request_id: str

@@ -34,11 +34,15 @@ class Lease:
         """`count` tokens are computed."""
         self._add(-min(count, self._left))
 
+    def end(self) -> None:
+        """Give back what is left."""
+        self.done(self._left)
+
     def __enter__(self) -> "Lease":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.done(self._left)
+        self.end()
 
     def _add(self, count: int) -> None:
         self._left += count

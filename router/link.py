@@ -3,13 +3,16 @@
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from typing import Self
 
 import grpc
 
 from rayline.cluster.awake import AwakeTime
 from rayline.protos import internal_pb2 as pb
+from rayline.protos.blame import Presence, Suspect, presence
+from rayline.protos.blame_wire import suspects_of, suspects_to_pb
 from rayline.protos.channel_wire import (
     SECRET_KEY,
     failed_of,
@@ -44,18 +47,24 @@ CHANNEL_OPTIONS = (
 )
 
 
+OnSuspects = Callable[[Sequence[Suspect]], object]
 Outbox = asyncio.Queue[pb.RouterMessage]
 Call = grpc.aio.StreamStreamCall[pb.RouterMessage, pb.LeaderMessage]
 
 
 class GroupLink:
-    """A Group reached through its leader's channel. Made by `GroupLink.open`; lost for good at end-of-stream."""
+    """A Group reached through its leader's channel. Made by `GroupLink.open`; lost for good at end-of-stream.
 
-    def __init__(self, channel: grpc.aio.Channel, call: Call, info: GroupInfo, outbox: Outbox):
+    departing: those who started the group want to end it: it lives, and counts as draining.
+    apart: id of the request that the group computes alone, which then is to blame for its loss; "" for none.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, call: Call, info: GroupInfo, outbox: Outbox, on_suspects: OnSuspects):
         self._channel = channel
         self._call = call
         self._info = info
         self._outbox = outbox
+        self._on_suspects = on_suspects
         self._streams: dict[int, tuple[str, asyncio.Queue[EngineEvent]]] = {}
         self._numbers = itertools.count(1)
         self._asked: dict[int, asyncio.Future[JournalAnswer]] = {}
@@ -66,10 +75,15 @@ class GroupLink:
         self._listener: asyncio.Task[None] | None = None
         self._heard = asyncio.Event()
         self.silent = False
+        self.apart = ""
+        self.departing = False
 
     @classmethod
-    async def open(cls, address: str, secret: str) -> Self:
-        """Connect to a leader. Raises Unavailable when it does not answer or refuses the secret."""
+    async def open(cls, address: str, secret: str, on_suspects: OnSuspects = lambda suspects: None) -> Self:
+        """Connect to a leader. Raises Unavailable when it does not answer or refuses the secret.
+
+        on_suspects is called with what other routers say of requests that may kill groups.
+        """
         channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         outbox: Outbox = asyncio.Queue()
         call = GroupChannelStub(channel).Connect(_drain(outbox), metadata=((SECRET_KEY, secret),))
@@ -81,7 +95,7 @@ class GroupLink:
             await channel.close()
             reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else type(error).__name__
             raise Unavailable(f"the group at {address} does not answer: {reason}") from None
-        link = cls(channel, call, info_of(first.welcome), outbox)
+        link = cls(channel, call, info_of(first.welcome), outbox, on_suspects)
         link._reader = asyncio.create_task(link._read(messages))
         link._listener = asyncio.create_task(link._listen())
         return link
@@ -92,7 +106,7 @@ class GroupLink:
 
     @property
     def load(self) -> GroupLoad:
-        return self._load
+        return replace(self._load, draining=True) if self.departing else self._load
 
     @property
     def alive(self) -> bool:
@@ -101,7 +115,7 @@ class GroupLink:
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineEvent]:
         """Token events, then exactly one Finished or Failed; closing the generator aborts at the group."""
         if self._lost is not None:
-            yield Failed(request.request_id, self._lost)
+            yield Failed(request.request_id, self._lost, Presence.ABSENT)
             return
         stream = next(self._numbers)
         events: asyncio.Queue[EngineEvent] = asyncio.Queue()
@@ -127,11 +141,22 @@ class GroupLink:
         finally:
             self._asked.pop(number, None)
 
+    def abort(self, request_id: str) -> None:
+        for stream, (name, events) in list(self._streams.items()):
+            if name == request_id:
+                del self._streams[stream]
+                self._outbox.put_nowait(pb.RouterMessage(abort=pb.Abort(stream=stream)))
+                events.put_nowait(Failed(request_id, Unavailable("the stream leaves its group")))
+
     def _submit(self, stream: int, request: EngineRequest) -> pb.RouterMessage:
         """The choices of one request come one behind the other: their prompt crosses the wire once."""
         repeats = request.prompt_ids is self._last_prompt and bool(request.prompt_ids)
         self._last_prompt = request.prompt_ids
         return pb.RouterMessage(submit=submit_to_pb(stream, request, repeats))
+
+    def tell(self, suspects: Sequence[Suspect]) -> None:
+        """Say to all routers of this group what this one knows."""
+        self._outbox.put_nowait(pb.RouterMessage(blame=pb.Blame(suspects=suspects_to_pb(suspects))))
 
     async def close(self) -> None:
         """Hang up; streams still open end with Failed."""
@@ -151,6 +176,8 @@ class GroupLink:
             async for message in messages:
                 if message.HasField("journal"):
                     self._answer(message.journal)
+                elif message.HasField("blame"):
+                    self._take_blame(message.blame)
                 else:
                     self._take(message.step)
         except grpc.aio.AioRpcError as error:
@@ -208,12 +235,20 @@ class GroupLink:
                 entry[1].put_nowait(failed_of(failed, entry[0]))
                 del self._streams[failed.stream]
 
+    def _take_blame(self, blame: pb.Blame) -> None:
+        self._heard.set()
+        if blame.HasField("apart"):
+            self.apart = blame.apart
+            self._outbox.put_nowait(pb.RouterMessage(blame=pb.Blame(apart=blame.apart)))
+        if blame.suspects:
+            self._on_suspects(suspects_of(blame.suspects))
+
     def _lose(self, error: RaylineError) -> None:
         if self._lost is None:
             self._lost = error
             log.warning("%s", error.message)
         for request_id, events in self._streams.values():
-            events.put_nowait(Failed(request_id, self._lost))
+            events.put_nowait(Failed(request_id, self._lost, presence(request_id, self.apart)))
         self._streams.clear()
         for asked in self._asked.values():
             if not asked.done():

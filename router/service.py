@@ -27,11 +27,14 @@ from rayline.protos.journal import stream_key
 from rayline.protos.types import Spec
 from rayline.router.admission import Admitted, admit, check_ids, named
 from rayline.router.call import Call
+from rayline.router.docket import Docket
 from rayline.router.grammars.desk import GrammarDesk
 from rayline.router.grammars.wish import grammar_wish
 from rayline.router.group import Group
 from rayline.router.journal import Found, Look, RouterJournal
 from rayline.router.ledger import Ledger
+from rayline.router.mover import Mover
+from rayline.router.moves import Move
 from rayline.router.output_form import NO_FORMATS, ChatFormats
 from rayline.router.prompt import LONG_CHARACTERS, conversation_characters, conversation_ids, is_long
 from rayline.router.session import Session, Timing
@@ -82,12 +85,14 @@ class Service:
         patience_s: float = 0.0,
         router: str = "router",
         wall_clock: Callable[[], float] = time.time,
+        dockets: Mapping[str, Docket] | None = None,
     ):
         """`clock` gives seconds from any start, `wall_clock` from 1970; `draw_seed` a number in [0, 2^63): the seed of
         requests without one.
 
         patience_s: how long a stream whose group was lost waits for another one to go on in. router: this router's
         name in the journal, which no other one may have.
+        dockets: of each model, which requests may be why its groups were lost; default: what this service sees alone.
         """
         self._models = models
         self._patience_s = patience_s
@@ -95,6 +100,8 @@ class Service:
         self._clock = clock
         self._draw_seed = draw_seed
         self._ledger = Ledger()
+        self._dockets = dockets or {name: Docket(clock=clock) for name in models}
+        self._movers = {name: Mover(model.groups, self._ledger, clock) for name, model in models.items()}
         self._turn = 0
         self._running: set[Call] = set()
         self._calls: dict[str, Call] = {}
@@ -200,8 +207,19 @@ class Service:
         check_ids("token_ids", token_ids, tokenizer.vocab_size)
         return tokenizer.decode(token_ids, skip_special_tokens=False)
 
+    def start(self) -> None:
+        """From now on streams move on from groups that drain, and from full ones to empty ones."""
+        for mover in self._movers.values():
+            mover.start()
+
+    def move_streams(self) -> Sequence[Move]:
+        """One round of it, now."""
+        return [move for mover in self._movers.values() for move in mover.look()]
+
     def close(self) -> None:
         """End the processes that check grammars. Nothing may be asked any more."""
+        for mover in self._movers.values():
+            mover.close()
         for desk in self._desks.values():
             desk.close()
 
@@ -252,7 +270,16 @@ class Service:
             admitted = named(await self._admit(model, stream.record), name, key, page.ballot, stream.record.seed)
             timing = Timing(arrived_s, self._clock() - arrived_s)
             session = Session(
-                admitted, model.groups, model.tokenizer, self._ledger, self._clock, timing, self._patience_s, page
+                admitted,
+                model.groups,
+                model.tokenizer,
+                self._ledger,
+                self._dockets[model.name],
+                self._clock,
+                timing,
+                self._patience_s,
+                page,
+                self._movers[model.name],
             )
             if is_resumed:
                 events = session.again(self._turn, stream.record, stream.traces)

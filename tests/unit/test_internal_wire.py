@@ -10,6 +10,8 @@ from records import beams, ids, params, preempted, real, rules, scores, sint32, 
 from rayline.cluster.parallel import Parallel
 from rayline.kernels.choice import KernelOptions
 from rayline.protos import internal_pb2 as pb
+from rayline.protos.blame import Presence, Record, Suspect
+from rayline.protos.blame_wire import suspects_of, suspects_to_pb
 from rayline.protos.channel_wire import (
     add_event,
     failed_of,
@@ -75,7 +77,7 @@ results = st.builds(
 requests = st.builds(
     EngineRequest, text, ids, params, ids, sint32, text, text, text, rules, st.none() | real, st.booleans()
 )
-infos = st.builds(GroupInfo, text, text, text, st.booleans(), uint32, uint32, uint32, uint32, uint32, uint32)
+infos = st.builds(GroupInfo, text, text, text, st.booleans(), uint32, uint32, uint32, uint32, uint32, uint32, text)
 loads = st.builds(
     GroupLoad, uint32, uint32, uint64, uint32, uint32, st.booleans(), st.lists(uint64, max_size=3).map(tuple), uint64
 )
@@ -101,7 +103,9 @@ failures = st.builds(
         field=st.none() | text.filter(bool),
         retry_after_s=st.none() | real.filter(bool),
     ),
+    st.none() | st.sampled_from(Presence),
 )
+suspects = st.lists(st.builds(Suspect, text, st.builds(Record, uint32, uint32, st.booleans()), real), max_size=3)
 specs = st.builds(
     RankSpec,
     path=st.text("abc/", min_size=1).map(Path),
@@ -170,8 +174,16 @@ def test_the_events_of_a_step_come_back_as_they_were(
     assert [finished_of(m, e.request_id) for m, e in zip(step.finished, ends, strict=True)] == ends
     for message, failure in zip(step.failed, failed, strict=True):
         back = failed_of(message, failure.request_id)
-        assert back.request_id == failure.request_id
+        assert (back.request_id, back.presence) == (failure.request_id, failure.presence)
         assert type(back.error) is type(failure.error) and vars(back.error) == vars(failure.error)
+
+
+@given(suspects, st.none() | text)
+def test_what_is_known_of_suspects_comes_back_as_it_was(known: list[Suspect], apart: str | None) -> None:
+    message = pb.RouterMessage(blame=pb.Blame(apart=apart, suspects=suspects_to_pb(known)))
+    back = pb.RouterMessage.FromString(message.SerializeToString()).blame
+    assert suspects_of(back.suspects) == known
+    assert (back.apart if back.HasField("apart") else None) == apart
 
 
 @given(specs)

@@ -68,8 +68,8 @@ class Families:
 
 
 def _forks(request: EngineRequest) -> bool:
-    """Resumed choices have different tokens; prompt logprobs and beams are each one's own affair."""
-    return bool(request.family) and not request.output_ids and not request.params.beam_width
+    """Resumed choices have different tokens; prompt logprobs and beams are each one's own; suspects run alone."""
+    return bool(request.family) and not (request.output_ids or request.params.beam_width or request.apart)
 
 
 def _alike(trunk: EngineRequest, request: EngineRequest) -> bool:

@@ -26,6 +26,7 @@ from rayline.workers.scheduling.roster import Roster
 from rayline.workers.scheduling.scheduler_stats import SchedulerStats
 from rayline.workers.scheduling.searches import BeamSearch
 from rayline.workers.scheduling.sequence import Place, Sequence
+from rayline.workers.scheduling.solo import Solo, is_suspect
 from rayline.workers.scheduling.tables import BlockTables
 from rayline.workers.scheduling.tenants import CACHED_COST, INPUT_COST, TenantCounters
 
@@ -69,6 +70,7 @@ class Scheduler:
         self._tenants = TenantCounters(limits.tenant_weights)
         self._roster = Roster(self._tables, self._draft, WaitingQueue(self._tenants, limits.priority_aging_s))
         self._results = Results(self._roster, self._tables, self._draft, self.stats, self._tenants, eos_token_ids)
+        self._solo = Solo(self._roster)
         self._preemption = Preemption(
             self._roster, self._tables, self._draft, self.stats, limits.block_tokens, limits.max_preemptions
         )
@@ -106,6 +108,15 @@ class Scheduler:
         return tuple(self._roster.firsts)
 
     @property
+    def apart(self) -> str:
+        """Id of the request that is the only one in all plans from now on, "" for none."""
+        return self._solo.request_id
+
+    def is_running(self, request_id: str) -> bool:
+        """Whether anything of it may be in the plans that no result has come for."""
+        return any(s.request.request_id == request_id for s in self._roster.running)
+
+    @property
     def live(self) -> tuple[Sequence, ...]:
         return tuple(self._roster.sequences.values())
 
@@ -126,21 +137,10 @@ class Scheduler:
         """The next step, or None when every sequence waits for a result or nothing is left to do."""
         draft, self._now_s = self._draft, now_s
         draft.open(self.limits.max_step_tokens)
-        ranked = sorted(self._roster.running, key=lambda s: s.rank)
-        left = [s.remaining for s in ranked]
-        streams = [s for s, tokens in zip(ranked, left, strict=True) if tokens == 1]
-        prompts = [s for s, tokens in zip(ranked, left, strict=True) if tokens > 1]
-        for sequence in self._turn(streams):
-            self._plan_one(sequence)
-        if streams and (prompts or len(self._roster.queue)):
-            draft.allowance = self._pace.allowance(draft.decodes)
-        for sequence in prompts:
-            self._plan_one(sequence)
-        while draft.has_room and (entry := self._next_waiting()):
-            self._start(entry)
-            self._plan_one(entry)
-        if not draft.slices:
-            self._unblock()
+        if self._solo.request_id:
+            self._plan_solo()
+        else:
+            self._plan_all()
         if not draft.slices:
             return None
         self._works.append(draft.work)
@@ -155,6 +155,45 @@ class Scheduler:
         return self._results.commit(result)
 
     # ---- planning
+
+    def _plan_all(self) -> None:
+        """Streams, then prompts, then who waits, as far as tokens, places and blocks last."""
+        draft = self._draft
+        ranked = sorted(self._roster.running, key=lambda s: s.rank)
+        left = [s.remaining for s in ranked]
+        streams = [s for s, tokens in zip(ranked, left, strict=True) if tokens == 1]
+        prompts = [s for s, tokens in zip(ranked, left, strict=True) if tokens > 1]
+        for sequence in self._turn(streams):
+            self._plan_one(sequence)
+        if streams and (prompts or len(self._roster.queue)):
+            draft.allowance = self._pace.allowance(draft.decodes)
+        for sequence in prompts:
+            self._plan_one(sequence)
+        while draft.has_room and (entry := self._next_waiting()):
+            self._start(entry)
+            if is_suspect(entry):
+                self._solo.begin(entry)
+                return
+            self._plan_one(entry)
+        if not draft.slices:
+            self._unblock(list(self._roster.sequences.values()))
+
+    def _plan_solo(self) -> None:
+        """The suspect alone, once all plans made before it have ended. It takes what blocks it needs, except from
+        requests that may not lose theirs: then these go on first."""
+        if not self._solo.may_plan(in_flight=len(self._works)):
+            return
+        for sequence in self._solo.sequences:
+            if sequence.place is Place.QUEUED and self._can_move(sequence):
+                self._roster.queue.remove(sequence)
+                self._start(sequence)
+            self._plan_one(sequence)
+        if not self._draft.slices:
+            self._unblock(self._solo.sequences)
+        if not self._draft.slices and not self._works:
+            self._preemption.step_back(self._solo.sequences)
+            self._solo.give_up()
+            self._plan_all()
 
     def _turn(self, streams: list[Sequence]) -> list[Sequence]:
         """Of the sequences that need a single token, those whose turn it is. They come before all prompts.
@@ -283,12 +322,12 @@ class Scheduler:
         self.stats.forks += len(children)
         return tuple(child.number for child in children)
 
-    def _unblock(self) -> None:
+    def _unblock(self, sequences: list[Sequence]) -> None:
         """Idle beams can hold so many blocks and places that nobody moves. The first of all that have work takes what
         it needs then; candidates in hand are kept, so each time at least one more answer is there for good."""
         if any(s.pending or s.awaited for s in self._roster.sequences.values()):
             return
-        stuck = [s for s in self._roster.sequences.values() if s.remaining and s.place is not Place.ASIDE]
+        stuck = [s for s in sequences if s.remaining and s.place is not Place.ASIDE]
         if not stuck:
             return
         first = self._preemption.first_of(stuck)
