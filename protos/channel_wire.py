@@ -40,7 +40,7 @@ def submit_to_pb(stream: int, request: EngineRequest, repeats_prompt: bool = Fal
         rules=rules_to_pb(request.rules),
         timeout_s=request.timeout_s,
         apart=request.apart,
-        kept=request.kept and _kept_to_pb(request.kept),
+        kept=None if request.kept is None else _kept_to_pb(request.kept),
     )
 
 

@@ -134,7 +134,8 @@ class GroupLink:
         if self._lost is not None:
             raise self._lost
         number = next(self._numbers)
-        answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[JournalAnswer] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
         self._outbox.put_nowait(pb.RouterMessage(journal=call_to_pb(number, call)))
         try:
             return await answer

@@ -15,6 +15,7 @@ from typing import TypeVar
 from rayline.protos.conversation import Conversation
 from rayline.protos.errors import (
     ModelNotFound,
+    RaylineError,
     RequestIdTaken,
     StreamNotFound,
     TakenOver,
@@ -136,14 +137,15 @@ class Service:
         return self._models[name]
 
     async def generate(
-        self, spec: Spec, *, is_new: bool = False, can_resume: bool = False, note: str = ""
+        self, spec: Spec, *, is_known: bool | None = None, can_resume: bool = False, note: str = ""
     ) -> AsyncGenerator[StreamEvent, None]:
         """Started, what its choices bring, then exactly one Finished or Failed (see `protos.events`).
 
         A tenant's request id names one request: called again with the same content, within the time that streams are
         kept, it brings the same events from the first on, and an older call that still reads them ends with TakenOver.
-        is_new: the id was drawn here, so nobody can have used it. can_resume: the client does so by itself, so it may
-        be sent away at any time. note: what the door wants to know of a stream that is resumed.
+        is_known: False where the id was just drawn; True where nothing but a known stream will do. can_resume: the
+        client does so by itself, so it may be sent away at any time. note: what the door wants to know of a stream
+        that is resumed.
 
         Started comes with the group's first answer, so everything that is wrong before is raised: a field
         out of range, PromptTooLong, ModelNotFound, RequestIdTaken, Overloaded, Unavailable. Closing the generator or
@@ -155,7 +157,9 @@ class Service:
         if not 0 < len(spec.request_id) <= MAX_ID_CHARACTERS:
             raise out_of_range("request_id", spec.request_id, f"1 to {MAX_ID_CHARACTERS} characters")
         key = stream_key(spec.tenant, spec.request_id)
-        look = Look(None, 0, True) if is_new else await self._look(key)
+        look = Look(None, 0, True) if is_known is False else await self._look(key)
+        if is_known and look.found is None:
+            raise _not_found(spec.request_id, look)
         if look.found is not None and not look.found.record.asks_for(spec):
             raise RequestIdTaken(
                 f"request_id = {spec.request_id!r} names another request, of which the content is not the same",
@@ -170,14 +174,9 @@ class Service:
     async def find(self, tenant: str, request_id: str) -> Found:
         """A stream that can be resumed. Raises StreamNotFound, or Unavailable while not all groups can be asked."""
         look = await self._look(stream_key(tenant, request_id))
-        if look.found is not None:
-            return look.found
-        if not look.is_sure:
-            raise Unavailable("some groups do not answer: they may know of the stream", retry_after_s=1.0)
-        raise StreamNotFound(
-            f"request_id = {request_id!r} names no stream that is kept: it never began, or ended too long ago",
-            field="request_id",
-        )
+        if look.found is None:
+            raise _not_found(request_id, look)
+        return look.found
 
     async def resume(self, found: Found, *, can_resume: bool = False) -> AsyncGenerator[StreamEvent, None]:
         """A stream again, from its first event on: what was said before is not computed again where a leader kept it.
@@ -317,6 +316,15 @@ class Service:
         grammar = "" if wish is None else await wish.granted(desk)
         work = partial(admit, spec, model.tokenizer, model.chat, grammar, model.info, record.seed)
         return await _beside(is_long(spec), work)
+
+
+def _not_found(request_id: str, look: Look) -> RaylineError:
+    if not look.is_sure:
+        return Unavailable("some groups do not answer: they may know of the stream", retry_after_s=1.0)
+    return StreamNotFound(
+        f"request_id = {request_id!r} names no stream that is kept: it never began, or ended too long ago",
+        field="request_id",
+    )
 
 
 async def _beside(is_long: bool, work: Callable[[], T]) -> T:

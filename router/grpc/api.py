@@ -91,7 +91,8 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         named = metadata_text(metadata, TENANT_HEADER)
         spec = self._keys.sign(spec_of(request, _new_id), metadata_text(metadata, "authorization"), named)
         can_resume = await self._tell_routers(context)
-        return spec.params.n, self._service.generate(spec, is_new=not request.request_id, can_resume=can_resume)
+        is_known = None if request.request_id else False
+        return spec.params.n, self._service.generate(spec, is_known=is_known, can_resume=can_resume)
 
     async def _resumed(self, request: pb.ResumeRequest, context: Context) -> Opened:
         metadata = context.invocation_metadata()
