@@ -119,6 +119,9 @@ class EngineSection:
     compile: bool = field(
         default=False, metadata=says("run decode steps through torch.compile; needs the static KV cache")
     )
+    decode_graphs: bool = field(
+        default=True, metadata=says("launch decode steps of the Triton kernels as CUDA graphs, captured at the start")
+    )
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,13 @@ def _rank_specs(spec: GroupSpec, config: ModelConfig, dtype: str) -> list[RankSp
     choice = kernel_choice(specs[0], config)  # refuses kernels that cannot run
     if engine.compile:
         _check_compile(spec, choice)
-    return specs
+    rows = graph_rows(engine, choice, spec.parallel.tp)
+    return [replace(each, graph_rows=rows) for each in specs]
+
+
+def graph_rows(engine: EngineSection, choice: Choice, tp_size: int) -> int:
+    """Sequences of the largest decode step that ranks capture, 0 for none: gathers between ranks are not captured."""
+    return engine.max_running if engine.decode_graphs and choice.gpu is not None and tp_size == 1 else 0
 
 
 def _check_compile(spec: GroupSpec, choice: Choice) -> None:

@@ -28,6 +28,7 @@ def spec_to_pb(spec: RankSpec) -> pb.RankSpec:
         activations=spec.kernels.activations,
         compile=spec.kernels.compile,
         static_cache=spec.static_cache,
+        graph_rows=spec.graph_rows,
     )
 
 
@@ -42,6 +43,7 @@ def spec_of(message: pb.RankSpec) -> RankSpec:
         epoch=message.epoch,
         kernels=KernelOptions(message.kernels, message.quantize, message.activations, message.compile),
         static_cache=message.static_cache,
+        graph_rows=message.graph_rows,
         store_host=message.store_host,
         store_port=message.store_port,
     )
