@@ -1,10 +1,11 @@
 # Everything starts here: each target makes the virtual environment it needs.
 #   make serve   serve the embedded model          make test    lint, types, all tests
 #   make lint    ruff     make types   mypy        make proto   regenerate protos/*_pb2*
-#   make unit    tests without the GPU kernels'    make triton  those alone
+#   make unit    tests without processes of Ray     make system  those with them
 #   make search  the property tests with new examples, many of them
 PYTHON ?= python3
 ARGS ?=
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +14,6 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SERVE := $(VENV)/ready-serve
 DEV := $(VENV)/ready-dev
 PROTOS := $(wildcard protos/*.proto)
-TRITON := tests/unit/test_triton.py tests/unit/test_triton_builds.py
 BUILD := pyproject.toml setup.py $(wildcard kernels/native/*)
 
 # A folder that was moved or copied gets a fresh environment: the old one's scripts name the old place.
@@ -24,14 +24,13 @@ $(shell rm -rf $(VENV))
 endif
 endif
 
-.PHONY: serve test lint types unit triton search proto clean
+.PHONY: serve test lint types unit system search proto clean
 .DEFAULT_GOAL := test
 
 serve: $(SERVE)
 	$(BIN)/rayline serve $(ARGS)
 
-test: lint types
-	$(MAKE) -j2 unit triton
+test: lint types unit system
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -40,13 +39,13 @@ lint: $(DEV)
 types: $(DEV)
 	$(BIN)/mypy
 
-# One thread: the models of the tests are so small that threads only wait for each other.
+# One thread each: the models of the tests are so small that threads only wait for each other. A file is one job.
 unit: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TRITON:%=--ignore=%) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(TESTS),tests/unit) -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# Beside the others: minutes of compiling for GPUs that nobody waits for.
-triton: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TRITON)
+# One after the other: they measure how soon things happen.
+system: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(TESTS),tests/system) $(ARGS)
 
 search: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --hypothesis-profile=new -m hypothesis $(ARGS)

@@ -15,6 +15,14 @@ settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("new", deadline=None, max_examples=500)
 settings.load_profile("same")
 
+LONGEST = ("test_triton", "test_exactness", "test_stuck_group")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no core waits at the end for one that began late."""
+    items.sort(key=lambda item: not item.path.name.startswith(LONGEST))
+
+
 UNEVEN: dict[str, Any] = {
     "vocab_size": 1003,
     "hidden_size": 72,

@@ -1,8 +1,10 @@
 """A scheduler over simulated ranks, stepped by hand: for tests of what it plans."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hypothesis import strategies as st
 from simulated_ranks import SimulatedRanks, next_token
 
 from rayline.protos.events import EngineEvent, Failed, Finished, PromptScores, TokenEvent
@@ -70,6 +72,32 @@ class Bench:
             self.step()
             assert before != (len(self.events), len(self.ranks.plans), self.ranks.in_flight), "no progress"
         raise AssertionError("the scheduler never ends")
+
+    def play(
+        self, data: st.DataObject, draw: Callable[[str], Sequence[EngineRequest]], most_actions: int
+    ) -> tuple[dict[str, EngineRequest], set[str]]:
+        """Add what `draw(name)` gives, abort and step in any order, run to the end: requests, ids of the aborted."""
+        requests: dict[str, EngineRequest] = {}
+        aborted: set[str] = set()
+        for number in range(data.draw(st.integers(1, most_actions))):
+            action = data.draw(st.sampled_from(["add", "add", "step", "step", "abort"]))
+            if action == "add":
+                self.now_s += data.draw(st.sampled_from([0.0, 1.0]))
+                for request in draw(f"r{number}"):
+                    requests[request.request_id] = request
+                    self.scheduler.add(request, self.now_s)
+            elif action == "abort" and requests:
+                request_id = data.draw(st.sampled_from(sorted(requests)))
+                if ended := self.scheduler.abort(request_id):
+                    aborted.add(request_id)
+                    self.events += ended
+            else:
+                self.step()
+            self.check()
+        self.run()
+        assert self.pool.available == self.blocks
+        assert all(len(self.ends(request_id)) == 1 for request_id in requests)
+        return requests, aborted
 
     def check(self) -> None:
         self.pool.check([sequence.blocks for sequence in self.scheduler.live])

@@ -166,45 +166,29 @@ def test_any_mixture_of_searches_samples_and_aborts_ends_in_the_smallest_pools(
     chosen: dict[str, Any], data: st.DataObject
 ) -> None:
     """A pool as small as one search may need, several of them at once: each finds what it finds alone."""
-    requests: dict[str, EngineRequest] = {}
     fewest = -(-32 // chosen["block_tokens"])
     width = data.draw(st.integers(2, 4))
     blocks = data.draw(st.integers(fewest, (width + 1) * fewest))
     bench = Bench(limits(**chosen), blocks)
-    aborted: set[str] = set()
-    for number in range(data.draw(st.integers(1, 12))):
-        action = data.draw(st.sampled_from(["search", "search", "sample", "step", "step", "abort"]))
+
+    def draw(name: str) -> list[EngineRequest]:
         prompt = tuple(data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=12)))
         priority = data.draw(st.integers(-1, 1))
-        bench.now_s += data.draw(st.sampled_from([0.0, 1.0]))
-        if action == "search":
-            asked = request(
-                f"r{number}",
-                prompt,
-                data.draw(st.integers(2, width)),
-                max_tokens=data.draw(st.integers(1, 10)),
-                stop_token_ids=tuple(data.draw(st.lists(st.integers(0, 20), max_size=3, unique=True))),
-                early_stopping=data.draw(st.sampled_from([True, False, "never"])),
-            )
-            requests[asked.request_id] = asked = replace(asked, priority=priority)
-            bench.scheduler.add(asked, bench.now_s)
-        elif action == "sample":
+        if data.draw(st.booleans()):
             params = SamplingParams(max_tokens=data.draw(st.integers(1, 12)), ignore_eos=True, seed=0)
-            asked = EngineRequest(f"r{number}", prompt, params, priority=priority)
-            requests[asked.request_id] = asked
-            bench.scheduler.add(asked, bench.now_s)
-        elif action == "abort" and requests:
-            request_id = data.draw(st.sampled_from(sorted(requests)))
-            if ended := bench.scheduler.abort(request_id):
-                aborted.add(request_id)
-                bench.events += ended
-        else:
-            bench.step()
-        bench.check()
-    bench.run()
-    assert bench.pool.available == bench.blocks
+            return [EngineRequest(name, prompt, params, priority=priority)]
+        search = request(
+            name,
+            prompt,
+            data.draw(st.integers(2, width)),
+            max_tokens=data.draw(st.integers(1, 10)),
+            stop_token_ids=tuple(data.draw(st.lists(st.integers(0, 20), max_size=3, unique=True))),
+            early_stopping=data.draw(st.sampled_from([True, False, "never"])),
+        )
+        return [replace(search, priority=priority)]
+
+    requests, aborted = bench.play(data, draw, 12)
     for request_id, asked in requests.items():
-        assert len(bench.ends(request_id)) == 1
         if request_id in aborted:
             continue
         if asked.params.beam_width:

@@ -209,30 +209,15 @@ def test_any_mixture_of_families_and_aborts_keeps_all_promises(data: st.DataObje
     )
     fewest = -(-chosen.max_model_len // chosen.block_tokens)
     bench = Bench(chosen, blocks=data.draw(st.integers(fewest, 3 * fewest)))
-    requests: dict[str, EngineRequest] = {}
-    aborted: set[str] = set()
-    for number in range(data.draw(st.integers(1, 15))):
-        action = data.draw(st.sampled_from(["add", "add", "step", "step", "abort"]))
-        if action == "add":
-            prompt = tuple(data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=20)))
-            most = data.draw(st.integers(1, 12))
-            priority = data.draw(st.integers(-1, 1))
-            for request in choices(data.draw(st.integers(1, 5)), prompt, f"f{number}", max_tokens=most):
-                request = replace(request, priority=priority)
-                requests[request.request_id] = request
-                bench.scheduler.add(request, bench.now_s)
-        elif action == "abort" and requests:
-            request_id = data.draw(st.sampled_from(sorted(requests)))
-            if ended := bench.scheduler.abort(request_id):
-                aborted.add(request_id)
-                bench.events += ended
-        else:
-            bench.step()
-        bench.check()
-    bench.run()
-    assert bench.pool.available == bench.blocks
+
+    def draw(name: str) -> list[EngineRequest]:
+        prompt = tuple(data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=20)))
+        most, priority = data.draw(st.integers(1, 12)), data.draw(st.integers(-1, 1))
+        family = choices(data.draw(st.integers(1, 5)), prompt, name, max_tokens=most)
+        return [replace(request, priority=priority) for request in family]
+
+    requests, aborted = bench.play(data, draw, 15)
     for request_id, request in requests.items():
         expected = alone(request.prompt_ids, request.params, chosen.max_model_len)
         said = bench.tokens(request_id)
         assert said == (expected[: len(said)] if request_id in aborted else expected)
-        assert len(bench.ends(request_id)) == 1

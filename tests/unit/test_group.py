@@ -139,7 +139,7 @@ def test_without_the_prefix_cache_nothing_is_reused(path: Path) -> None:
 
 
 def test_preempted_requests_are_answered_as_if_they_had_run_through(path: Path) -> None:
-    group = start(path, kv_bytes=26 * BLOCK_BYTES, max_model_len=100, prefix_caching=False)
+    group = start(path, kv_bytes=26 * BLOCK_BYTES, max_model_len=100, prefix_caching=False, decode_stretch=1000.0)
     assert group.kv.blocks == 26
     assert_answers(group, path, [prompt(length) for length in (30, 28, 33, 40)])
     assert group.engine.scheduler.stats.preemptions > 0
@@ -147,7 +147,7 @@ def test_preempted_requests_are_answered_as_if_they_had_run_through(path: Path) 
 
 
 def test_preemption_and_prefix_hits_together_change_no_token(path: Path) -> None:
-    group = start(path, kv_bytes=26 * BLOCK_BYTES, max_model_len=100)
+    group = start(path, kv_bytes=26 * BLOCK_BYTES, max_model_len=100, decode_stretch=1000.0)
     shared = prompt(24)
     prompts = [shared + prompt(6, seed=1), shared + prompt(9, seed=2), prompt(33), shared]
     for _ in range(2):

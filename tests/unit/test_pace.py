@@ -112,9 +112,9 @@ class Machine:
     source: random.Random = field(default_factory=lambda: random.Random(1))
 
     def step_s(self, plan: Plan) -> float:
-        work = Work()
+        work = Work(decodes=sum(item.count == 1 for item in plan.slices))
         for item in plan.slices:
-            work = work.with_decode() if item.count == 1 else work.with_prompt(item.start, item.count)
+            work = work if item.count == 1 else work.with_prompt(item.start, item.count)
         tokens = max(0, work.prompt_tokens - self.free_tokens)
         exact = self.decode_s + self.row_s * work.decodes + self.token_s * tokens + self.attended_s * work.attended
         return exact * (1 + self.source.gauss(0, self.noise))

@@ -282,24 +282,7 @@ def test_any_mixture_of_requests_and_aborts_keeps_all_promises(data: st.DataObje
     )
     fewest = -(-chosen.max_model_len // chosen.block_tokens)
     bench = Bench(chosen, blocks=data.draw(st.integers(fewest, 3 * fewest)))
-    requests: dict[str, EngineRequest] = {}
-    aborted: set[str] = set()
-    for _ in range(data.draw(st.integers(1, 25))):
-        action = data.draw(st.sampled_from(["add", "add", "step", "step", "abort"]))
-        if action == "add":
-            request = _draw_request(data, f"r{len(requests)}")
-            requests[request.request_id] = request
-            bench.scheduler.add(request, bench.now_s)
-        elif action == "abort" and requests:
-            request_id = data.draw(st.sampled_from(sorted(requests)))
-            if ended := bench.scheduler.abort(request_id):
-                aborted.add(request_id)
-                bench.events += ended
-        else:
-            bench.step()
-        bench.check()
-    bench.run()
-    assert bench.pool.available == bench.blocks
+    requests, aborted = bench.play(data, lambda name: [_draw_request(data, name)], 25)
     for request_id, request in requests.items():
         expected = alone(request.prompt_ids, request.params, chosen.max_model_len)
         if request_id in aborted:

@@ -40,9 +40,6 @@ class Work:
         """The same and a chunk of a prompt."""
         return Work(self.decodes, self.prompt_tokens + count, self.attended + attended(start, count))
 
-    def with_decode(self) -> "Work":
-        return Work(self.decodes + 1, self.prompt_tokens, self.attended)
-
 
 def attended(start: int, count: int) -> float:
     """Positions that tokens [start, start + count) attend to, summed."""
