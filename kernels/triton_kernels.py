@@ -13,6 +13,7 @@ from rayline.kernels import triton_elementwise, triton_product, triton_quant
 from rayline.kernels.backend import AttentionShape, KvLayer, RopeTables, Weight
 from rayline.kernels.context import ForwardContext
 from rayline.kernels.graphs import CudaRecorder, DecodeGraphs, DecodeLimits, Function, Recorder
+from rayline.kernels.library_attention import Attention, ChosenAttention, Library
 from rayline.kernels.native_quant import Quantisation
 from rayline.kernels.torch_kernels import TorchKernels
 from rayline.kernels.triton_attention import EXACT, ORDINARY, PagedAttention
@@ -31,9 +32,10 @@ class TritonKernels(TorchKernels):
         quantisation: Quantisation | None,
         units: int,
         recorder: Recorder | None = None,
+        libraries: Sequence[Library] = (),
     ) -> None:
         """name: of the class (kernels/gpu.py). units: processors of the device, which few rows are spread over.
-        recorder: of decode steps; CUDA graphs."""
+        recorder: of decode steps; CUDA graphs. libraries: asked for attention before Triton, in this order."""
         super().__init__()
         self.name = name
         self.exact = is_exact
@@ -41,7 +43,8 @@ class TritonKernels(TorchKernels):
         self._units = units
         self._recorder = recorder or CudaRecorder()
         self._graphs: DecodeGraphs | None = None
-        self._attention = PagedAttention(EXACT if is_exact else ORDINARY, units)
+        own = PagedAttention(EXACT if is_exact else ORDINARY, units)
+        self._attention: Attention = ChosenAttention(libraries, own) if libraries else own
 
     def pack(self, parts: Sequence[Tensor], segments: int = UNCUT) -> Weight:
         """segments: leaves that a rank holds of a product cut over ranks. Exact and UNCUT: what the depth allows."""
