@@ -42,11 +42,29 @@ def _status() -> click.Command:
     return command
 
 
+<<<<<<< HEAD
+=======
+def _chaos() -> click.Command:
+    from rayline.deploy.commands.chaos import command
+
+    return command
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A command's line in `rayline --help`, and how to import it."""
+
+    summary: str
+    load: Callable[[], click.Command]
+
+
+>>>>>>> b592a83712a8be76dcd6f643411a5f491aa9416f
 COMMANDS = {
     "serve": Entry("Serve a model to gRPC and OpenAI-HTTP clients.", _serve),
     "generate": Entry("Continue a prompt, offline or on a running server.", _generate),
     "chat": Entry("Talk to a model, offline or on a running server.", _chat),
     "bench": Entry("Measure the engine, single operations or a running server.", _bench),
+    "chaos": Entry("Break what runs, and compare the streams with undisturbed ones.", _chaos),
     "status": Entry("Show the health and the models of a running server.", _status),
 }
 

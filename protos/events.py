@@ -7,6 +7,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from rayline.protos.blame import Presence
 from rayline.protos.errors import RaylineError
 
 
@@ -130,10 +131,11 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The bad terminal event."""
+    """The bad terminal event. presence: told when the reason is that the request's group was lost."""
 
     request_id: str
     error: RaylineError
+    presence: Presence | None = None
 
 
 EngineEvent = PromptScores | TokenEvent | Finished | Failed

@@ -463,17 +463,41 @@ class Alive(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class Suspect(_message.Message):
+    __slots__ = ("fingerprint", "losses", "position", "is_guilty", "left_s")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    LOSSES_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    IS_GUILTY_FIELD_NUMBER: _ClassVar[int]
+    LEFT_S_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: str
+    losses: int
+    position: int
+    is_guilty: bool
+    left_s: float
+    def __init__(self, fingerprint: _Optional[str] = ..., losses: _Optional[int] = ..., position: _Optional[int] = ..., is_guilty: _Optional[bool] = ..., left_s: _Optional[float] = ...) -> None: ...
+
+class Blame(_message.Message):
+    __slots__ = ("apart", "suspects")
+    APART_FIELD_NUMBER: _ClassVar[int]
+    SUSPECTS_FIELD_NUMBER: _ClassVar[int]
+    apart: str
+    suspects: _containers.RepeatedCompositeFieldContainer[Suspect]
+    def __init__(self, apart: _Optional[str] = ..., suspects: _Optional[_Iterable[_Union[Suspect, _Mapping]]] = ...) -> None: ...
+
 class RouterMessage(_message.Message):
-    __slots__ = ("submit", "abort", "journal", "alive")
+    __slots__ = ("submit", "abort", "journal", "blame", "alive")
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
     JOURNAL_FIELD_NUMBER: _ClassVar[int]
+    BLAME_FIELD_NUMBER: _ClassVar[int]
     ALIVE_FIELD_NUMBER: _ClassVar[int]
     submit: Submit
     abort: Abort
     journal: JournalCall
+    blame: Blame
     alive: Alive
-    def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., journal: _Optional[_Union[JournalCall, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ...) -> None: ...
+    def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., journal: _Optional[_Union[JournalCall, _Mapping]] = ..., blame: _Optional[_Union[Blame, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ...) -> None: ...
 
 class Begun(_message.Message):
     __slots__ = ("cached_tokens", "queue_s")
@@ -548,21 +572,23 @@ class Finished(_message.Message):
     def __init__(self, stream: _Optional[int] = ..., reason: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., stop_token: _Optional[int] = ..., preemptions: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., beams: _Optional[_Iterable[_Union[Beam, _Mapping]]] = ...) -> None: ...
 
 class Failed(_message.Message):
-    __slots__ = ("stream", "kind", "message", "field", "retry_after_s")
+    __slots__ = ("stream", "kind", "message", "field", "retry_after_s", "presence")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     FIELD_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    PRESENCE_FIELD_NUMBER: _ClassVar[int]
     stream: int
     kind: str
     message: str
     field: str
     retry_after_s: float
-    def __init__(self, stream: _Optional[int] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., retry_after_s: _Optional[float] = ...) -> None: ...
+    presence: str
+    def __init__(self, stream: _Optional[int] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., retry_after_s: _Optional[float] = ..., presence: _Optional[str] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("running", "waiting", "outstanding_tokens", "free_blocks", "total_blocks", "draining", "preemptions", "recomputed_tokens")
+    __slots__ = ("running", "waiting", "outstanding_tokens", "free_blocks", "total_blocks", "draining", "preemptions", "recomputed_tokens", "tokens_per_s", "waiting_tokens")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     OUTSTANDING_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -571,6 +597,8 @@ class Load(_message.Message):
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     RECOMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    WAITING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     outstanding_tokens: int
@@ -579,10 +607,12 @@ class Load(_message.Message):
     draining: bool
     preemptions: _containers.RepeatedScalarFieldContainer[int]
     recomputed_tokens: int
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., outstanding_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., draining: _Optional[bool] = ..., preemptions: _Optional[_Iterable[int]] = ..., recomputed_tokens: _Optional[int] = ...) -> None: ...
+    tokens_per_s: float
+    waiting_tokens: int
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., outstanding_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., draining: _Optional[bool] = ..., preemptions: _Optional[_Iterable[int]] = ..., recomputed_tokens: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., waiting_tokens: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("group_id", "model", "numerics", "exact", "max_model_len", "vocab_size", "block_tokens", "total_blocks", "max_waiting", "epoch")
+    __slots__ = ("group_id", "model", "numerics", "exact", "max_model_len", "vocab_size", "block_tokens", "total_blocks", "max_waiting", "epoch", "max_waiting_tokens", "weights")
     GROUP_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NUMERICS_FIELD_NUMBER: _ClassVar[int]
@@ -593,6 +623,8 @@ class Welcome(_message.Message):
     TOTAL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     MAX_WAITING_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    MAX_WAITING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     group_id: str
     model: str
     numerics: str
@@ -603,7 +635,9 @@ class Welcome(_message.Message):
     total_blocks: int
     max_waiting: int
     epoch: int
-    def __init__(self, group_id: _Optional[str] = ..., model: _Optional[str] = ..., numerics: _Optional[str] = ..., exact: _Optional[bool] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., block_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., max_waiting: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
+    max_waiting_tokens: int
+    weights: str
+    def __init__(self, group_id: _Optional[str] = ..., model: _Optional[str] = ..., numerics: _Optional[str] = ..., exact: _Optional[bool] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., block_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., max_waiting: _Optional[int] = ..., epoch: _Optional[int] = ..., max_waiting_tokens: _Optional[int] = ..., weights: _Optional[str] = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ("tokens", "finished", "failed", "load", "scores")
@@ -620,11 +654,13 @@ class Step(_message.Message):
     def __init__(self, tokens: _Optional[_Iterable[_Union[Token, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ..., failed: _Optional[_Iterable[_Union[Failed, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., scores: _Optional[_Iterable[_Union[PromptScores, _Mapping]]] = ...) -> None: ...
 
 class LeaderMessage(_message.Message):
-    __slots__ = ("welcome", "step", "journal")
+    __slots__ = ("welcome", "step", "journal", "blame")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     JOURNAL_FIELD_NUMBER: _ClassVar[int]
+    BLAME_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     step: Step
     journal: JournalAnswer
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., journal: _Optional[_Union[JournalAnswer, _Mapping]] = ...) -> None: ...
+    blame: Blame
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., journal: _Optional[_Union[JournalAnswer, _Mapping]] = ..., blame: _Optional[_Union[Blame, _Mapping]] = ...) -> None: ...

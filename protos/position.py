@@ -45,6 +45,7 @@ class Reading:
     def __init__(self, start: Position, choices: int):
         """Raises InvalidRequest where `start` cannot be a position of the stream."""
         start.check(choices)
+        self.choices = choices
         by_choice = bool(start.seen)
         self._old_common = start.next_index - sum(start.seen)
         self._old = dict(enumerate(start.seen)) if by_choice else None

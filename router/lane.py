@@ -1,88 +1,165 @@
-"""One choice's way through the groups: where its group is lost, another one goes on with the very next token.
+"""One choice's way through the groups. Where its group is lost, another one goes on with the very next token:
 
     group 0   t0 t1 t2 t3 x           lost after four tokens
     group 1               t4 t5 t6    prompt and output come apart: counts, budgets and grammars go on as they were
 
-Noise depends on seed and position, and a text's state is the router's, so a client sees a pause and nothing else.
+Where it is moved on purpose, the new group begins beside the old one, which ends when the new one has come near:
+
+    group 0   t0 t1 t2 t3 t4 t5 t6 t7 |               read up to here
+    group 1            (t0..t2) t3    |               far behind: its stream ends, what it computed stays in its cache
+    group 1                 (t0..t6)  t7 t8 t9        near: t7 is shown once, whoever brings it first
+
+Noise depends on seed and position, and a text's state is the router's, so a client sees a pause at most.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import ExitStack, aclosing
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import replace
 
-from rayline.protos.errors import InternalError, Overloaded, RaylineError, Unavailable
-from rayline.protos.events import EngineEvent, Failed, PromptScores, TokenEvent
-from rayline.protos.types import EngineRequest
+from rayline.protos.errors import DeadlineExceeded, Overloaded, RaylineError, Unavailable
+from rayline.protos.events import Failed, TokenEvent
 from rayline.router.choice import Choice, ChoiceEvent
+from rayline.router.docket import Case
 from rayline.router.group import Group
 from rayline.router.ledger import Lease, Ledger
+from rayline.router.moves import Standing
 from rayline.router.policy import choose, view_of
+from rayline.router.stay import Stay, approach
 
 log = logging.getLogger("rayline.router")
 
-MOST_LOSSES = 2  # of groups in a row that a request may see without a token between: it may be what kills them
 SEEK_PERIOD_S = 0.05
+AGAIN_S = 1.0  # after a group did not take a stream that was to be moved
 
 
 class Lane:
-    """`moves`: groups it went on in. `exact`: false once one of another numerics class was all there was."""
+    """`moves`: groups it went on in. `exact`: false once one where its bits are others was all there was."""
 
     def __init__(
         self,
         choice: Choice,
+        case: Case,
         groups: Mapping[str, Group],
         ledger: Ledger,
+        clock: Callable[[], float],
         turn: int,
         patience_s: float,
+        deadline_s: float,
         is_promised: Callable[[], bool],
     ):
-        """patience_s: how long another group is waited for. is_promised: whether the client was told that it runs."""
+        """patience_s: how long another group is waited for. deadline_s: by the clock, inf for none.
+
+        is_promised: whether the client was told that it runs.
+        """
         self._choice = choice
+        self._case = case
         self._groups = groups
         self._ledger = ledger
+        self._clock = clock
         self._turn = turn
         self._patience_s = patience_s
+        self._deadline_s = deadline_s
         self._is_promised = is_promised
+        self._attempts = 0
+        self._stay: Stay | None = None
+        self._goal: Group | None = None
+        self._approach: asyncio.Task[Stay | None] | None = None
+        self._rests_until_s = 0.0
         self.moves = 0
         self.exact = True
 
     async def events(self, group: Group, lease: Lease) -> AsyncGenerator[ChoiceEvent, None]:
-        """What the choice brings. An engine's stream is closed, and so aborted, as soon as no more is wanted of it."""
-        losses, lost = 0, list[Group]()
-        numerics = group.info.numerics
-        with ExitStack() as leases:
+        """What the choice brings. An engine's stream is closed, and so aborted, as soon as no more is wanted of it.
+
+        `lease` is the request's, for what all of its choices have to do in `group`.
+        """
+        lost, bits = list[Group](), group.info.bits
+        stay = self._begin(group, lease)
+        try:
             while True:
-                before, failure = len(self._choice.output_ids), None
-                async with aclosing(self._through(group, lease)) as events:
+                self._stay, failure = stay, None
+                async with aclosing(self._through(stay)) as events:
                     async for event in events:
-                        if isinstance(event, Failed) and self._is_promised() and _is_the_groups(event.error):
+                        if isinstance(event, Failed):
                             failure = event
                             break
                         yield event
+                self._stay = None
                 if failure is None:
+                    self._case.ended()
                     return
-                losses = 1 if len(self._choice.output_ids) > before else losses + 1
-                lost.append(group)
-                found = await self._seek(lost, numerics) if losses <= MOST_LOSSES else None
-                if found is None:
+                if failure.presence is not None:
+                    self._case.lost(failure.presence, len(self._choice.output_ids))
+                elif not self._is_passed_over(failure):
                     yield failure
                     return
-                log.warning("%s goes on in group %s: %s", self._name, found.info.group_id, failure.error.message)
-                group, self.moves = found, self.moves + 1
-                self.exact = self.exact and found.info.exact and found.info.numerics == numerics
-                lease.done(self._tokens_left)
-                lease = leases.enter_context(self._ledger.lease(found.info.group_id, self._tokens_left))
+                if (found := await self._arrival()) is None:
+                    lost.append(stay.group)
+                    found = await self._seek(lost, bits)
+                if found is None:
+                    yield self._given_up(failure)
+                    return
+                self._go_on(stay, found, bits, failure.error)
+                stay = found
+        finally:
+            await self._call_off()
 
-    async def _through(self, group: Group, lease: Lease) -> AsyncGenerator[ChoiceEvent, None]:
-        """What one group brings, as far as it comes."""
+    def standing(self, number: int, now_s: float) -> Standing | None:
+        """Where it stands, for those who decide about moves; None while it cannot be moved."""
+        request, stay = self._choice.request, self._stay
+        left = (request.params.max_tokens or 0) - len(self._choice.output_ids)
+        if stay is None or self._choice.is_over or left <= 0 or now_s < self._rests_until_s or self._case.is_suspect:
+            return None
+        return Standing(
+            lane=number,
+            group_id=stay.group.info.group_id,
+            held_tokens=len(request.prompt_ids) + len(self._choice.output_ids),
+            left_tokens=left,
+            settled_s=now_s - stay.since_s,
+            is_moving=self._approach is not None or self._goal is not None,
+            is_search=bool(request.params.beam_width),
+        )
+
+    def move(self, group: Group) -> None:
+        """Go on in `group` on purpose: as soon as it has come near, or, where bits differ, after a break."""
+        here = self._stay
+        if here is None or self._approach is not None or self._goal is not None:
+            return
+        if here.group.info.exact and group.info.exact and group.info.bits == here.group.info.bits:
+            self._approach = asyncio.create_task(self._come_near(here, group))
+        else:
+            self._goal = group
+            here.leave()
+
+    # ---- in a group
+
+    def _begin(self, group: Group, lease: Lease | None = None) -> Stay:
+        """Ask `group` for the rest. Each attempt has an id of its own: an earlier one may not have ended there yet."""
+        rest, attempt = self._case.run(self._choice.rest), self._attempts
+        self._attempts += 1
+        if rest.timeout_s is not None:
+            rest = replace(rest, timeout_s=self._deadline_s - self._clock())
+        if attempt:
+            rest = replace(rest, request_id=f"{rest.request_id}~{attempt}")
+        if lease is not None:
+            return Stay(group, rest, self._clock(), lease, keeps_lease=False)
+        return Stay(group, rest, self._clock(), self._ledger.lease(group.info.group_id, self._tokens_left))
+
+    async def _through(self, stay: Stay) -> AsyncGenerator[ChoiceEvent, None]:
+        """What one group brings, as far as it comes. Tokens that another one has brought already are passed over."""
         shown: list[ChoiceEvent] = []
-        async with aclosing(guarded(group, self._choice.rest)) as events:
+        async with aclosing(stay.events()) as events:
             async for event in events:
+                if isinstance(event, TokenEvent) and event.index != len(self._choice.output_ids):
+                    if event.index < len(self._choice.output_ids):
+                        continue
+                    event = Failed(event.request_id, Unavailable(f"token {event.index} came before the one before it"))
                 if isinstance(event, Failed):
                     yield event
                     return
-                lease.done(1)
+                stay.lease.done(1)
                 shown = list(self._choice.take(event))
                 if self._choice.is_over:
                     break  # a reader that is slow to take the end does not keep the engine busy
@@ -91,18 +168,79 @@ class Lane:
         for part in shown:
             yield part
 
-    async def _seek(self, lost: list[Group], numerics: str) -> Group | None:
-        """Another group, of the same numerics class if there is one; waits for one that is being rebuilt."""
+    # ---- from group to group
+
+    def _is_passed_over(self, failure: Failed) -> bool:
+        """Whether it is no reason to end: the stream is moving, or the client was promised that it runs."""
+        is_moving = self._approach is not None or self._goal is not None
+        return isinstance(failure.error, Overloaded | Unavailable) and (is_moving or self._is_promised())
+
+    async def _come_near(self, here: Stay, group: Group) -> Stay | None:
+        """Begin in `group` beside `here`, and leave `here` once that is near."""
+        found = await approach(lambda: self._begin(group), lambda: len(self._choice.output_ids))
+        if isinstance(found, Stay):
+            here.leave()
+            return found
+        if found.presence is not None:
+            self._case.lost(found.presence, len(self._choice.output_ids))
+        log.warning("%s stays in group %s: %s", self._name, here.name, found.error.message)
+        self._approach, self._rests_until_s = None, self._clock() + AGAIN_S
+        return None
+
+    async def _arrival(self) -> Stay | None:
+        """Where the move that is under way leads, now that the group before has ended."""
+        goal, self._goal = self._goal, None
+        if self._case.refusal is not None:
+            return None
+        if goal is not None:
+            return self._begin(goal) if goal.alive else None
+        if (task := self._approach) is None:
+            return None
+        await asyncio.wait([task])
+        self._approach = None
+        return task.result()
+
+    async def _seek(self, lost: list[Group], bits: tuple[str, str]) -> Stay | None:
+        """In another group, of the same bits if there is one; waits for one that is being rebuilt.
+
+        None: there is none, or the request may not run any more.
+        """
         for _ in range(1 + int(self._patience_s / SEEK_PERIOD_S)):
+            if self._case.refusal is not None or self._clock() >= self._deadline_s:
+                return None
             fresh = [g for g in self._groups.values() if not any(g is other for other in lost)]
-            for groups in ([g for g in fresh if g.info.numerics == numerics], fresh):
+            for groups in ([g for g in fresh if g.info.bits == bits], fresh):
                 try:
                     views = [view_of(g, self._ledger) for g in groups]
-                    return self._groups[choose(self._tokens_left, views, self._turn).group_id]
+                    return self._begin(self._groups[choose(self._tokens_left, views, self._turn).group_id])
                 except (Overloaded, Unavailable):
                     continue
             await asyncio.sleep(SEEK_PERIOD_S)
         return None
+
+    def _given_up(self, failure: Failed) -> Failed:
+        """What the client is told where no group goes on."""
+        if self._case.refusal is not None:
+            return Failed(self._name, self._case.refusal)
+        if self._clock() >= self._deadline_s:
+            text = f"timeout_s = {self._choice.request.timeout_s:.3g} have passed: {failure.error.message}"
+            return Failed(self._name, DeadlineExceeded(text, field="timeout_s"))
+        return failure
+
+    def _go_on(self, before: Stay, stay: Stay, bits: tuple[str, str], why: RaylineError) -> None:
+        log.warning("%s goes on in group %s: %s", self._name, stay.name, why.message)
+        self.moves += 1
+        self.exact = self.exact and stay.group.info.exact and stay.group.info.bits == bits
+        before.lease.done(self._tokens_left)
+
+    async def _call_off(self) -> None:
+        """The choice has ended: so does what was begun beside it."""
+        self._stay = None
+        if self._approach is not None:
+            self._approach.cancel()
+            await asyncio.wait([self._approach])
+            if not self._approach.cancelled() and (near := self._approach.result()) is not None:
+                await near.close()
 
     @property
     def _tokens_left(self) -> int:
@@ -112,30 +250,3 @@ class Lane:
     @property
     def _name(self) -> str:
         return self._choice.request.request_id
-
-
-async def guarded(group: Group, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
-    """The group's events, made safe: whatever it does, one terminal event comes last and nothing after it."""
-    try:
-        async with _closing(group.generate(request)) as events:
-            async for event in events:
-                yield event
-                if not isinstance(event, TokenEvent | PromptScores):
-                    return
-        lost = Unavailable(f"group {group.info.group_id} ended the stream without a result")
-        yield Failed(request.request_id, lost)
-    except RaylineError as error:
-        yield Failed(request.request_id, error)
-    except Exception as error:
-        log.exception("%s failed in group %s", request.request_id, group.info.group_id)
-        yield Failed(request.request_id, InternalError(f"the group failed: {type(error).__name__}: {error}"))
-
-
-def _closing(events: AsyncIterator[EngineEvent]) -> aclosing[AsyncGenerator[EngineEvent, None]]:
-    assert isinstance(events, AsyncGenerator)
-    return aclosing(events)
-
-
-def _is_the_groups(error: RaylineError) -> bool:
-    """Whether another group may do better. Any other error is the request's own and ends it."""
-    return isinstance(error, Overloaded | Unavailable)

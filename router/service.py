@@ -15,6 +15,7 @@ from typing import TypeVar
 from rayline.protos.conversation import Conversation
 from rayline.protos.errors import (
     ModelNotFound,
+    RaylineError,
     RequestIdTaken,
     StreamNotFound,
     TakenOver,
@@ -27,11 +28,14 @@ from rayline.protos.journal import stream_key
 from rayline.protos.types import Spec
 from rayline.router.admission import Admitted, admit, check_ids, named
 from rayline.router.call import Call
+from rayline.router.docket import Docket
 from rayline.router.grammars.desk import GrammarDesk
 from rayline.router.grammars.wish import grammar_wish
 from rayline.router.group import Group
 from rayline.router.journal import Found, Look, RouterJournal
 from rayline.router.ledger import Ledger
+from rayline.router.mover import Mover
+from rayline.router.moves import Move
 from rayline.router.output_form import NO_FORMATS, ChatFormats
 from rayline.router.prompt import LONG_CHARACTERS, conversation_characters, conversation_ids, is_long
 from rayline.router.session import Session, Timing
@@ -82,12 +86,14 @@ class Service:
         patience_s: float = 0.0,
         router: str = "router",
         wall_clock: Callable[[], float] = time.time,
+        dockets: Mapping[str, Docket] | None = None,
     ):
         """`clock` gives seconds from any start, `wall_clock` from 1970; `draw_seed` a number in [0, 2^63): the seed of
         requests without one.
 
         patience_s: how long a stream whose group was lost waits for another one to go on in. router: this router's
         name in the journal, which no other one may have.
+        dockets: of each model, which requests may be why its groups were lost; default: what this service sees alone.
         """
         self._models = models
         self._patience_s = patience_s
@@ -95,6 +101,8 @@ class Service:
         self._clock = clock
         self._draw_seed = draw_seed
         self._ledger = Ledger()
+        self._dockets = dockets or {name: Docket(clock=clock) for name in models}
+        self._movers = {name: Mover(model.groups, self._ledger, clock) for name, model in models.items()}
         self._turn = 0
         self._running: set[Call] = set()
         self._calls: dict[str, Call] = {}
@@ -129,14 +137,15 @@ class Service:
         return self._models[name]
 
     async def generate(
-        self, spec: Spec, *, is_new: bool = False, can_resume: bool = False, note: str = ""
+        self, spec: Spec, *, is_known: bool | None = None, can_resume: bool = False, note: str = ""
     ) -> AsyncGenerator[StreamEvent, None]:
         """Started, what its choices bring, then exactly one Finished or Failed (see `protos.events`).
 
         A tenant's request id names one request: called again with the same content, within the time that streams are
         kept, it brings the same events from the first on, and an older call that still reads them ends with TakenOver.
-        is_new: the id was drawn here, so nobody can have used it. can_resume: the client does so by itself, so it may
-        be sent away at any time. note: what the door wants to know of a stream that is resumed.
+        is_known: False where the id was just drawn; True where nothing but a known stream will do. can_resume: the
+        client does so by itself, so it may be sent away at any time. note: what the door wants to know of a stream
+        that is resumed.
 
         Started comes with the group's first answer, so everything that is wrong before is raised: a field
         out of range, PromptTooLong, ModelNotFound, RequestIdTaken, Overloaded, Unavailable. Closing the generator or
@@ -148,7 +157,9 @@ class Service:
         if not 0 < len(spec.request_id) <= MAX_ID_CHARACTERS:
             raise out_of_range("request_id", spec.request_id, f"1 to {MAX_ID_CHARACTERS} characters")
         key = stream_key(spec.tenant, spec.request_id)
-        look = Look(None, 0, True) if is_new else await self._look(key)
+        look = Look(None, 0, True) if is_known is False else await self._look(key)
+        if is_known and look.found is None:
+            raise _not_found(spec.request_id, look)
         if look.found is not None and not look.found.record.asks_for(spec):
             raise RequestIdTaken(
                 f"request_id = {spec.request_id!r} names another request, of which the content is not the same",
@@ -163,14 +174,9 @@ class Service:
     async def find(self, tenant: str, request_id: str) -> Found:
         """A stream that can be resumed. Raises StreamNotFound, or Unavailable while not all groups can be asked."""
         look = await self._look(stream_key(tenant, request_id))
-        if look.found is not None:
-            return look.found
-        if not look.is_sure:
-            raise Unavailable("some groups do not answer: they may know of the stream", retry_after_s=1.0)
-        raise StreamNotFound(
-            f"request_id = {request_id!r} names no stream that is kept: it never began, or ended too long ago",
-            field="request_id",
-        )
+        if look.found is None:
+            raise _not_found(request_id, look)
+        return look.found
 
     async def resume(self, found: Found, *, can_resume: bool = False) -> AsyncGenerator[StreamEvent, None]:
         """A stream again, from its first event on: what was said before is not computed again where a leader kept it.
@@ -200,8 +206,19 @@ class Service:
         check_ids("token_ids", token_ids, tokenizer.vocab_size)
         return tokenizer.decode(token_ids, skip_special_tokens=False)
 
+    def start(self) -> None:
+        """From now on streams move on from groups that drain, and from full ones to empty ones."""
+        for mover in self._movers.values():
+            mover.start()
+
+    def move_streams(self) -> Sequence[Move]:
+        """One round of it, now."""
+        return [move for mover in self._movers.values() for move in mover.look()]
+
     def close(self) -> None:
         """End the processes that check grammars. Nothing may be asked any more."""
+        for mover in self._movers.values():
+            mover.close()
         for desk in self._desks.values():
             desk.close()
 
@@ -252,7 +269,16 @@ class Service:
             admitted = named(await self._admit(model, stream.record), name, key, page.ballot, stream.record.seed)
             timing = Timing(arrived_s, self._clock() - arrived_s)
             session = Session(
-                admitted, model.groups, model.tokenizer, self._ledger, self._clock, timing, self._patience_s, page
+                admitted,
+                model.groups,
+                model.tokenizer,
+                self._ledger,
+                self._dockets[model.name],
+                self._clock,
+                timing,
+                self._patience_s,
+                page,
+                self._movers[model.name],
             )
             if is_resumed:
                 events = session.again(self._turn, stream.record, stream.traces)
@@ -290,6 +316,15 @@ class Service:
         grammar = "" if wish is None else await wish.granted(desk)
         work = partial(admit, spec, model.tokenizer, model.chat, grammar, model.info, record.seed)
         return await _beside(is_long(spec), work)
+
+
+def _not_found(request_id: str, look: Look) -> RaylineError:
+    if not look.is_sure:
+        return Unavailable("some groups do not answer: they may know of the stream", retry_after_s=1.0)
+    return StreamNotFound(
+        f"request_id = {request_id!r} names no stream that is kept: it never began, or ended too long ago",
+        field="request_id",
+    )
 
 
 async def _beside(is_long: bool, work: Callable[[], T]) -> T:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -17,13 +18,15 @@ from rayline.protos.journal import Trace
 from rayline.router.admission import Admitted
 from rayline.router.answer import Answer
 from rayline.router.choice import Choice, ChoiceEvent
+from rayline.router.docket import Docket
 from rayline.router.fan_in import fan_in
 from rayline.router.group import Group
 from rayline.router.journal import Page
 from rayline.router.lane import SEEK_PERIOD_S, Lane
 from rayline.router.ledger import Ledger
+from rayline.router.mover import Mover
 from rayline.router.past import past_of
-from rayline.router.policy import choose, view_of
+from rayline.router.policy import choose, until_room, view_of
 from rayline.router.stream_record import StreamRecord
 from rayline.router.tokenizer import Tokenizer
 
@@ -41,8 +44,8 @@ class Timing:
 class Session:
     """Runs one request: all its choices in one group, each an engine stream of its own.
 
-    A group that refuses (full) or is lost before its first token is passed over for another one: nothing
-    has been promised yet. After `Started` each choice of a lost group goes on in another one, see `Lane`.
+    A group that refuses (full) before its first token is passed over for another one: nothing has been promised yet.
+    Each choice of a lost group goes on in another one, see `Lane`. Raises Quarantined when one like it killed groups.
     """
 
     def __init__(
@@ -51,10 +54,12 @@ class Session:
         groups: Mapping[str, Group],
         tokenizer: Tokenizer,
         ledger: Ledger,
+        docket: Docket,
         clock: Callable[[], float],
         timing: Timing,
         patience_s: float,
         page: Page,
+        mover: Mover,
     ):
         """page: where the stream is written down before its first event, for whoever goes on with it."""
         self._admitted = admitted
@@ -63,10 +68,14 @@ class Session:
         self._answer = Answer(admitted, tokenizer)
         self._tokenizer = tokenizer
         self._ledger = ledger
+        self._cases = [docket.case(request) for request in admitted.requests]
         self._clock = clock
         self._timing = timing
         self._patience_s = patience_s
         self._page = page
+        timeout_s = admitted.spec.timeout_s
+        self._deadline_s = math.inf if timeout_s is None else timing.arrived_s + timeout_s
+        self._mover = mover
         self._first_token_s = 0.0
         self._is_promised = False
 
@@ -81,7 +90,10 @@ class Session:
             self._answer = Answer(self._admitted, self._tokenizer)
             lanes = [self._lane(choice, turn) for choice in self._answer.choices]
             promise = replace(record, numerics=group.info.numerics, exact=group.info.exact)
-            with self._ledger.lease(group.info.group_id, self._admitted.tokens) as lease:
+            with (
+                self._ledger.lease(group.info.group_id, self._admitted.tokens) as lease,
+                self._mover.enlisted(lanes),
+            ):
                 async with aclosing(fan_in([lane.events(group, lease) for lane in lanes])) as events:
                     first = await self._written(promise, anext(events))
                     if isinstance(first[1], Failed):
@@ -118,7 +130,7 @@ class Session:
         group = await self._wait_for_group(turn, record.numerics)
         exact = record.exact and group.info.exact and group.info.numerics == record.numerics
         lanes = [self._lane(choice, turn) for choice in open_choices]
-        with self._ledger.lease(group.info.group_id, self._admitted.tokens) as lease:
+        with self._ledger.lease(group.info.group_id, self._admitted.tokens) as lease, self._mover.enlisted(lanes):
             async with (
                 aclosing(fan_in([lane.events(group, lease) for lane in lanes])) as events,
                 aclosing(self._follow(events)) as followed,
@@ -168,9 +180,12 @@ class Session:
         views = [view_of(group, self._ledger) for group in untried.values()]
         try:
             choice = choose(self._admitted.tokens, views, turn)
-        except (Overloaded, Unavailable):
+        except (Overloaded, Unavailable) as error:
             if refusals:
                 raise list(refusals.values())[-1] from None
+            if isinstance(error, Overloaded):
+                tokens, hints = len(self._admitted.prompt_ids), self._ledger.hints(views[0].model)
+                error.retry_after_s = hints.refuse(tokens, *until_room(views), self._clock())
             raise
         log.debug("%s goes to %s: %s", self._request_id, choice.group_id, "; ".join(choice.reasons))
         return untried[choice.group_id]
@@ -190,7 +205,10 @@ class Session:
         def is_promised() -> bool:
             return self._is_promised or any(other.output_ids for other in others)
 
-        return Lane(choice, self._groups, self._ledger, turn, self._patience_s, is_promised)
+        case = self._cases[choice.number]
+        return Lane(
+            choice, case, self._groups, self._ledger, self._clock, turn, self._patience_s, self._deadline_s, is_promised
+        )
 
     def _timed(self, finished: Finished, exact: bool, lanes: Sequence[Lane]) -> Finished:
         """The end of the stream, with where the time went and whether its bits are those that were promised."""

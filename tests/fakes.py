@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from small_tokenizers import served
 
-from rayline.protos.errors import RaylineError
+from rayline.protos.errors import RaylineError, Unavailable
 from rayline.protos.events import (
     Beam,
     EngineEvent,
@@ -41,6 +42,7 @@ class FakeGroup:
     A prompt's tokens have the logprob -position. Beams say what the script says, each one a token less.
 
     `refuses` names the requests that are refused, all of them by default; `logprob_of` is each token's logprob.
+    `prefill_s`: before the first token, for each output token of the request that it has not seen in another one.
     `refusal` is answered instead of the first token; `loss_after` tokens later the group fails with `loss`
     (raised when `raises`). `finished` holds the ids of requests that got their terminal event,
     `aborted` those that ended without one.
@@ -55,12 +57,15 @@ class FakeGroup:
     loss: Exception | None = None
     loss_after: int = 0
     silent: bool = False
+    prefill_s: float = 0.0
     refuses: Callable[[EngineRequest], bool] = lambda request: True
     logprob_of: Callable[[EngineRequest], float] = lambda request: -0.5
     requests: list[EngineRequest] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
     held: Journal = field(default_factory=lambda: Journal(2**20, 0.0))
+    _computed: int = 0
+    _cuts: dict[str, asyncio.Event] = field(default_factory=dict)
 
     async def journal(self, call: JournalCall) -> JournalAnswer:
         """Held in this process, by what leaders hold it with."""
@@ -71,15 +76,21 @@ class FakeGroup:
         request = replace(request, request_id=_clients_name(request.request_id), family=_clients_name(request.family))
         self.requests.append(request)
         ended = self.aborted
+        cut = self._cuts[request.request_id] = asyncio.Event()
         try:
-            async for event in self._events(request):
-                if not isinstance(event, TokenEvent | PromptScores):
+            async for event in self._events(request, cut):
+                if not isinstance(event, TokenEvent | PromptScores) and not cut.is_set():
                     ended = self.finished
                 yield event
         finally:
             ended.append(request.request_id)
+            del self._cuts[request.request_id]
 
-    async def _events(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
+    def abort(self, request_id: str) -> None:
+        if (cut := self._cuts.get(request_id)) is not None:
+            cut.set()
+
+    async def _events(self, request: EngineRequest, cut: asyncio.Event) -> AsyncGenerator[EngineEvent, None]:
         if self.refusal is not None and self.refuses(request):
             yield Failed(request.request_id, self.refusal)
             return
@@ -91,10 +102,14 @@ class FakeGroup:
             yield _searched(request, token_ids)
             return
         limit = request.params.max_tokens or 0
+        await asyncio.sleep(self.prefill_s * max(0, len(request.output_ids) - self._computed))
+        self._computed = max(self._computed, len(request.output_ids))
         for index, token_id in list(enumerate(token_ids[:limit]))[len(request.output_ids) :]:
             if self.loss is not None and index >= self.loss_after:
                 raise self.loss
-            await asyncio.sleep(self.delay_s)
+            if await _is_cut(cut, self.delay_s):
+                yield Failed(request.request_id, Unavailable("the stream leaves its group"))
+                return
             yield self._token(request, index, token_id)
         if self.silent:
             return
@@ -115,6 +130,17 @@ def _clients_name(name: str) -> str:
     """Without what the router adds to tell calls apart."""
     client, _, call = name.partition("~")
     return client + call[call.find("/") :] if "/" in call else client
+
+
+async def _is_cut(cut: asyncio.Event, delay_s: float) -> bool:
+    """Whether a stream is aborted before its next event."""
+    if not delay_s:
+        await asyncio.sleep(0)
+        return cut.is_set()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(delay_s):
+            await cut.wait()
+    return cut.is_set()
 
 
 def _scores(request: EngineRequest, start: int) -> PromptScores:

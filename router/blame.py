@@ -1,0 +1,33 @@
+"""Which request is to blame for lost groups. Pure.
+
+    group 0   a b c P x     lost: any of the four may be why
+    group 1   a b c P x     lost again, and P gained nothing between: it is a suspect
+    group 2   P x           P is computed apart, all others of the group wait. Lost: it was P.
+
+a, b and c are never failed, however often their groups are lost: to be found guilty a request must be the only one
+computed. A suspect that gains its tokens apart goes on like any other.
+"""
+
+import hashlib
+from dataclasses import replace
+
+from rayline.protos.blame import PROOF_TOKENS, Presence, Record
+from rayline.protos.types import EngineRequest
+
+
+def after_loss(record: Record, presence: Presence, position: int, was_apart: bool) -> Record:
+    """`record` once more group is lost with the request at `position`. was_apart: it was to be computed alone there."""
+    gained = position - record.position
+    if presence is Presence.ALONE and gained < PROOF_TOKENS:
+        return replace(record, is_guilty=True)
+    if presence is Presence.ABSENT or (was_apart and gained < PROOF_TOKENS):
+        return record  # also one that was lost before its turn to be computed alone came
+    if gained >= PROOF_TOKENS:
+        return Record(1, position)
+    return Record(record.losses + 1, position)
+
+
+def fingerprint(request: EngineRequest) -> str:
+    """The same for all who ask the same of a model, whatever seed was drawn for them."""
+    params = replace(request.params, seed=None, prompt_logprobs=None)  # only the first choice scores the prompt
+    return hashlib.sha256(repr((request.prompt_ids, params, request.rules)).encode()).hexdigest()[:16]
