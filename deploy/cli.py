@@ -42,23 +42,12 @@ def _status() -> click.Command:
     return command
 
 
-<<<<<<< HEAD
-=======
 def _chaos() -> click.Command:
     from rayline.deploy.commands.chaos import command
 
     return command
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A command's line in `rayline --help`, and how to import it."""
-
-    summary: str
-    load: Callable[[], click.Command]
-
-
->>>>>>> b592a83712a8be76dcd6f643411a5f491aa9416f
 COMMANDS = {
     "serve": Entry("Serve a model to gRPC and OpenAI-HTTP clients.", _serve),
     "generate": Entry("Continue a prompt, offline or on a running server.", _generate),
