@@ -21,7 +21,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.util import get_node_ip_address
 
 from rayline.cluster.config import ModelSection, SystemConfig
-from rayline.deploy.actors import kill_actor
+from rayline.deploy.actors import ask_each, kill_actor
 from rayline.deploy.router_watch import RouterWatch
 from rayline.protos.errors import PortInUse
 from rayline.protos.events import EngineEvent
@@ -121,13 +121,9 @@ class RouterReplica:
             chat = chat_formats(tokenizer, model.section.tool_parser, model.section.reasoning_parser)
             log.info("%s writes tool calls as %s, thoughts as %s", model.name, *chat.names)
             served[model.name] = ServedModel(model.name, tokenizer, groups, int(time.time()), chat)
+        patience_s = config.router.resume_wait_s
         self._service = Service(
-            served,
-            time.monotonic,
-            lambda: secrets.randbits(63),
-            config.router.resume_wait_s,
-            uuid.uuid4().hex[:12],
-            dockets=dockets,
+            served, time.monotonic, lambda: secrets.randbits(63), patience_s, dockets, uuid.uuid4().hex[:12]
         )
         self._http_app = build_http_app(self._service, config)
         await self._open_doors()
@@ -191,6 +187,7 @@ class RouterReplica:
             uvicorn.Config(
                 self._http_app,
                 http=door_protocol(self._config.limits.slow_reader_s),
+                log_config=None,  # its own would close Serve's log: a new controller then replaces the replica
                 log_level="warning",
                 access_log=False,
                 lifespan="off",
@@ -222,9 +219,8 @@ def _directory(model: RoutedModel, secret: str, docket: Docket, most_unread_toke
 
     async def describe() -> list[GroupAddress]:
         try:
-            call = handle.broadcast("describe")
-            found = await call.results_async(timeout_s=DESCRIBE_TIMEOUT_S, return_exceptions=True)
-        except (DeploymentUnavailableError, TimeoutError) as error:  # none yet, or one that hangs
+            found = await ask_each(handle, "describe", DESCRIBE_TIMEOUT_S)
+        except (DeploymentUnavailableError, TimeoutError) as error:  # none yet
             log.debug("looking for groups of %s: %s", model.name, error)
             return []
         return [address for address in found if isinstance(address, GroupAddress)]

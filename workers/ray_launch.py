@@ -1,5 +1,6 @@
 """Ranks as Ray actors inside the leader's placement group: one bundle a stage."""
 
+import os
 import secrets
 import shutil
 import tempfile
@@ -28,7 +29,8 @@ class RankActor:
     """The process of one rank. `run` never returns while the group lives: its end is the rank's end."""
 
     def run(self, addresses: list[str], rank: int, secret: str) -> None:
-        serve_rank(addresses, rank, secret)
+        if not serve_rank(addresses, rank, secret):
+            os._exit(1)  # Ray ends an actor with its owner too, but not while its head is away
 
     def node(self) -> str:
         """Ray's id of the node this rank is on."""
