@@ -146,10 +146,13 @@ class RouterReplica:
             await asyncio.sleep(READY_POLL_S)
 
     async def drain(self, timeout_s: float) -> bool:
-        """Refuse new requests, wait for running streams. False when some were still running."""
-        return await self._service.drain(timeout_s)
+        """All routers end: refuse new requests, wait for running streams. False when some were still running."""
+        return await self._service.drain(timeout_s, is_last=True)
 
     async def __del__(self) -> None:
+        """Serve ends this router, others go on: clients that can are sent to them."""
+        if not self._service.draining:
+            await self._service.drain(self._config.router.drain_timeout_s)
         self._loop_watch.close()
         await self._neighbours.close()
         await self._grpc.stop(STOP_GRACE_S)

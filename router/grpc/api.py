@@ -17,7 +17,8 @@ from rayline.protos import inference_pb2_grpc as pb_grpc
 from rayline.protos.errors import InternalError, InvalidRequest, PortInUse, RaylineError
 from rayline.protos.event_wire import event_to_pb
 from rayline.protos.events import Failed, StreamEvent
-from rayline.protos.position import CAN_RESUME, Position, Reading
+from rayline.protos.metadata import CAN_RESUME, ROUTERS
+from rayline.protos.position import Position, Reading
 from rayline.protos.request_wire import conversation_of, spec_of
 from rayline.router.auth import TENANT_HEADER, ApiKeys
 from rayline.router.doors import Neighbours, alone
@@ -96,7 +97,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         named = metadata_text(metadata, TENANT_HEADER)
         spec = self._keys.sign(spec_of(request, _new_id), metadata_text(metadata, "authorization"), named)
         spec = spec.within(_seconds_left(context))
-        can_resume = metadata_text(metadata, CAN_RESUME) is not None
+        can_resume = await self._tell_routers(context)
         is_known = None if request.request_id else False
         return spec.params.n, self._service.generate(spec, is_known=is_known, can_resume=can_resume)
 
@@ -105,8 +106,16 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         named = request.tenant or metadata_text(metadata, TENANT_HEADER)
         tenant = self._keys.tenant(metadata_text(metadata, "authorization"), named)
         found = await self._service.find(tenant, request.request_id)
-        can_resume = metadata_text(metadata, CAN_RESUME) is not None
+        can_resume = await self._tell_routers(context)
         return found.record.spec.params.n, self._service.resume(found, can_resume=can_resume)
+
+    async def _tell_routers(self, context: Context) -> bool:
+        """Whether the caller resumes by itself: then it is told where else it may."""
+        if metadata_text(context.invocation_metadata(), CAN_RESUME) is None:
+            return False
+        addresses = ",".join(doors.grpc_address for doors in self._neighbours())
+        await context.send_initial_metadata(((ROUTERS, addresses),) if addresses else ())
+        return True
 
     async def _events(self, opening: Awaitable[Opened], start: Position, context: Context) -> None:
         with self._slow.reader() as reader:
