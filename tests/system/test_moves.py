@@ -9,13 +9,14 @@ from pathlib import Path
 
 import grpc
 import yaml
+from live_stream import Stream, until
 from server import Server, command, environment
-from test_faults import SLACK, Stream, until
 
 from rayline.deploy.operator_client import OperatorClient
 from rayline.protos import inference_pb2_grpc as pb_grpc
 from rayline.router.operations import GroupState
 
+SLACK = 3.0  # for machines that run other things beside
 GONE_S = 5.0
 BACK_S = 20.0
 
