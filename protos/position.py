@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from rayline.protos.errors import InvalidRequest
 from rayline.protos.events import ChoiceEnded, Delta, StreamEvent
 
-CAN_RESUME = "rayline-can-resume"  # metadata: the caller resumes by itself, so it can be sent away at any time
 MOST_COMMON = 3  # events of the whole stream
 
 

@@ -222,13 +222,13 @@ class Service:
         for desk in self._desks.values():
             desk.close()
 
-    async def drain(self, timeout_s: float) -> bool:
+    async def drain(self, timeout_s: float, *, is_last: bool = False) -> bool:
         """Refuse new requests and wait for the running ones. False when some still run after `timeout_s`.
 
-        Clients that resume by themselves are sent to another router at once.
+        Clients that resume by themselves are sent to another router at once, unless this is the last one there is.
         """
         self._draining = True
-        for call in [call for call in self._running if call.can_resume]:
+        for call in [call for call in self._running if call.can_resume and not is_last]:
             call.end(Unavailable("the server is shutting down: resume through another one", retry_after_s=0.0))
         if self._running:
             log.info("draining: %d requests still run", self.running)

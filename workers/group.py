@@ -1,5 +1,6 @@
 """Start one replica group: ranks, weights, KV cache, warm-up. What comes out is an engine that serves."""
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from rayline.protos.types import EngineRequest, SamplingParams
 from rayline.workers.channel import Channel
 from rayline.workers.collectives import Alone
 from rayline.workers.engine import Engine
+from rayline.workers.fingerprint import fingerprint
 from rayline.workers.in_process import InProcess
 from rayline.workers.layers import tree_fits
 from rayline.workers.models.config import ModelConfig
@@ -70,6 +72,7 @@ class GroupSpec:
     sharing: int = 1
     spare_cores: int = 0
     tenant_weights: Mapping[str, float] = field(default_factory=dict)
+    max_waiting_tokens: int = sys.maxsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,7 @@ def start_group(
     """
     began = clock()
     config = ModelConfig.load(spec.path)
+    weights = fingerprint(spec.path)  # before they are read: what changes meanwhile is no longer what it names
     dtype = config.dtype if spec.dtype == "auto" else spec.dtype
     spec = _resolved(spec, config)
     specs = _rank_specs(spec, config, dtype)
@@ -128,6 +132,8 @@ def start_group(
         total_blocks=kv.blocks,
         max_waiting=spec.max_waiting,
         epoch=spec.epoch,
+        max_waiting_tokens=spec.max_waiting_tokens,
+        weights=weights,
     )
     return StartedGroup(engine, info, numbers.why, kv, tuple(loaded.values()), loaded_s - began, clock() - loaded_s)
 
@@ -281,6 +287,7 @@ def _engine(spec: GroupSpec, config: ModelConfig, kv: KvPlan, pipeline: Pipeline
         max_step_tokens=spec.engine.max_step_tokens,
         max_running=spec.engine.max_running,
         max_waiting=spec.max_waiting,
+        max_waiting_tokens=spec.max_waiting_tokens,
         depth=spec.parallel.pp,
         prefix_caching=spec.engine.prefix_caching,
         max_preemptions=spec.engine.max_preemptions,

@@ -111,9 +111,21 @@ requests = st.builds(
     st.booleans(),
     st.none() | kept,
 )
-infos = st.builds(GroupInfo, text, text, text, st.booleans(), uint32, uint32, uint32, uint32, uint32, uint32, text)
+infos = st.builds(
+    GroupInfo, text, text, text, st.booleans(), uint32, uint32, uint32, uint32, uint32, uint32, uint64, text
+)
 loads = st.builds(
-    GroupLoad, uint32, uint32, uint64, uint32, uint32, st.booleans(), st.lists(uint64, max_size=3).map(tuple), uint64
+    GroupLoad,
+    uint32,
+    uint32,
+    uint64,
+    uint32,
+    uint32,
+    st.booleans(),
+    st.lists(uint64, max_size=3).map(tuple),
+    uint64,
+    real,
+    uint64,
 )
 begun = st.none() | st.builds(Begun, uint32, real)
 tokens = st.builds(TokenEvent, text, uint32, uint32, st.none() | real, top, begun)
@@ -139,6 +151,7 @@ failures = st.builds(
     ),
     st.none() | st.sampled_from(Presence),
 )
+suspects = st.lists(st.builds(Suspect, text, st.builds(Record, uint32, uint32, st.booleans()), real), max_size=3)
 no_name = st.just("")  # requests' names stay out of traces
 traces = st.builds(
     Trace,
@@ -152,7 +165,6 @@ traces = st.builds(
 records = st.binary(max_size=8)
 calls = st.builds(JournalCall, st.sampled_from(get_args(Act)), text, ballots, records, st.none() | traces)
 answers = st.builds(JournalAnswer, st.booleans(), st.none() | ballots, records, st.lists(traces, max_size=2).map(tuple))
-suspects = st.lists(st.builds(Suspect, text, st.builds(Record, uint32, uint32, st.booleans()), real), max_size=3)
 specs = st.builds(
     RankSpec,
     path=st.text("abc/", min_size=1).map(Path),
