@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from rayline.protos.errors import Overloaded, RaylineError, Unavailable
+from rayline.protos.errors import DeadlineExceeded, Overloaded, RaylineError, Unavailable
 from rayline.protos.events import (
     Failed,
     Finished,
@@ -35,10 +35,11 @@ log = logging.getLogger("rayline.router")
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """When the request came and how long its text took, by the router's clock."""
+    """When the request came, how long its text took, until when its end is waited for, by the router's clock."""
 
     arrived_s: float
     tokenize_s: float
+    deadline_s: float = math.inf
 
 
 class Session:
@@ -73,8 +74,6 @@ class Session:
         self._timing = timing
         self._patience_s = patience_s
         self._page = page
-        timeout_s = admitted.spec.timeout_s
-        self._deadline_s = math.inf if timeout_s is None else timing.arrived_s + timeout_s
         self._mover = mover
         self._first_token_s = 0.0
         self._is_promised = False
@@ -165,6 +164,8 @@ class Session:
         for look in range(looks):
             if look:
                 await asyncio.sleep(SEEK_PERIOD_S)
+            if self._clock() >= self._timing.deadline_s:
+                raise DeadlineExceeded("the time for it passed before it could go on", field="timeout_s")
             views = [view_of(group, self._ledger) for group in self._groups.values()]
             same = [view for view in views if self._groups[view.group_id].info.numerics == numerics]
             for candidates in (same, views):
@@ -207,7 +208,15 @@ class Session:
 
         case = self._cases[choice.number]
         return Lane(
-            choice, case, self._groups, self._ledger, self._clock, turn, self._patience_s, self._deadline_s, is_promised
+            choice,
+            case,
+            self._groups,
+            self._ledger,
+            self._clock,
+            turn,
+            self._patience_s,
+            self._timing.deadline_s,
+            is_promised,
         )
 
     def _timed(self, finished: Finished, exact: bool, lanes: Sequence[Lane]) -> Finished:
