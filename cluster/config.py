@@ -179,6 +179,15 @@ class LimitsSection:
     journal_bytes: Annotated[int, Ge(0)] = field(
         default=64 * 2**20, metadata=says("bytes that each group keeps of streams, for those who resume them; 0: none")
     )
+    max_waiting_tokens: Count = field(
+        default=1_000_000, metadata=says("tokens of the prompts that may wait in one group; one may always wait")
+    )
+    slow_reader_s: Annotated[float, Ge(0.1)] = field(
+        default=30.0, metadata=says("seconds after which a client that takes nothing of its stream is given up")
+    )
+    max_unread_tokens: Count = field(
+        default=16_384, metadata=says("tokens of a stream that a client may be behind; logprobs count too")
+    )
     max_message_bytes: Count = field(default=16 * 2**20, metadata=says("largest request body in bytes"))
     poison_losses: Count = field(
         default=2, metadata=says("groups in a row that a request may lose without a gain; then it is computed alone")

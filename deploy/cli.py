@@ -42,6 +42,12 @@ def _status() -> click.Command:
     return command
 
 
+def _chaos() -> click.Command:
+    from rayline.deploy.commands.chaos import command
+
+    return command
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A command's line in `rayline --help`, and how to import it."""
@@ -55,6 +61,7 @@ COMMANDS = {
     "generate": Entry("Continue a prompt, offline or on a running server.", _generate),
     "chat": Entry("Talk to a model, offline or on a running server.", _chat),
     "bench": Entry("Measure the engine, single operations or a running server.", _bench),
+    "chaos": Entry("Break what runs, and compare the streams with undisturbed ones.", _chaos),
     "status": Entry("Show the health and the models of a running server.", _status),
 }
 

@@ -21,7 +21,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.util import get_node_ip_address
 
 from rayline.cluster.config import ModelSection, SystemConfig
-from rayline.deploy.actors import kill_actor
+from rayline.deploy.actors import ask_each, kill_actor
 from rayline.deploy.router_watch import RouterWatch
 from rayline.protos.errors import PortInUse
 from rayline.protos.events import EngineEvent
@@ -34,6 +34,7 @@ from rayline.router.doors import Doors
 from rayline.router.group import Group
 from rayline.router.grpc.api import build_grpc_server
 from rayline.router.http.api import build_http_app
+from rayline.router.http.protocol import door_protocol
 from rayline.router.link import GroupLink
 from rayline.router.output_form import chat_formats
 from rayline.router.ports import listening_socket
@@ -111,7 +112,8 @@ class RouterReplica:
         self._config = config
         limits = BlameLimits(config.limits.poison_losses, config.limits.quarantine_s)
         dockets = {model.name: Docket(limits) for model in models}
-        self._directories = {model.name: _directory(model, secret, dockets[model.name]) for model in models}
+        unread = config.limits.max_unread_tokens
+        self._directories = {model.name: _directory(model, secret, dockets[model.name], unread) for model in models}
         served = {}
         for model in models:
             tokenizer = await asyncio.to_thread(Tokenizer.load, model.path)
@@ -189,7 +191,14 @@ class RouterReplica:
         self._neighbours.start()
         await self._grpc.start()
         self._http = uvicorn.Server(
-            uvicorn.Config(self._http_app, log_level="warning", access_log=False, lifespan="off")
+            uvicorn.Config(
+                self._http_app,
+                http=door_protocol(self._config.limits.slow_reader_s),
+                log_config=None,  # its own would close Serve's log: a new controller then replaces the replica
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+            )
         )
         self._http_task = asyncio.create_task(self._http.serve([socket]))
         while not self._http.started:
@@ -212,14 +221,13 @@ async def _doors_of(routers: DeploymentHandle[Any]) -> Sequence[Doors]:
     return cast(list[Doors], await routers.broadcast("doors").results_async(timeout_s=DESCRIBE_TIMEOUT_S))
 
 
-def _directory(model: RoutedModel, secret: str, docket: Docket) -> Directory:
+def _directory(model: RoutedModel, secret: str, docket: Docket, most_unread_tokens: int) -> Directory:
     handle: DeploymentHandle[Any] = model.groups
 
     async def describe() -> list[GroupAddress]:
         try:
-            call = handle.broadcast("describe")
-            found = await call.results_async(timeout_s=DESCRIBE_TIMEOUT_S, return_exceptions=True)
-        except (DeploymentUnavailableError, TimeoutError) as error:  # none yet, or one that hangs
+            found = await ask_each(handle, "describe", DESCRIBE_TIMEOUT_S)
+        except (DeploymentUnavailableError, TimeoutError) as error:  # none yet
             log.debug("looking for groups of %s: %s", model.name, error)
             return []
         return [address for address in found if isinstance(address, GroupAddress)]
@@ -235,7 +243,7 @@ def _directory(model: RoutedModel, secret: str, docket: Docket) -> Directory:
             log.warning("group %s answers on no way: ending its leader", address.group_id)
             await asyncio.to_thread(kill_actor, address.process)
 
-    return Directory(describe, secret, counted, fence, docket)
+    return Directory(describe, secret, counted, fence, docket, most_unread_tokens)
 
 
 async def _answer(handle: DeploymentHandle[Any], group_id: str) -> None:

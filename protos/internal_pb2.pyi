@@ -584,7 +584,7 @@ class Failed(_message.Message):
     def __init__(self, stream: _Optional[int] = ..., kind: _Optional[str] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., retry_after_s: _Optional[float] = ..., presence: _Optional[str] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("running", "waiting", "outstanding_tokens", "free_blocks", "total_blocks", "draining", "preemptions", "recomputed_tokens")
+    __slots__ = ("running", "waiting", "outstanding_tokens", "free_blocks", "total_blocks", "draining", "preemptions", "recomputed_tokens", "tokens_per_s", "waiting_tokens")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     OUTSTANDING_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -593,6 +593,8 @@ class Load(_message.Message):
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     RECOMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    WAITING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     outstanding_tokens: int
@@ -601,10 +603,12 @@ class Load(_message.Message):
     draining: bool
     preemptions: _containers.RepeatedScalarFieldContainer[int]
     recomputed_tokens: int
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., outstanding_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., draining: _Optional[bool] = ..., preemptions: _Optional[_Iterable[int]] = ..., recomputed_tokens: _Optional[int] = ...) -> None: ...
+    tokens_per_s: float
+    waiting_tokens: int
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., outstanding_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., total_blocks: _Optional[int] = ..., draining: _Optional[bool] = ..., preemptions: _Optional[_Iterable[int]] = ..., recomputed_tokens: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., waiting_tokens: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("group_id", "model", "numerics", "exact", "max_model_len", "vocab_size", "block_tokens", "total_blocks", "max_waiting", "epoch", "weights")
+    __slots__ = ("group_id", "model", "numerics", "exact", "max_model_len", "vocab_size", "block_tokens", "total_blocks", "max_waiting", "epoch", "max_waiting_tokens", "weights")
     GROUP_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     NUMERICS_FIELD_NUMBER: _ClassVar[int]
@@ -615,6 +619,7 @@ class Welcome(_message.Message):
     TOTAL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     MAX_WAITING_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    MAX_WAITING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     group_id: str
     model: str
@@ -626,8 +631,9 @@ class Welcome(_message.Message):
     total_blocks: int
     max_waiting: int
     epoch: int
+    max_waiting_tokens: int
     weights: str
-    def __init__(self, group_id: _Optional[str] = ..., model: _Optional[str] = ..., numerics: _Optional[str] = ..., exact: _Optional[bool] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., block_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., max_waiting: _Optional[int] = ..., epoch: _Optional[int] = ..., weights: _Optional[str] = ...) -> None: ...
+    def __init__(self, group_id: _Optional[str] = ..., model: _Optional[str] = ..., numerics: _Optional[str] = ..., exact: _Optional[bool] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., block_tokens: _Optional[int] = ..., total_blocks: _Optional[int] = ..., max_waiting: _Optional[int] = ..., epoch: _Optional[int] = ..., max_waiting_tokens: _Optional[int] = ..., weights: _Optional[str] = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ("tokens", "finished", "failed", "load", "scores")

@@ -5,6 +5,7 @@ Everything here is a frozen value. Text lives on the router's side of the bounda
 """
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -214,6 +215,12 @@ class Spec:
         """The client wants to see its prompt, scored or not, and no output."""
         return self.echo and self.params.max_tokens == 0
 
+    def within(self, timeout_s: float | None) -> "Spec":
+        """The same for a caller who waits no longer than `timeout_s`; None: no longer than the request says."""
+        if timeout_s is None or (self.timeout_s is not None and self.timeout_s <= timeout_s):
+            return self
+        return replace(self, timeout_s=timeout_s)
+
     def check(self) -> None:
         """Raise InvalidRequest unless the parameters hold and there is exactly one prompt."""
         forms = [form is not None for form in (self.prompt, self.prompt_ids, self.conversation)]
@@ -225,6 +232,8 @@ class Spec:
             raise out_of_range("priority", self.priority, "-100 (first) to 100 (last)")
         if self.truncate_prompt_tokens is not None and self.truncate_prompt_tokens < 1:
             raise out_of_range("truncate_prompt_tokens", self.truncate_prompt_tokens, "1 or more")
+        if self.timeout_s is not None and not 0.0 < self.timeout_s < math.inf:
+            raise out_of_range("timeout_s", self.timeout_s, "above 0")
         for field, name in (("tenant", self.tenant), ("cache_salt", self.cache_salt)):
             if len(name) > MAX_NAME_CHARACTERS:
                 raise out_of_range(field, name, f"up to {MAX_NAME_CHARACTERS} characters")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rayline.protos.errors import RaylineError
 from rayline.router.docket import Docket
 from rayline.router.group import Group
-from rayline.router.link import GroupLink
+from rayline.router.link import MOST_UNREAD_TOKENS, GroupLink
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +45,16 @@ class Directory:
         wrap: Wrap,
         fence: Fence = leave_alone,
         docket: Docket | None = None,
+        most_unread_tokens: int = MOST_UNREAD_TOKENS,
     ):
-        """docket: of the model; what is noted in it goes to other routers by the links. Default: one of its own."""
+        """docket: of the model; what is noted in it goes to other routers by the links. Default: one of its own.
+        most_unread_tokens: of a stream; a client that is further behind is given up."""
         self._describe = describe
         self._secret = secret
         self._wrap = wrap
         self._docket = docket or Docket()
         self._fence = fence
+        self._most_unread_tokens = most_unread_tokens
         self._fencing: set[asyncio.Task[None]] = set()
         self._addresses: dict[str, GroupAddress] = {}
         self._links: dict[str, GroupLink] = {}
@@ -86,7 +89,7 @@ class Directory:
             if found.group_id in self._links:
                 continue
             try:
-                link = await GroupLink.open(found.address, self._secret, self._docket.hear)
+                link = await GroupLink.open(found.address, self._secret, self._docket.hear, self._most_unread_tokens)
             except RaylineError as error:
                 log.warning("group %s cannot be reached: %s", found.group_id, error.message)
                 continue

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from rayline.router.lane import SEEK_PERIOD_S, Lane
 from rayline.router.ledger import Ledger
 from rayline.router.mover import Mover
 from rayline.router.past import past_of
-from rayline.router.policy import choose, view_of
+from rayline.router.policy import choose, until_room, view_of
 from rayline.router.stream_record import StreamRecord
 from rayline.router.tokenizer import Tokenizer
 
@@ -72,6 +73,8 @@ class Session:
         self._timing = timing
         self._patience_s = patience_s
         self._page = page
+        timeout_s = admitted.spec.timeout_s
+        self._deadline_s = math.inf if timeout_s is None else timing.arrived_s + timeout_s
         self._mover = mover
         self._first_token_s = 0.0
         self._is_promised = False
@@ -177,9 +180,12 @@ class Session:
         views = [view_of(group, self._ledger) for group in untried.values()]
         try:
             choice = choose(self._admitted.tokens, views, turn)
-        except (Overloaded, Unavailable):
+        except (Overloaded, Unavailable) as error:
             if refusals:
                 raise list(refusals.values())[-1] from None
+            if isinstance(error, Overloaded):
+                tokens, hints = len(self._admitted.prompt_ids), self._ledger.hints(views[0].model)
+                error.retry_after_s = hints.refuse(tokens, *until_room(views), self._clock())
             raise
         log.debug("%s goes to %s: %s", self._request_id, choice.group_id, "; ".join(choice.reasons))
         return untried[choice.group_id]
@@ -200,7 +206,9 @@ class Session:
             return self._is_promised or any(other.output_ids for other in others)
 
         case = self._cases[choice.number]
-        return Lane(choice, case, self._groups, self._ledger, self._clock, turn, self._patience_s, is_promised)
+        return Lane(
+            choice, case, self._groups, self._ledger, self._clock, turn, self._patience_s, self._deadline_s, is_promised
+        )
 
     def _timed(self, finished: Finished, exact: bool, lanes: Sequence[Lane]) -> Finished:
         """The end of the stream, with where the time went and whether its bits are those that were promised."""

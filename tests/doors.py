@@ -15,6 +15,7 @@ from fakes import FakeGroup, service_of
 from rayline.cluster.config import LimitsSection, RouterSection, SecuritySection, SystemConfig
 from rayline.router.grpc.api import build_grpc_server
 from rayline.router.http.api import build_http_app
+from rayline.router.http.protocol import door_protocol
 from rayline.router.service import Service
 
 HI: Any = [{"role": "user", "content": "hi"}]
@@ -23,13 +24,17 @@ CHAT = {"model": "tiny", "messages": HI}
 
 
 @contextmanager
-def serving(service: Service, *, api_keys: Sequence[str] = (), max_message_bytes: int = 2**20) -> Iterator[str]:
+def serving(
+    service: Service, *, api_keys: Sequence[str] = (), max_message_bytes: int = 2**20, slow_reader_s: float = 30.0
+) -> Iterator[str]:
     """The address of a server that runs in a thread of its own."""
     config = SystemConfig(
         security=SecuritySection(api_keys=tuple(api_keys)), limits=LimitsSection(max_message_bytes=max_message_bytes)
     )
     app = build_http_app(service, config)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, http=door_protocol(slow_reader_s), port=0, log_level="error", lifespan="off")
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -1,5 +1,6 @@
 """Start one replica group: ranks, weights, KV cache, warm-up. What comes out is an engine that serves."""
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -70,6 +71,7 @@ class GroupSpec:
     sharing: int = 1
     spare_cores: int = 0
     tenant_weights: Mapping[str, float] = field(default_factory=dict)
+    max_waiting_tokens: int = sys.maxsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ def start_group(
         total_blocks=kv.blocks,
         max_waiting=spec.max_waiting,
         epoch=spec.epoch,
+        max_waiting_tokens=spec.max_waiting_tokens,
     )
     return StartedGroup(engine, info, numbers.why, kv, tuple(loaded.values()), loaded_s - began, clock() - loaded_s)
 
@@ -281,6 +284,7 @@ def _engine(spec: GroupSpec, config: ModelConfig, kv: KvPlan, pipeline: Pipeline
         max_step_tokens=spec.engine.max_step_tokens,
         max_running=spec.engine.max_running,
         max_waiting=spec.max_waiting,
+        max_waiting_tokens=spec.max_waiting_tokens,
         depth=spec.parallel.pp,
         prefix_caching=spec.engine.prefix_caching,
         max_preemptions=spec.engine.max_preemptions,

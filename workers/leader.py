@@ -25,6 +25,7 @@ from rayline.workers.canary import Canary
 from rayline.workers.engine import Engine
 from rayline.workers.engine_thread import Abort, AskStats, EngineThread
 from rayline.workers.journal import Journal
+from rayline.workers.outbox import Outbox
 from rayline.workers.pipeline import RankStats
 from rayline.workers.suspects import Suspects
 
@@ -58,7 +59,7 @@ class Connection:
     """
 
     number: int
-    outbox: asyncio.Queue[pb.LeaderMessage | None] = field(default_factory=asyncio.Queue)
+    outbox: Outbox = field(default_factory=Outbox)
     streams: dict[str, int] = field(default_factory=dict)
     request_ids: dict[int, str] = field(default_factory=dict)
     last_prompt: tuple[int, ...] = ()
@@ -265,8 +266,12 @@ class Leader(GroupChannelServicer):
                 connection.outbox.put_nowait(pb.LeaderMessage(step=pb.Step(load=load_to_pb(self.load))))
 
     def _listen(self) -> None:
-        """Hang up on routers that are silent: they froze, or their network is gone. What they submitted is aborted."""
+        """Hang up on routers that are silent (they froze, or their network is gone) or do not read. What they submitted
+        is aborted."""
         for connection in self._connections:
+            if connection.outbox.is_overfull and connection.call is not None:
+                log.warning("router %d does not read what the group says", connection.number)
+                connection.call.cancel()
             if connection.silence.look() > ROUTER_SILENCE_S and connection.call is not None:
                 log.warning("router %d was silent for %.1f s", connection.number, connection.silence.look())
                 connection.call.cancel()

@@ -27,6 +27,7 @@ from rayline.router.http.last_event import positions_of
 from rayline.router.http.openai_answer import Head, Numbered, Shown, Style, after_first, chunks, fingerprint, whole
 from rayline.router.http.openai_styles import ChatStyle, CompletionStyle
 from rayline.router.http.stream import EventStream, unless_gone
+from rayline.router.http.timeout import seconds_of
 from rayline.router.http.view import View
 from rayline.router.journal import Found
 from rayline.router.service import ServedModel, Service
@@ -126,9 +127,10 @@ class HttpDoor:
         starts = positions_of(request.headers.get(LAST_EVENT), len(specs))
         caller = (request.headers.get("authorization"), request.headers.get(TENANT_HEADER))
         is_new = REQUEST_ID not in request.headers
+        timeout_s = seconds_of(request.headers, streams=bool(body.stream))
         streams = [
             self._service.generate(
-                self._keys.sign(spec, *caller),
+                self._keys.sign(spec, *caller).within(timeout_s),
                 is_known=True if start.next_index else False if is_new else None,
                 can_resume=CAN_RESUME in request.headers,
                 note=view.to_note(),
