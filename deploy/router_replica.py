@@ -121,13 +121,9 @@ class RouterReplica:
             chat = chat_formats(tokenizer, model.section.tool_parser, model.section.reasoning_parser)
             log.info("%s writes tool calls as %s, thoughts as %s", model.name, *chat.names)
             served[model.name] = ServedModel(model.name, tokenizer, groups, int(time.time()), chat)
+        patience_s = config.router.resume_wait_s
         self._service = Service(
-            served,
-            time.monotonic,
-            lambda: secrets.randbits(63),
-            config.router.resume_wait_s,
-            uuid.uuid4().hex[:12],
-            dockets=dockets,
+            served, time.monotonic, lambda: secrets.randbits(63), patience_s, dockets, uuid.uuid4().hex[:12]
         )
         self._http_app = build_http_app(self._service, config)
         await self._open_doors()

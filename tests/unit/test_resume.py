@@ -32,7 +32,10 @@ class Cluster:
         groups = {link.info.group_id: link for link in links}
         model = ServedModel("tiny", served("byte_level", bos_token="<s>", eos_token="</s>"), groups, 0)
         seeds = iter(range(1000, 2000))
-        service = Service({"tiny": model}, asyncio.get_running_loop().time, lambda: next(seeds), 5.0, name, lambda: 7.0)
+        clock = asyncio.get_running_loop().time
+        service = Service(
+            {"tiny": model}, clock, lambda: next(seeds), patience_s=5.0, router=name, wall_clock=lambda: 7.0
+        )
         self.routers[name], self.links[name] = service, links
         return service
 
