@@ -180,6 +180,8 @@ def commands() -> dict[str, click.Command]:
         command = entry.load()
         if isinstance(command, LazyGroup):
             found |= {f"{name} {sub}": leaf.load() for sub, leaf in command.entries.items()}
+        elif isinstance(command, click.Group):
+            found |= {f"{name} {sub}": leaf for sub, leaf in command.commands.items()}
         else:
             found[name] = command
     return found
