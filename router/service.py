@@ -137,7 +137,13 @@ class Service:
         return self._models[name]
 
     async def generate(
-        self, spec: Spec, *, is_known: bool | None = None, can_resume: bool = False, note: str = ""
+        self,
+        spec: Spec,
+        *,
+        is_known: bool | None = None,
+        can_resume: bool = False,
+        note: str = "",
+        within_s: float | None = None,
     ) -> AsyncGenerator[StreamEvent, None]:
         """Started, what its choices bring, then exactly one Finished or Failed (see `protos.events`).
 
@@ -145,7 +151,7 @@ class Service:
         kept, it brings the same events from the first on, and an older call that still reads them ends with TakenOver.
         is_known: False where the id was just drawn; True where nothing but a known stream will do. can_resume: the
         client does so by itself, so it may be sent away at any time. note: what the door wants to know of a stream
-        that is resumed.
+        that is resumed. within_s: how long this call waits for the end, beside what the request says of all calls.
 
         Started comes with the group's first answer, so everything that is wrong before is raised: a field
         out of range, PromptTooLong, ModelNotFound, RequestIdTaken, Overloaded, Unavailable. Closing the generator or
@@ -165,9 +171,9 @@ class Service:
                 f"request_id = {spec.request_id!r} names another request, of which the content is not the same",
                 field="request_id",
             )
-        record = StreamRecord(spec, self._draw_seed(), int(self._wall_clock()), note=note)
+        record = StreamRecord(spec, self._draw_seed(), self._wall_clock(), note=note)
         stream = look.found or Found(record, look.turn)
-        async with aclosing(self._read(key, stream, look.found is not None, arrived_s, can_resume)) as events:
+        async with aclosing(self._read(key, stream, look.found is not None, arrived_s, can_resume, within_s)) as events:
             async for event in events:
                 yield event
 
@@ -178,14 +184,16 @@ class Service:
             raise _not_found(request_id, look)
         return look.found
 
-    async def resume(self, found: Found, *, can_resume: bool = False) -> AsyncGenerator[StreamEvent, None]:
+    async def resume(
+        self, found: Found, *, can_resume: bool = False, within_s: float | None = None
+    ) -> AsyncGenerator[StreamEvent, None]:
         """A stream again, from its first event on: what was said before is not computed again where a leader kept it.
 
         `found` comes from `find`. Raises as `generate` does.
         """
         spec = found.record.spec
         key = stream_key(spec.tenant, spec.request_id)
-        async with aclosing(self._read(key, found, True, self._clock(), can_resume)) as events:
+        async with aclosing(self._read(key, found, True, self._clock(), can_resume, within_s)) as events:
             async for event in events:
                 yield event
 
@@ -255,7 +263,13 @@ class Service:
         return replace(look, found=replace(found, turn=max(found.turn, call.turn)))
 
     async def _read(
-        self, key: str, stream: Found, is_resumed: bool, arrived_s: float, can_resume: bool
+        self,
+        key: str,
+        stream: Found,
+        is_resumed: bool,
+        arrived_s: float,
+        can_resume: bool,
+        within_s: float | None,
     ) -> AsyncGenerator[StreamEvent, None]:
         """One call's way through a stream."""
         self._check_open()
@@ -266,7 +280,9 @@ class Service:
             model = self.model(stream.record.spec.model)
             self._turn += 1
             name = f"{stream.record.spec.request_id}~{self._journal.router}-{self._turn}"
-            admitted = named(await self._admit(model, stream.record), name, key, page.ballot, stream.record.seed)
+            spec = stream.record.spec_at(self._wall_clock()) if is_resumed else stream.record.spec
+            admitted = await self._admit(model, spec.within(within_s), stream.record.seed)
+            admitted = named(admitted, name, key, page.ballot, stream.record.seed)
             timing = Timing(arrived_s, self._clock() - arrived_s)
             session = Session(
                 admitted,
@@ -307,14 +323,13 @@ class Service:
     def _groups(self) -> dict[str, Group]:
         return {group_id: group for model in self._models.values() for group_id, group in model.groups.items()}
 
-    async def _admit(self, model: ServedModel, record: StreamRecord) -> Admitted:
+    async def _admit(self, model: ServedModel, spec: Spec, seed: int) -> Admitted:
         """What takes long happens beside the event loop: other streams go on."""
-        spec = record.spec
         spec.check()
         desk = self._desks[model.name]
         wish = await _beside(is_long(spec), partial(grammar_wish, spec, model.chat, desk.special_ids))
         grammar = "" if wish is None else await wish.granted(desk)
-        work = partial(admit, spec, model.tokenizer, model.chat, grammar, model.info, record.seed)
+        work = partial(admit, spec, model.tokenizer, model.chat, grammar, model.info, seed)
         return await _beside(is_long(spec), work)
 
 

@@ -99,10 +99,11 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         metadata = context.invocation_metadata()
         named = metadata_text(metadata, TENANT_HEADER)
         spec = self._keys.sign(spec_of(request, _new_id), metadata_text(metadata, "authorization"), named)
-        spec = spec.within(_seconds_left(context))
         can_resume = await self._tell_routers(context)
         is_known = None if request.request_id else False
-        return spec.params.n, self._service.generate(spec, is_known=is_known, can_resume=can_resume)
+        return spec.params.n, self._service.generate(
+            spec, is_known=is_known, can_resume=can_resume, within_s=_seconds_left(context)
+        )
 
     async def _resumed(self, request: pb.ResumeRequest, context: Context) -> Opened:
         metadata = context.invocation_metadata()
@@ -110,7 +111,9 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         tenant = self._keys.tenant(metadata_text(metadata, "authorization"), named)
         found = await self._service.find(tenant, request.request_id)
         can_resume = await self._tell_routers(context)
-        return found.record.spec.params.n, self._service.resume(found, can_resume=can_resume)
+        return found.record.spec.params.n, self._service.resume(
+            found, can_resume=can_resume, within_s=_seconds_left(context)
+        )
 
     async def _tell_routers(self, context: Context) -> bool:
         """Whether the caller resumes by itself: then it is told where else it may."""
