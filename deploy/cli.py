@@ -48,6 +48,12 @@ def _chaos() -> click.Command:
     return command
 
 
+def _drain() -> click.Command:
+    from rayline.deploy.commands.drain import command
+
+    return command
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A command's line in `rayline --help`, and how to import it."""
@@ -63,6 +69,7 @@ COMMANDS = {
     "bench": Entry("Measure the engine, single operations or a running server.", _bench),
     "chaos": Entry("Break what runs, and compare the streams with undisturbed ones.", _chaos),
     "status": Entry("Show the health and the models of a running server.", _status),
+    "drain": Entry("Empty a group or a node: its streams go on elsewhere.", _drain),
 }
 
 

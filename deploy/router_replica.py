@@ -22,13 +22,14 @@ from ray.util import get_node_ip_address
 
 from rayline.cluster.config import ModelSection, SystemConfig
 from rayline.deploy.actors import ask_each, kill_actor
+from rayline.deploy.operations import OperatedModel, RayOperations
 from rayline.deploy.router_watch import RouterWatch
 from rayline.protos.errors import PortInUse
 from rayline.protos.events import EngineEvent
 from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.journal import JournalAnswer, JournalCall
 from rayline.protos.types import EngineRequest
-from rayline.router.directory import Directory, GroupAddress
+from rayline.router.directory import Directory, GroupAddress, Listing
 from rayline.router.docket import BlameLimits, Docket
 from rayline.router.doors import Doors
 from rayline.router.group import Group
@@ -126,6 +127,8 @@ class RouterReplica:
             served, time.monotonic, lambda: secrets.randbits(63), patience_s, dockets, uuid.uuid4().hex[:12]
         )
         self._http_app = build_http_app(self._service, config)
+        operated = {m.name: OperatedModel(self._directories[m.name], m.groups) for m in models}
+        self._operations = RayOperations(operated)
         await self._open_doors()
         self._loop_watch = LoopWatch(_end)
         self._loop_watch.start()
@@ -179,7 +182,7 @@ class RouterReplica:
         with contextlib.ExitStack() as undo:
             socket = undo.enter_context(listening_socket(host, http_port, "http_port"))
             config = replace(self._config, router=replace(self._config.router, grpc_port=grpc_port))
-            self._grpc = build_grpc_server(self._service, config, lambda: self._neighbours.doors)
+            self._grpc = build_grpc_server(self._service, config, lambda: self._neighbours.doors, self._operations)
             undo.pop_all()
         self._doors = Doors(_reached_by(host), self._grpc.port, socket.getsockname()[1])
         routers = serve.get_deployment_handle(serve.get_replica_context().deployment)
@@ -220,13 +223,14 @@ async def _doors_of(routers: DeploymentHandle[Any]) -> Sequence[Doors]:
 def _directory(model: RoutedModel, secret: str, docket: Docket, most_unread_tokens: int) -> Directory:
     handle: DeploymentHandle[Any] = model.groups
 
-    async def describe() -> list[GroupAddress]:
+    async def describe() -> Listing:
         try:
             found = await ask_each(handle, "describe", DESCRIBE_TIMEOUT_S)
         except (DeploymentUnavailableError, TimeoutError) as error:  # none yet
             log.debug("looking for groups of %s: %s", model.name, error)
-            return []
-        return [address for address in found if isinstance(address, GroupAddress)]
+            return Listing()
+        groups = tuple(address for address in found if isinstance(address, GroupAddress))
+        return Listing(groups, is_whole=len(groups) == len(found))
 
     def counted(link: GroupLink) -> Group:
         return CountedGroup(link, handle)

@@ -74,7 +74,8 @@ class FakeGroup:
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         """Requests are shown under their clients' names."""
-        request = replace(request, request_id=_clients_name(request.request_id), family=_clients_name(request.family))
+        name = request.request_id
+        request = replace(request, request_id=_clients_name(name), family=_clients_name(request.family))
         self.requests.append(request)
         ended = self.aborted
         cut = self._cuts[request.request_id] = asyncio.Event()

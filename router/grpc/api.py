@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from rayline.cluster.config import SystemConfig
 from rayline.protos import inference_pb2 as pb
 from rayline.protos import inference_pb2_grpc as pb_grpc
+from rayline.protos import operator_pb2_grpc
 from rayline.protos.errors import InternalError, InvalidRequest, PortInUse, RaylineError
 from rayline.protos.event_wire import event_to_pb
 from rayline.protos.events import Failed, StreamEvent
@@ -24,7 +25,9 @@ from rayline.router.auth import TENANT_HEADER, ApiKeys
 from rayline.router.doors import Neighbours, alone
 from rayline.router.grpc.gate import Gate, metadata_text
 from rayline.router.grpc.health import LiveHealth
+from rayline.router.grpc.operator import OperatorServicer
 from rayline.router.grpc.status import abort_with
+from rayline.router.operations import Operations
 from rayline.router.ports import probe_port
 from rayline.router.service import ServedModel, Service
 from rayline.router.slow_readers import Reader, SlowReaders
@@ -179,8 +182,16 @@ class GrpcDoor:
         await self._server.stop(grace_s)
 
 
-def build_grpc_server(service: Service, config: SystemConfig, neighbours: Neighbours = alone) -> GrpcDoor:
-    """The door for `service` on config.router's host and grpc_port. Raises PortInUse."""
+def build_grpc_server(
+    service: Service,
+    config: SystemConfig,
+    neighbours: Neighbours = alone,
+    operations: Operations | None = None,
+) -> GrpcDoor:
+    """The door for `service` on config.router's host and grpc_port. Raises PortInUse.
+
+    operations: what operators may ask for; None: nothing.
+    """
     host, port = config.router.host, config.router.grpc_port
     probe_port(host, port, "grpc_port")
     keys = ApiKeys(config.security)
@@ -189,6 +200,9 @@ def build_grpc_server(service: Service, config: SystemConfig, neighbours: Neighb
     pb_grpc.add_InferenceServiceServicer_to_server(
         InferenceServicer(service, keys, neighbours, config.limits.slow_reader_s), server
     )
+    if operations is not None:
+        operator = OperatorServicer(operations, config.security.operator_keys)
+        operator_pb2_grpc.add_OperatorServiceServicer_to_server(operator, server)
     health_pb2_grpc.add_HealthServicer_to_server(LiveHealth(service, SERVICE_NAME), server)
     reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
