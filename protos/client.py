@@ -19,7 +19,7 @@ from rayline.protos.addresses import Addresses
 from rayline.protos.call_error import error_of_call
 from rayline.protos.errors import RaylineError, Unavailable
 from rayline.protos.inference_pb2_grpc import InferenceServiceStub
-from rayline.protos.metadata import CAN_RESUME, ROUTERS, call_metadata
+from rayline.protos.metadata import CAN_RESUME, ROUTERS
 from rayline.protos.resuming import Patience, Request, ResumingStream, signed
 
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
@@ -59,7 +59,7 @@ class Client:
         Raises ConfigError for an address that is none.
         """
         self._addresses = Addresses(addresses)
-        self._metadata = ((CAN_RESUME, "1"), *call_metadata(api_key))
+        self._metadata = call_metadata(api_key)
         self._credentials = credentials
         self._patience = patience
         self._channels: dict[str, grpc.Channel] = {}
@@ -168,7 +168,7 @@ class AsyncClient:
     ):
         """As `Client`'s."""
         self._addresses = Addresses(addresses)
-        self._metadata = ((CAN_RESUME, "1"), *call_metadata(api_key))
+        self._metadata = call_metadata(api_key)
         self._credentials = credentials
         self._patience = patience
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -264,6 +264,11 @@ def _begin(stub: InferenceServiceStub, reading: ResumingStream, metadata: Metada
     message = reading.call()
     methods = {pb.GenerateRequest: stub.Generate, pb.ChatRequest: stub.Chat, pb.ResumeRequest: stub.Resume}
     return methods[type(message)](message, metadata=metadata, timeout=reading.left_s(time.monotonic()))
+
+
+def call_metadata(api_key: str | None) -> Metadata:
+    key = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+    return ((CAN_RESUME, "1"), *key)
 
 
 def _routers(metadata: Iterable[tuple[str, str | bytes]] | None) -> list[str]:

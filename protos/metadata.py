@@ -2,8 +2,3 @@
 
 CAN_RESUME = "rayline-can-resume"  # of a caller: it resumes by itself, so it can be sent away at any time
 ROUTERS = "rayline-routers"  # to such a caller, before the first event: where else the stream can be read
-
-
-def call_metadata(api_key: str | None) -> tuple[tuple[str, str], ...]:
-    """What says who calls."""
-    return (("authorization", f"Bearer {api_key}"),) if api_key else ()
