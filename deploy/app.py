@@ -81,6 +81,7 @@ def group_spec(config: SystemConfig, model: ResolvedModel) -> GroupSpec:
         engine=config.engine,
         parallel=config.parallel,
         max_waiting=config.limits.max_waiting,
+        max_waiting_tokens=config.limits.max_waiting_tokens,
         tenant_weights=config.security.tenant_weights,
         sharing=config.parallel.groups * len(config.models),
         spare_cores=ROUTER_SPARE_CORES,

@@ -4,6 +4,8 @@ import logging
 import os
 import secrets
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,12 +14,15 @@ from typing import Any
 
 import ray
 from ray import serve as ray_serve
+from ray._private.worker import global_worker
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.util import get_node_ip_address
 from rich.console import Console
 
 from rayline.cluster.config import SystemConfig
 from rayline.cluster.placement import group_bundles, total_cpus
+from rayline.deploy.actors import controller_answers
 from rayline.deploy.app import ROUTER_CPUS, Wiring, build, group_name, group_spec
 from rayline.deploy.banner import ReadyModel, banner
 from rayline.deploy.model_path import resolve_model, served_name
@@ -34,6 +39,8 @@ APP_NAME = "rayline"
 OBJECT_STORE_BYTES = 100 * 2**20  # tokens never pass through it
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
+CONTROLLER_TIMEOUT_S = 5.0  # as long as a lost one takes to come back
+ELSEWHERE_TIMEOUT_S = 60.0
 WATCH_PERIOD_S = 0.1
 
 log = logging.getLogger(__name__)
@@ -83,7 +90,7 @@ def serve(
             console.print("stopping: running streams get to finish; Ctrl-C again stops at once")
             _drain(handle, config.router.drain_timeout_s)
         finally:
-            ray_serve.delete(APP_NAME, _blocking=handle is not None)
+            _delete(was_started=handle is not None)
     return 0
 
 
@@ -157,12 +164,18 @@ def _cluster(config: SystemConfig, models: int) -> Iterator[None]:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+    _stop_listening()
     try:
         port = config.router.serve_port or free_port(config.router.host)
         ray_serve.start(http_options={"host": config.router.host, "port": port})
         yield
     finally:
         ray.shutdown()
+
+
+def _stop_listening() -> None:
+    """End Ray's thread that waits for errors to print: logs hold them too, and without a GCS it would take a core."""
+    global_worker.threads_stopped.set()
 
 
 def _listen(progress: PhaseProgress) -> tuple[Wiring, ProgressListener, Start]:
@@ -176,8 +189,12 @@ def _listen(progress: PhaseProgress) -> tuple[Wiring, ProgressListener, Start]:
         progress.show(f"group {number} rank {rank}", phase, done, total)
 
     listener = ProgressListener(get_node_ip_address(), secret, show, start.fail)
-    nodes = sum(node["Alive"] for node in ray.nodes())
-    return Wiring(secret, listener.address, nodes, has_gpus()), listener, start
+    return Wiring(secret, listener.address, _router_nodes(), has_gpus()), listener, start
+
+
+def _router_nodes() -> int:
+    """Nodes that have room for a router. A head is often started without CPUs, so that nothing is placed on it."""
+    return sum(node["Alive"] and node["Resources"].get("CPU", 0.0) >= ROUTER_CPUS for node in ray.nodes())
 
 
 def _run(
@@ -223,10 +240,35 @@ def _ready(config: SystemConfig, models: Sequence[ResolvedModel], handle: Deploy
 
 
 def _drain(handle: DeploymentHandle[Any], timeout_s: float) -> None:
-    """Every router refuses new requests; running streams end within `timeout_s` or are cut."""
-    finished = handle.broadcast("drain", timeout_s).results(timeout_s=timeout_s + STOP_TIMEOUT_S)
-    if not all(finished):
+    """Every router refuses new requests; running streams end within `timeout_s` or are cut. A lost router has none."""
+    call = handle.broadcast("drain", timeout_s)
+    try:
+        finished = call.results(timeout_s=timeout_s + STOP_TIMEOUT_S, return_exceptions=True)
+    except (DeploymentUnavailableError, TimeoutError):
+        finished = [False]
+    if False in finished:
         log.warning("some streams were still running after %.0f s and were cut", timeout_s)
+
+
+def _delete(was_started: bool) -> None:
+    """End what runs in the cluster. Raises Unavailable when it cannot be reached; our own cluster ends with us anyway.
+
+    A process whose node was lost, such as a head that another one replaced, is told of nothing any more: then another
+    process does it.
+    """
+    if controller_answers(CONTROLLER_TIMEOUT_S):
+        ray_serve.delete(APP_NAME, _blocking=was_started)
+    elif "RAY_ADDRESS" in os.environ and not _delete_elsewhere():
+        raise Unavailable("Ray does not answer: what was started runs on; `serve shutdown` ends it once Ray is back")
+
+
+def _delete_elsewhere() -> bool:
+    program = f"import ray; from ray import serve; ray.init(log_to_driver=False); serve.delete({APP_NAME!r})"
+    try:
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=ELSEWHERE_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
 
 
 @contextmanager

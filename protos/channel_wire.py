@@ -1,6 +1,7 @@
 """What routers and leaders tell each other <-> protobuf: total both ways, checked by round-trip property tests."""
 
 from rayline.protos import internal_pb2 as pb
+from rayline.protos.blame import Presence
 from rayline.protos.errors import error_of
 from rayline.protos.events import (
     Beam,
@@ -39,7 +40,7 @@ def submit_to_pb(stream: int, request: EngineRequest, repeats_prompt: bool = Fal
         rules=rules_to_pb(request.rules),
         timeout_s=request.timeout_s,
         apart=request.apart,
-        kept=request.kept and _kept_to_pb(request.kept),
+        kept=None if request.kept is None else _kept_to_pb(request.kept),
     )
 
 
@@ -94,6 +95,7 @@ def add_event(step: pb.Step, stream: int, event: EngineEvent) -> None:
             message=event.error.message,
             field=event.error.field or "",
             retry_after_s=event.error.retry_after_s or 0.0,
+            presence=event.presence or "",
         )
 
 
@@ -126,7 +128,7 @@ def failed_of(message: pb.Failed, request_id: str) -> Failed:
         field=message.field or None,
         retry_after_s=message.retry_after_s or None,
     )
-    return Failed(request_id, error)
+    return Failed(request_id, error, Presence(message.presence) if message.presence else None)
 
 
 def load_to_pb(load: GroupLoad) -> pb.Load:
@@ -139,6 +141,8 @@ def load_to_pb(load: GroupLoad) -> pb.Load:
         draining=load.draining,
         preemptions=load.preemptions,
         recomputed_tokens=load.recomputed_tokens,
+        tokens_per_s=load.tokens_per_s,
+        waiting_tokens=load.waiting_tokens,
     )
 
 
@@ -152,6 +156,8 @@ def load_of(message: pb.Load) -> GroupLoad:
         draining=message.draining,
         preemptions=tuple(message.preemptions),
         recomputed_tokens=message.recomputed_tokens,
+        tokens_per_s=message.tokens_per_s,
+        waiting_tokens=message.waiting_tokens,
     )
 
 
@@ -167,6 +173,7 @@ def info_to_pb(info: GroupInfo) -> pb.Welcome:
         total_blocks=info.total_blocks,
         max_waiting=info.max_waiting,
         epoch=info.epoch,
+        max_waiting_tokens=info.max_waiting_tokens,
         weights=info.weights,
     )
 
@@ -183,6 +190,7 @@ def info_of(message: pb.Welcome) -> GroupInfo:
         total_blocks=message.total_blocks,
         max_waiting=message.max_waiting,
         epoch=message.epoch,
+        max_waiting_tokens=message.max_waiting_tokens,
         weights=message.weights,
     )
 

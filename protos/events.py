@@ -7,6 +7,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from rayline.protos.blame import Presence
 from rayline.protos.errors import RaylineError
 
 
@@ -126,14 +127,6 @@ class Finished:
     preempted: Preempted = Preempted()
     beams: tuple[Beam, ...] = ()
     exact: bool = True
-
-
-class Presence(StrEnum):
-    """Where a request was when its group was lost: whether it may be the reason."""
-
-    ABSENT = "absent"  # nothing of it was being computed
-    AMONG = "among"  # it was computed beside others
-    ALONE = "alone"  # it was the only one computed, see `EngineRequest.apart`
 
 
 @dataclass(frozen=True, slots=True)

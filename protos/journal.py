@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from rayline.protos.events import Finished, PromptScores, TokenEvent
+from rayline.protos.events import EngineEvent, Finished, PromptScores, TokenEvent
 
 Act = Literal["look", "write", "claim", "ahead", "end"]
 
@@ -50,6 +50,12 @@ class Trace:
     finished: Finished | None = None
     is_ahead: bool = False
     run: int = 0
+
+    @property
+    def events(self) -> list[EngineEvent]:
+        """All of it, in an order in which an engine may say it."""
+        end = [] if self.finished is None else [self.finished]
+        return [*self.scores, *self.tokens, *end]
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ def call_to_pb(number: int, call: JournalCall) -> pb.JournalCall:
         key=call.key,
         ballot=ballot_to_pb(call.ballot),
         record=call.record,
-        trace=call.trace and _trace_to_pb(call.trace),
+        trace=None if call.trace is None else _trace_to_pb(call.trace),
     )
 
 
@@ -49,7 +49,7 @@ def answer_to_pb(number: int, answer: JournalAnswer) -> pb.JournalAnswer:
     return pb.JournalAnswer(
         number=number,
         accepted=answer.accepted,
-        ballot=answer.ballot and ballot_to_pb(answer.ballot),
+        ballot=None if answer.ballot is None else ballot_to_pb(answer.ballot),
         record=answer.record,
         traces=[_trace_to_pb(trace) for trace in answer.traces],
     )
@@ -66,10 +66,8 @@ def answer_of(message: pb.JournalAnswer) -> JournalAnswer:
 
 def _trace_to_pb(trace: Trace) -> pb.Trace:
     said = pb.Step()
-    for event in (*trace.scores, *trace.tokens):
+    for event in trace.events:
         add_event(said, 0, event)
-    if trace.finished is not None:
-        add_event(said, 0, trace.finished)
     return pb.Trace(choice=trace.choice, said=said, is_ahead=trace.is_ahead, run=trace.run)
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from rayline.protos.errors import InvalidRequest
 from rayline.protos.events import ChoiceEnded, Delta, StreamEvent
 
-CAN_RESUME = "rayline-can-resume"  # metadata: the caller resumes by itself, so it can be sent away at any time
 MOST_COMMON = 3  # events of the whole stream
 
 
@@ -45,6 +44,7 @@ class Reading:
     def __init__(self, start: Position, choices: int):
         """Raises InvalidRequest where `start` cannot be a position of the stream."""
         start.check(choices)
+        self.choices = choices
         by_choice = bool(start.seen)
         self._old_common = start.next_index - sum(start.seen)
         self._old = dict(enumerate(start.seen)) if by_choice else None
@@ -53,8 +53,7 @@ class Reading:
 
     @property
     def position(self) -> Position:
-        last = max(self._seen, default=-1)
-        return Position(self._next_index, tuple(self._seen[choice] for choice in range(last + 1)))
+        return Position(self._next_index, tuple(self._seen[choice] for choice in range(self.choices)))
 
     def take(self, event: StreamEvent) -> int | None:
         """The index of an event that is new; None for one that was read before."""

@@ -5,6 +5,7 @@ Everything here is a frozen value. Text lives on the router's side of the bounda
 """
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -225,6 +226,8 @@ class Spec:
             raise out_of_range("priority", self.priority, "-100 (first) to 100 (last)")
         if self.truncate_prompt_tokens is not None and self.truncate_prompt_tokens < 1:
             raise out_of_range("truncate_prompt_tokens", self.truncate_prompt_tokens, "1 or more")
+        if self.timeout_s is not None and not 0.0 < self.timeout_s < math.inf:
+            raise out_of_range("timeout_s", self.timeout_s, "above 0")
         for field, name in (("tenant", self.tenant), ("cache_salt", self.cache_salt)):
             if len(name) > MAX_NAME_CHARACTERS:
                 raise out_of_range(field, name, f"up to {MAX_NAME_CHARACTERS} characters")
@@ -266,7 +269,8 @@ class EngineRequest:
     params.seed and params.max_tokens are set; priority: lower runs first. Requests of one family are the choices of one
     client's request: their prompts are equal, and computed once.
     timeout_s: how long from now on anybody waits for it. apart: it is suspected of killing groups, so nothing else is
-    computed beside it until it has gained a token. kept: how its group's leader keeps what it brings; None: not at all.
+    computed beside it until it has gained PROOF_TOKENS; beside a search, which gains none, until its end. kept: how its
+    group's leader keeps what it brings; None: not at all.
     """
 
     request_id: str

@@ -9,27 +9,10 @@ computed. A suspect that gains its tokens apart goes on like any other.
 """
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from rayline.protos.events import Presence
+from rayline.protos.blame import PROOF_TOKENS, Presence, Record
 from rayline.protos.types import EngineRequest
-
-PROOF_TOKENS = 2  # that clear a suspect: one that a prompt's step samples, and one of a decode step
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What is known against a request. losses: of groups in a row between which it gained less than PROOF_TOKENS.
-
-    position: its output tokens at the last of them. is_guilty: it was lost while it was the only one computed.
-    """
-
-    losses: int = 0
-    position: int = 0
-    is_guilty: bool = False
-
-
-INNOCENT = Record()
 
 
 def after_loss(record: Record, presence: Presence, position: int, was_apart: bool) -> Record:

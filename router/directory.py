@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping, Set
 from dataclasses import dataclass
 
 from rayline.protos.errors import RaylineError
+from rayline.router.docket import Docket
 from rayline.router.group import Group
-from rayline.router.link import GroupLink
+from rayline.router.link import MOST_UNREAD_TOKENS, GroupLink
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +50,23 @@ class Directory:
     A group that lives but is listed no more, twice in a row, counts as draining: whoever started it is ending it.
     """
 
-    def __init__(self, describe: Describe, secret: str, wrap: Wrap, fence: Fence = leave_alone):
+    def __init__(
+        self,
+        describe: Describe,
+        secret: str,
+        wrap: Wrap,
+        fence: Fence = leave_alone,
+        docket: Docket | None = None,
+        most_unread_tokens: int = MOST_UNREAD_TOKENS,
+    ):
+        """docket: of the model; what is noted in it goes to other routers by the links. Default: one of its own.
+        most_unread_tokens: of a stream; a client that is further behind is given up."""
         self._describe = describe
         self._secret = secret
         self._wrap = wrap
+        self._docket = docket or Docket()
         self._fence = fence
+        self._most_unread_tokens = most_unread_tokens
         self._fencing: set[asyncio.Task[None]] = set()
         self._addresses: dict[str, GroupAddress] = {}
         self._links: dict[str, GroupLink] = {}
@@ -85,6 +98,7 @@ class Directory:
         for group_id, link in list(self._links.items()):
             if not link.alive:
                 del self._links[group_id], self._groups[group_id]
+                self._docket.disconnect(link.tell)
                 if link.silent:
                     self._begin_fence(self._addresses[group_id])
                 await link.close()
@@ -94,10 +108,11 @@ class Directory:
             if found.group_id in self._links:
                 continue
             try:
-                link = await GroupLink.open(found.address, self._secret)
+                link = await GroupLink.open(found.address, self._secret, self._docket.hear, self._most_unread_tokens)
             except RaylineError as error:
                 log.warning("group %s cannot be reached: %s", found.group_id, error.message)
                 continue
+            self._docket.connect(link.tell)
             self._links[found.group_id] = link
             self._addresses[found.group_id] = found
             self._groups[found.group_id] = self._wrap(link)

@@ -36,11 +36,11 @@ class Group(Protocol):
         """
         ...
 
+    async def journal(self, call: JournalCall) -> JournalAnswer:
+        """Ask the journal that the group's leader holds. Raises Unavailable when the group is lost."""
+        ...
+
     def abort(self, request_id: str) -> None:
         """End a stream at the group while somebody else waits for its events: a Failed(Unavailable) comes behind those
         that have come. Nothing happens where it has ended or is not known."""
-        ...
-
-    async def journal(self, call: JournalCall) -> JournalAnswer:
-        """Ask the journal that the group's leader holds. Raises Unavailable when the group is lost."""
         ...

@@ -5,6 +5,7 @@ Both doors call the same methods and differ only in how they write requests and 
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -15,6 +16,7 @@ from typing import TypeVar
 from rayline.protos.conversation import Conversation
 from rayline.protos.errors import (
     ModelNotFound,
+    RaylineError,
     RequestIdTaken,
     StreamNotFound,
     TakenOver,
@@ -27,7 +29,7 @@ from rayline.protos.journal import stream_key
 from rayline.protos.types import Spec
 from rayline.router.admission import Admitted, admit, check_ids, named
 from rayline.router.call import Call
-from rayline.router.docket import BlameLimits, Docket
+from rayline.router.docket import Docket
 from rayline.router.grammars.desk import GrammarDesk
 from rayline.router.grammars.wish import grammar_wish
 from rayline.router.group import Group
@@ -83,16 +85,16 @@ class Service:
         clock: Callable[[], float],
         draw_seed: Callable[[], int],
         patience_s: float = 0.0,
+        dockets: Mapping[str, Docket] | None = None,
         router: str = "router",
         wall_clock: Callable[[], float] = time.time,
-        docket: Docket | None = None,
     ):
         """`clock` gives seconds from any start, `wall_clock` from 1970; `draw_seed` a number in [0, 2^63): the seed of
         requests without one.
 
-        patience_s: how long a stream whose group was lost waits for another one to go on in. router: this router's
-        name in the journal, which no other one may have.
-        docket: which requests may be why groups were lost; default: one that nobody else writes to.
+        patience_s: how long a stream whose group was lost waits for another one to go on in.
+        dockets: of each model, which requests may be why its groups were lost; default: what this service sees alone.
+        router: this router's name in the journal, which no other one may have.
         """
         self._models = models
         self._patience_s = patience_s
@@ -100,7 +102,7 @@ class Service:
         self._clock = clock
         self._draw_seed = draw_seed
         self._ledger = Ledger()
-        self._docket = docket or Docket(BlameLimits(), clock)
+        self._dockets = dockets or {name: Docket(clock=clock) for name in models}
         self._movers = {name: Mover(model.groups, self._ledger, clock) for name, model in models.items()}
         self._turn = 0
         self._running: set[Call] = set()
@@ -136,14 +138,22 @@ class Service:
         return self._models[name]
 
     async def generate(
-        self, spec: Spec, *, is_new: bool = False, can_resume: bool = False, note: str = ""
+        self,
+        spec: Spec,
+        *,
+        within_s: float = math.inf,
+        is_known: bool | None = None,
+        can_resume: bool = False,
+        note: str = "",
     ) -> AsyncGenerator[StreamEvent, None]:
         """Started, what its choices bring, then exactly one Finished or Failed (see `protos.events`).
 
         A tenant's request id names one request: called again with the same content, within the time that streams are
         kept, it brings the same events from the first on, and an older call that still reads them ends with TakenOver.
-        is_new: the id was drawn here, so nobody can have used it. can_resume: the client does so by itself, so it may
-        be sent away at any time. note: what the door wants to know of a stream that is resumed.
+        within_s: how long this call waits for the end, whatever the request says of all calls together.
+        is_known: False where the id was just drawn; True where nothing but a known stream will do. can_resume: the
+        client does so by itself, so it may be sent away at any time. note: what the door wants to know of a stream
+        that is resumed.
 
         Started comes with the group's first answer, so everything that is wrong before is raised: a field
         out of range, PromptTooLong, ModelNotFound, RequestIdTaken, Overloaded, Unavailable. Closing the generator or
@@ -155,7 +165,9 @@ class Service:
         if not 0 < len(spec.request_id) <= MAX_ID_CHARACTERS:
             raise out_of_range("request_id", spec.request_id, f"1 to {MAX_ID_CHARACTERS} characters")
         key = stream_key(spec.tenant, spec.request_id)
-        look = Look(None, 0, True) if is_new else await self._look(key)
+        look = Look(None, 0, True) if is_known is False else await self._look(key)
+        if is_known and look.found is None:
+            raise _not_found(spec.request_id, look)
         if look.found is not None and not look.found.record.asks_for(spec):
             raise RequestIdTaken(
                 f"request_id = {spec.request_id!r} names another request, of which the content is not the same",
@@ -163,30 +175,28 @@ class Service:
             )
         record = StreamRecord(spec, self._draw_seed(), int(self._wall_clock()), note=note)
         stream = look.found or Found(record, look.turn)
-        async with aclosing(self._read(key, stream, look.found is not None, arrived_s, can_resume)) as events:
+        is_resumed = look.found is not None
+        async with aclosing(self._read(key, stream, is_resumed, arrived_s, within_s, can_resume)) as events:
             async for event in events:
                 yield event
 
     async def find(self, tenant: str, request_id: str) -> Found:
         """A stream that can be resumed. Raises StreamNotFound, or Unavailable while not all groups can be asked."""
         look = await self._look(stream_key(tenant, request_id))
-        if look.found is not None:
-            return look.found
-        if not look.is_sure:
-            raise Unavailable("some groups do not answer: they may know of the stream", retry_after_s=1.0)
-        raise StreamNotFound(
-            f"request_id = {request_id!r} names no stream that is kept: it never began, or ended too long ago",
-            field="request_id",
-        )
+        if look.found is None:
+            raise _not_found(request_id, look)
+        return look.found
 
-    async def resume(self, found: Found, *, can_resume: bool = False) -> AsyncGenerator[StreamEvent, None]:
+    async def resume(
+        self, found: Found, *, within_s: float = math.inf, can_resume: bool = False
+    ) -> AsyncGenerator[StreamEvent, None]:
         """A stream again, from its first event on: what was said before is not computed again where a leader kept it.
 
         `found` comes from `find`. Raises as `generate` does.
         """
         spec = found.record.spec
         key = stream_key(spec.tenant, spec.request_id)
-        async with aclosing(self._read(key, found, True, self._clock(), can_resume)) as events:
+        async with aclosing(self._read(key, found, True, self._clock(), within_s, can_resume)) as events:
             async for event in events:
                 yield event
 
@@ -223,13 +233,13 @@ class Service:
         for desk in self._desks.values():
             desk.close()
 
-    async def drain(self, timeout_s: float) -> bool:
+    async def drain(self, timeout_s: float, *, is_last: bool = False) -> bool:
         """Refuse new requests and wait for the running ones. False when some still run after `timeout_s`.
 
-        Clients that resume by themselves are sent to another router at once.
+        Clients that resume by themselves are sent to another router at once, unless this is the last one there is.
         """
         self._draining = True
-        for call in [call for call in self._running if call.can_resume]:
+        for call in [call for call in self._running if call.can_resume and not is_last]:
             call.end(Unavailable("the server is shutting down: resume through another one", retry_after_s=0.0))
         if self._running:
             log.info("draining: %d requests still run", self.running)
@@ -256,7 +266,7 @@ class Service:
         return replace(look, found=replace(found, turn=max(found.turn, call.turn)))
 
     async def _read(
-        self, key: str, stream: Found, is_resumed: bool, arrived_s: float, can_resume: bool
+        self, key: str, stream: Found, is_resumed: bool, arrived_s: float, within_s: float, can_resume: bool
     ) -> AsyncGenerator[StreamEvent, None]:
         """One call's way through a stream."""
         self._check_open()
@@ -268,13 +278,14 @@ class Service:
             self._turn += 1
             name = f"{stream.record.spec.request_id}~{self._journal.router}-{self._turn}"
             admitted = named(await self._admit(model, stream.record), name, key, page.ballot, stream.record.seed)
-            timing = Timing(arrived_s, self._clock() - arrived_s)
+            deadline_s = arrived_s + min(within_s, self._left_s(stream.record, is_resumed))
+            timing = Timing(arrived_s, self._clock() - arrived_s, deadline_s)
             session = Session(
                 admitted,
                 model.groups,
                 model.tokenizer,
                 self._ledger,
-                self._docket,
+                self._dockets[model.name],
                 self._clock,
                 timing,
                 self._patience_s,
@@ -291,6 +302,13 @@ class Service:
         finally:
             page.end()
             self._leave(call)
+
+    def _left_s(self, record: StreamRecord, is_resumed: bool) -> float:
+        """Of what the request gave to all calls that read it, when the last of them arrives."""
+        timeout_s = record.spec.timeout_s
+        if timeout_s is None:
+            return math.inf
+        return timeout_s - max(0.0, self._wall_clock() - record.created_s) if is_resumed else timeout_s
 
     def _enter(self, call: Call) -> None:
         if (older := self._calls.get(call.key)) is not None:
@@ -317,6 +335,15 @@ class Service:
         grammar = "" if wish is None else await wish.granted(desk)
         work = partial(admit, spec, model.tokenizer, model.chat, grammar, model.info, record.seed)
         return await _beside(is_long(spec), work)
+
+
+def _not_found(request_id: str, look: Look) -> RaylineError:
+    if not look.is_sure:
+        return Unavailable("some groups do not answer: they may know of the stream", retry_after_s=1.0)
+    return StreamNotFound(
+        f"request_id = {request_id!r} names no stream that is kept: it never began, or ended too long ago",
+        field="request_id",
+    )
 
 
 async def _beside(is_long: bool, work: Callable[[], T]) -> T:

@@ -5,8 +5,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 
+from rayline.protos.blame import Presence
 from rayline.protos.errors import InternalError, RaylineError, Unavailable
-from rayline.protos.events import EngineEvent, Failed, Presence, PromptScores, TokenEvent
+from rayline.protos.events import EngineEvent, Failed, PromptScores, TokenEvent
 from rayline.protos.types import EngineRequest
 from rayline.router.group import Group
 from rayline.router.ledger import Lease

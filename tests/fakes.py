@@ -1,6 +1,7 @@
 """Stand-ins that run the real interfaces without a model: a group in this process."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -63,9 +64,9 @@ class FakeGroup:
     requests: list[EngineRequest] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
+    held: Journal = field(default_factory=lambda: Journal(2**20, 0.0))
     _computed: int = 0
     _cuts: dict[str, asyncio.Event] = field(default_factory=dict)
-    held: Journal = field(default_factory=lambda: Journal(2**20, 0.0))
 
     async def journal(self, call: JournalCall) -> JournalAnswer:
         """Held in this process, by what leaders hold it with."""
@@ -77,18 +78,22 @@ class FakeGroup:
         request = replace(request, request_id=_clients_name(name), family=_clients_name(request.family))
         self.requests.append(request)
         ended = self.aborted
-        cut = self._cuts[name] = asyncio.Event()
+        cut = self._cuts[request.request_id] = asyncio.Event()
+        now_s = asyncio.get_running_loop().time()
+        self.held.begin(request, now_s)
         try:
             async for event in self._events(request, cut):
+                if request.kept is not None:
+                    self.held.say(request.kept, event, now_s)
                 if not isinstance(event, TokenEvent | PromptScores) and not cut.is_set():
                     ended = self.finished
                 yield event
         finally:
             ended.append(request.request_id)
-            del self._cuts[name]
+            self._cuts.pop(request.request_id, None)
 
     def abort(self, request_id: str) -> None:
-        if (cut := self._cuts.get(request_id)) is not None:
+        if (cut := self._cuts.get(_clients_name(request_id))) is not None:
             cut.set()
 
     async def _events(self, request: EngineRequest, cut: asyncio.Event) -> AsyncGenerator[EngineEvent, None]:
@@ -127,6 +132,11 @@ class FakeGroup:
         return TokenEvent(request.request_id, index, token_id, logprob, top)
 
 
+def _clients_name(name: str) -> str:
+    """Without what the router adds to tell calls apart."""
+    return re.sub(r"~[^~/]*-\d+", "", name)
+
+
 async def _is_cut(cut: asyncio.Event, delay_s: float) -> bool:
     """Whether a stream is aborted before its next event."""
     if not delay_s:
@@ -136,12 +146,6 @@ async def _is_cut(cut: asyncio.Event, delay_s: float) -> bool:
         async with asyncio.timeout(delay_s):
             await cut.wait()
     return cut.is_set()
-
-
-def _clients_name(name: str) -> str:
-    """Without what the router adds to tell calls apart."""
-    client, _, call = name.partition("~")
-    return client + call[call.find("/") :] if "/" in call else client
 
 
 def _scores(request: EngineRequest, start: int) -> PromptScores:
@@ -184,8 +188,9 @@ def service_of(
     clock: Callable[[], float] = lambda: 0.0,
     chat: ChatFormats = NO_FORMATS,
     patience_s: float = 0.0,
+    router: str = "router",
 ) -> Service:
     """A service of one model, "tiny", over these groups."""
     tokenizer = served("byte_level", template, bos_token="<s>", eos_token="</s>")
     model = ServedModel("tiny", tokenizer, {group.info.group_id: group for group in groups}, 1_700_000_000, chat)
-    return Service({"tiny": model}, clock, lambda: 42, patience_s, wall_clock=lambda: 0.0)
+    return Service({"tiny": model}, clock, lambda: 42, patience_s, router=router, wall_clock=lambda: 0.0)

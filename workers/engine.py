@@ -5,11 +5,12 @@ from collections import deque
 from collections.abc import Callable
 
 from rayline.protos.errors import InvalidRequest
-from rayline.protos.events import EngineEvent
+from rayline.protos.events import EngineEvent, Finished
 from rayline.protos.group import GroupLoad
 from rayline.protos.types import EngineRequest
 from rayline.workers.pipeline import Pipeline
 from rayline.workers.scheduling.request_check import check_request
+from rayline.workers.scheduling.resumed import end_of
 from rayline.workers.scheduling.scheduler import Scheduler
 
 
@@ -25,17 +26,26 @@ class Engine:
         self._last_result_s = -math.inf
 
     def add(self, request: EngineRequest) -> None:
-        """Accept a request: exactly one Finished will follow. Raises InvalidRequest or Overloaded instead."""
+        """Accept a request: exactly one Finished or Failed will follow. Raises InvalidRequest, Overloaded or
+        DeadlineExceeded instead."""
         self._check(request)
         self.scheduler.add(request, self._clock())
+
+    def end_of(self, request: EngineRequest) -> Finished | None:
+        """The end of a resumed request of which nothing is left to compute."""
+        return end_of(request, self.scheduler.limits.max_model_len, self.scheduler.eos_token_ids)
 
     def abort(self, request_id: str) -> list[EngineEvent]:
         """End a request now; the returned events hold its Finished unless it had ended before."""
         return self.scheduler.abort(request_id)
 
     def step(self) -> list[EngineEvent]:
-        """Keep the pipeline full, then take in the oldest result."""
-        while self.pipeline.in_flight < self.pipeline.window and (plan := self.scheduler.plan(self._clock())):
+        """Keep the pipeline full, then take in the oldest result; what is late ends first, in a call of its own: a
+        result that never comes must not keep that from being told."""
+        now_s = self._clock()
+        if late := self.scheduler.expire(now_s):
+            return late
+        while self.pipeline.in_flight < self.pipeline.window and (plan := self.scheduler.plan(now_s)):
             self.pipeline.submit(plan)
             self._submitted_s.append(self._clock())
         return self.take_result() if self.pipeline.in_flight else []

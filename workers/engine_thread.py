@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rayline.protos.blame import Presence, presence
 from rayline.protos.errors import RaylineError, Unavailable
 from rayline.protos.events import EngineEvent, Failed
 from rayline.protos.group import GroupLoad
@@ -37,6 +38,9 @@ class Stop:
 Letter = EngineRequest | Abort | AskStats | Stop
 Emit = Callable[[list[EngineEvent], GroupLoad], None]
 """Called after each step or letter that brought events: in the engine's thread, once that has ended in the poster's."""
+OnApart = Callable[[str], object]
+"""Called in the engine's thread before a suspect is computed alone, with its id, and with "" before others are again.
+Returns when all who might take others for the reason of a loss have heard of it."""
 
 
 class EngineThread:
@@ -52,6 +56,7 @@ class EngineThread:
         canary: Canary,
         emit: Emit,
         on_lost: Callable[[RaylineError], None],
+        on_apart: OnApart = lambda request_id: None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._engine = engine
@@ -60,6 +65,8 @@ class EngineThread:
         self.beat_s = clock()
         self._emit = emit
         self._on_lost = on_lost
+        self._on_apart = on_apart
+        self._apart = ""
         self._mailbox: queue.SimpleQueue[Letter] = queue.SimpleQueue()
         self._lost: RaylineError | None = None
         self._fenced = False
@@ -104,6 +111,7 @@ class EngineThread:
                 self.beat_s = self._clock()
                 if not self._engine.has_work:
                     self._rest()
+                self._tell_apart()
                 events = self._engine.step()
                 if events:
                     self._canary.worked(self._clock())
@@ -118,6 +126,22 @@ class EngineThread:
         self._engine.pipeline.check()
         if (request := self._canary.request(self._clock())) is not None:
             self._engine.add(request)
+
+    def _tell_apart(self) -> None:
+        """A suspect is next: nothing is in flight, and the ranks show that they live, so that no loss from before is
+        taken for one of its own."""
+        apart = self._engine.scheduler.apart
+        if apart == self._apart or (apart and self._engine.pipeline.in_flight):
+            return
+        if apart:
+            self._engine.pipeline.rank_stats()
+        self._on_apart(apart)
+        self._apart = apart
+
+    def _presence(self, request_id: str) -> Presence:
+        if self._apart or self._engine.scheduler.is_running(request_id):
+            return presence(request_id, self._apart)
+        return Presence.ABSENT
 
     def _tell(self, events: list[EngineEvent]) -> None:
         """The canary's events stay here, but routers hear of the load behind them."""
@@ -143,6 +167,8 @@ class EngineThread:
             self._tell(self._engine.abort(letter.request_id))
         elif isinstance(letter, AskStats):
             self._answer_stats(letter)
+        elif (end := self._engine.end_of(letter)) is not None:
+            self._tell([end])
         else:
             try:
                 self._engine.add(letter)
@@ -166,7 +192,8 @@ class EngineThread:
         lost = Unavailable(f"the group was lost: {error}", retry_after_s=1.0)
         with self._posting:
             self._lost = lost
-        self._tell([Failed(request_id, lost) for request_id in self._engine.scheduler.request_ids])
+        running = self._engine.scheduler.request_ids
+        self._tell([Failed(request_id, lost, self._presence(request_id)) for request_id in running])
         while not self._mailbox.empty():
             self._return_to_sender(self._mailbox.get(), lost)
         self._on_lost(lost)
@@ -175,6 +202,6 @@ class EngineThread:
     def _return_to_sender(self, letter: Letter, lost: RaylineError) -> None:
         """What comes too late is answered all the same."""
         if isinstance(letter, EngineRequest):
-            self._emit([Failed(letter.request_id, lost)], self._engine.load())
+            self._emit([Failed(letter.request_id, lost, Presence.ABSENT)], self._engine.load())
         elif isinstance(letter, AskStats):
             letter.answer(())

@@ -92,10 +92,7 @@ class Journal:
             case "ahead":
                 return self._hold_ahead(call, stream)
             case "end":
-                if stream is not None and stream.ballot == call.ballot:
-                    stream.owner = None
-                    self._settle(call.key, stream, now_s)
-                return JournalAnswer(stream is not None, stream and stream.ballot)
+                return self._end(call, stream, now_s)
 
     def lose(self, owner: int, now_s: float) -> None:
         """A router's connection ended: what it read is kept for whoever goes on with it."""
@@ -167,16 +164,24 @@ class Journal:
         self._settle(call.key, stream, now_s)
         return JournalAnswer(True, call.ballot)
 
+    def _end(self, call: JournalCall, stream: _Stream | None, now_s: float) -> JournalAnswer:
+        if stream is None:
+            return JournalAnswer(False)
+        if stream.ballot == call.ballot:
+            stream.owner = None
+            self._settle(call.key, stream, now_s)
+        return JournalAnswer(stream.ballot == call.ballot, stream.ballot)
+
     def _hold_ahead(self, call: JournalCall, stream: _Stream | None) -> JournalAnswer:
-        if stream is None or stream.ballot != call.ballot or call.trace is None:
-            return JournalAnswer(False, stream and stream.ballot)
+        if stream is None or call.trace is None:
+            return JournalAnswer(False)
+        if stream.ballot != call.ballot:
+            return JournalAnswer(False, stream.ballot)
         before = stream.size_bytes
         stream.begin_run(call.trace.run)
         trace = stream.ahead.setdefault(call.trace.choice, KeptTrace())
-        for event in (*call.trace.scores, *call.trace.tokens):
+        for event in call.trace.events:
             trace.add(event)
-        if call.trace.finished is not None:
-            trace.add(call.trace.finished)
         self.used_bytes += stream.size_bytes - before
         return JournalAnswer(self._make_room(0), stream.ballot)
 

@@ -5,12 +5,15 @@ import hmac
 import itertools
 import logging
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import grpc
 
 from rayline.cluster.awake import AwakeTime
 from rayline.protos import internal_pb2 as pb
+from rayline.protos.blame import presence
+from rayline.protos.blame_wire import suspects_of, suspects_to_pb
 from rayline.protos.channel_wire import SECRET_KEY, add_event, info_to_pb, load_to_pb, request_of
 from rayline.protos.errors import InvalidRequest, RaylineError, TakenOver, Unavailable
 from rayline.protos.events import EngineEvent, Failed, PromptScores, TokenEvent
@@ -22,13 +25,16 @@ from rayline.workers.canary import Canary
 from rayline.workers.engine import Engine
 from rayline.workers.engine_thread import Abort, AskStats, EngineThread
 from rayline.workers.journal import Journal
+from rayline.workers.outbox import Outbox
 from rayline.workers.pipeline import RankStats
+from rayline.workers.suspects import Suspects
 
 log = logging.getLogger(__name__)
 
 LOAD_PERIOD_S = 0.1  # how often a router without tokens in a step hears of the load
 REPORT_PERIOD_S = 0.25  # how often a router hears of a live leader at least
 ROUTER_SILENCE_S = 5.0  # a router that lives is heard of every 0.5 s
+APART_LIMIT_S = 0.5  # for routers to hear who is computed alone; one that is stuck holds up nobody for longer
 STUCK_GRACE_S = 0.5  # beyond what the engine's thread grants the ranks itself
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
@@ -49,17 +55,18 @@ class Connection:
     """One router. `streams` maps request ids to the router's own numbers for them.
 
     last_prompt: of its last submit, for the one that repeats it. silence: since it was last heard of. call: the task
-    that runs its stream.
+    that runs its stream. knows_apart: it has said who is computed alone.
     """
 
     number: int
-    outbox: asyncio.Queue[pb.LeaderMessage | None] = field(default_factory=asyncio.Queue)
+    outbox: Outbox = field(default_factory=Outbox)
     streams: dict[str, int] = field(default_factory=dict)
     request_ids: dict[int, str] = field(default_factory=dict)
     last_prompt: tuple[int, ...] = ()
     told_s: float = 0.0
     silence: AwakeTime = field(default_factory=_awake_time)
     call: asyncio.Task[None] | None = field(default_factory=asyncio.current_task)
+    knows_apart: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Leader(GroupChannelServicer):
@@ -71,13 +78,15 @@ class Leader(GroupChannelServicer):
         self._kept: dict[str, KeptAs] = {}
         self._secret = secret
         self._engine = engine
-        self._thread = EngineThread(engine, Canary(info.exact), self._emit, self._on_lost)
+        self._thread = EngineThread(engine, Canary(info.exact), self._emit, self._on_lost, self._on_apart)
         self._watch: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._connections: set[Connection] = set()
         self._owners: dict[str, Connection] = {}
         self._ended: dict[str, asyncio.Event] = {}
         self._numbers = itertools.count()
+        self._suspects = Suspects()
+        self._apart = ""
         self._server = grpc.aio.server(options=CHANNEL_OPTIONS)
         self.load = engine.load()
         self.lost = asyncio.Event()
@@ -146,6 +155,7 @@ class Leader(GroupChannelServicer):
         reader = asyncio.create_task(self._read(connection, request_iterator))
         try:
             yield pb.LeaderMessage(welcome=info_to_pb(self.info))
+            yield pb.LeaderMessage(blame=self._blame(apart=self._apart))
             while True:
                 if (message := await connection.outbox.get()) is None:
                     return
@@ -154,6 +164,7 @@ class Leader(GroupChannelServicer):
             reader.cancel()
             self._connections.discard(connection)
             self._journal.lose(connection.number, self._loop.time())
+            connection.knows_apart.set()
             for request_id in connection.streams:
                 self._thread.post(Abort(request_id))
 
@@ -164,6 +175,8 @@ class Leader(GroupChannelServicer):
                 self._submit(connection, message.submit)
             elif message.HasField("journal"):
                 self._ask_journal(connection, message.journal)
+            elif message.HasField("blame"):
+                self._take_blame(connection, message.blame)
             elif (request_id := connection.request_ids.get(message.abort.stream)) is not None:
                 self._thread.post(Abort(request_id))
 
@@ -202,6 +215,40 @@ class Leader(GroupChannelServicer):
                 self._thread.post(Abort(request_id))
         connection.outbox.put_nowait(pb.LeaderMessage(journal=answer_to_pb(message.number, answer)))
 
+    # ---- who is to blame for a loss
+
+    def _take_blame(self, sender: Connection, blame: pb.Blame) -> None:
+        """What one router says of suspects goes to all others."""
+        if blame.HasField("apart") and blame.apart == self._apart:
+            sender.knows_apart.set()
+        if not blame.suspects:
+            return
+        self._suspects.take(suspects_of(blame.suspects), self._loop.time())
+        for connection in self._connections - {sender}:
+            connection.outbox.put_nowait(pb.LeaderMessage(blame=pb.Blame(suspects=blame.suspects)))
+
+    def _blame(self, apart: str) -> pb.Blame:
+        """All that a router has to know."""
+        return pb.Blame(apart=apart, suspects=suspects_to_pb(self._suspects.left(self._loop.time())))
+
+    def _on_apart(self, request_id: str) -> None:
+        """In the engine's thread: return when the routers know who is computed alone from now on."""
+        told = asyncio.run_coroutine_threadsafe(self._tell_apart(request_id), self._loop)
+        with suppress(TimeoutError):
+            told.result(2 * APART_LIMIT_S)
+
+    async def _tell_apart(self, request_id: str) -> None:
+        self._apart = request_id
+        waits = []
+        for connection in self._connections:
+            connection.knows_apart.clear()
+            connection.outbox.put_nowait(pb.LeaderMessage(blame=pb.Blame(apart=request_id)))
+            waits.append(asyncio.create_task(connection.knows_apart.wait()))
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=APART_LIMIT_S)
+            for task in late:
+                task.cancel()
+
     # ---- progress
 
     async def _watch_engine(self) -> None:
@@ -220,7 +267,7 @@ class Leader(GroupChannelServicer):
     def _fence(self, error: RaylineError) -> None:
         """End the group although its engine's thread cannot: every stream with one Failed, then the ranks."""
         log.error("%s", error.message)
-        failed: list[EngineEvent] = [Failed(request_id, error) for request_id in self._owners]
+        failed: list[EngineEvent] = [Failed(name, error, presence(name, self._apart)) for name in self._owners]
         self._deliver(failed, self.load)
         self._hang_up()
         self._thread.fence(error)
@@ -236,8 +283,12 @@ class Leader(GroupChannelServicer):
         connection.outbox.put_nowait(pb.LeaderMessage(step=pb.Step(load=load_to_pb(self.load))))
 
     def _listen(self) -> None:
-        """Hang up on routers that are silent: they froze, or their network is gone. What they submitted is aborted."""
+        """Hang up on routers that are silent (they froze, or their network is gone) or do not read. What they submitted
+        is aborted."""
         for connection in self._connections:
+            if connection.outbox.is_overfull and connection.call is not None:
+                log.warning("router %d does not read what the group says", connection.number)
+                connection.call.cancel()
             if connection.silence.look() > ROUTER_SILENCE_S and connection.call is not None:
                 log.warning("router %d was silent for %.1f s", connection.number, connection.silence.look())
                 connection.call.cancel()

@@ -47,7 +47,13 @@ ACCEPTED: dict[str, dict[str, list[Any]]] = {
         "drain_timeout_s": [0, 0.5, 3600],
         "resume_wait_s": [0, 0.5, 3600],
     },
-    "limits": {"max_waiting": [1, 10_000], "max_message_bytes": [1, 2**30]},
+    "limits": {
+        "max_waiting": [1, 10_000],
+        "max_waiting_tokens": [1, 10**9],
+        "slow_reader_s": [0.1, 3600],
+        "max_unread_tokens": [1, 10**6],
+        "max_message_bytes": [1, 2**30],
+    },
     "security": {
         "api_keys": [[], ["one", "two"]],
         "operator_keys": [[], ["one", "two"]],
@@ -92,7 +98,13 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
         "drain_timeout_s": [-0.1, float("nan"), "long"],
         "resume_wait_s": [-0.1, float("nan"), "long"],
     },
-    "limits": {"max_waiting": [0, -1], "max_message_bytes": [0]},
+    "limits": {
+        "max_waiting": [0, -1],
+        "max_waiting_tokens": [0, "many"],
+        "slow_reader_s": [0, -1, float("nan")],
+        "max_unread_tokens": [0, None],
+        "max_message_bytes": [0],
+    },
     "security": {
         "api_keys": ["one", [3], None],
         "operator_keys": ["one", [3], None],

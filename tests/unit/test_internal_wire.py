@@ -1,15 +1,36 @@
 """The channels inside a deployment carry every record whole: plans, results, events, loads, ranks' records."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from records import beams, ids, params, preempted, real, rules, scores, sint32, text, top, uint32, uint64, usages
+from records import (
+    ballots,
+    beams,
+    ids,
+    kept,
+    params,
+    preempted,
+    real,
+    rules,
+    scores,
+    sint32,
+    text,
+    top,
+    uint32,
+    uint64,
+    usages,
+)
 
 from rayline.cluster.parallel import Parallel
 from rayline.kernels.choice import KernelOptions
 from rayline.protos import internal_pb2 as pb
+from rayline.protos.blame import Presence, Record, Suspect
+from rayline.protos.blame_wire import suspects_of, suspects_to_pb
 from rayline.protos.channel_wire import (
     add_event,
     failed_of,
@@ -23,9 +44,11 @@ from rayline.protos.channel_wire import (
     submit_to_pb,
     token_of,
 )
-from rayline.protos.errors import LEAVES, error_of
+from rayline.protos.errors import LEAVES, InternalError, error_of
 from rayline.protos.events import Begun, EngineEvent, Failed, Finished, FinishReason, PromptScores, TokenEvent
 from rayline.protos.group import GroupInfo, GroupLoad
+from rayline.protos.journal import Act, JournalAnswer, JournalCall, Trace
+from rayline.protos.journal_wire import answer_of, answer_to_pb, call_of, call_to_pb
 from rayline.protos.plan import (
     Admission,
     Candidates,
@@ -72,12 +95,37 @@ results = st.builds(
     st.lists(st.builds(Scored, uint64, uint32, scores), max_size=3).map(tuple),
     st.lists(st.builds(Refused, uint64, text), max_size=3).map(tuple),
 )
+timeouts = st.none() | real
 requests = st.builds(
-    EngineRequest, text, ids, params, ids, sint32, text, text, text, rules, st.none() | real, st.booleans()
+    EngineRequest,
+    text,
+    ids,
+    params,
+    ids,
+    sint32,
+    text,
+    text,
+    text,
+    rules,
+    st.none() | real,
+    st.booleans(),
+    st.none() | kept,
 )
-infos = st.builds(GroupInfo, text, text, text, st.booleans(), uint32, uint32, uint32, uint32, uint32, uint32, text)
+infos = st.builds(
+    GroupInfo, text, text, text, st.booleans(), uint32, uint32, uint32, uint32, uint32, uint32, uint64, text
+)
 loads = st.builds(
-    GroupLoad, uint32, uint32, uint64, uint32, uint32, st.booleans(), st.lists(uint64, max_size=3).map(tuple), uint64
+    GroupLoad,
+    uint32,
+    uint32,
+    uint64,
+    uint32,
+    uint32,
+    st.booleans(),
+    st.lists(uint64, max_size=3).map(tuple),
+    uint64,
+    real,
+    uint64,
 )
 begun = st.none() | st.builds(Begun, uint32, real)
 tokens = st.builds(TokenEvent, text, uint32, uint32, st.none() | real, top, begun)
@@ -101,7 +149,22 @@ failures = st.builds(
         field=st.none() | text.filter(bool),
         retry_after_s=st.none() | real.filter(bool),
     ),
+    st.none() | st.sampled_from(Presence),
 )
+suspects = st.lists(st.builds(Suspect, text, st.builds(Record, uint32, uint32, st.booleans()), real), max_size=3)
+no_name = st.just("")  # requests' names stay out of traces
+traces = st.builds(
+    Trace,
+    uint32,
+    st.lists(st.builds(TokenEvent, no_name, uint32, uint32, st.none() | real, top, begun), max_size=3).map(tuple),
+    st.lists(st.builds(PromptScores, no_name, uint32, scores), max_size=2).map(tuple),
+    st.none() | finishes.map(lambda finished: replace(finished, request_id="")),
+    st.booleans(),
+    uint64,
+)
+records = st.binary(max_size=8)
+calls = st.builds(JournalCall, st.sampled_from(get_args(Act)), text, ballots, records, st.none() | traces)
+answers = st.builds(JournalAnswer, st.booleans(), st.none() | ballots, records, st.lists(traces, max_size=2).map(tuple))
 specs = st.builds(
     RankSpec,
     path=st.text("abc/", min_size=1).map(Path),
@@ -132,6 +195,23 @@ def test_a_request_comes_back_as_it_was(stream: int, request: EngineRequest) -> 
     message = pb.Submit.FromString(submit_to_pb(stream, request).SerializeToString())
     assert message.stream == stream
     assert request_of(message) == request
+
+
+@given(uint64, calls)
+def test_a_call_of_the_journal_comes_back_as_it_was(number: int, call: JournalCall) -> None:
+    message = pb.JournalCall.FromString(call_to_pb(number, call).SerializeToString())
+    assert (message.number, call_of(message)) == (number, call)
+
+
+@given(uint64, answers)
+def test_an_answer_of_the_journal_comes_back_as_it_was(number: int, answer: JournalAnswer) -> None:
+    message = pb.JournalAnswer.FromString(answer_to_pb(number, answer).SerializeToString())
+    assert (message.number, answer_of(message)) == (number, answer)
+
+
+def test_an_act_of_a_newer_router_is_refused() -> None:
+    with pytest.raises(InternalError, match="burn"):
+        call_of(pb.JournalCall(act="burn"))
 
 
 @given(infos)
@@ -170,8 +250,16 @@ def test_the_events_of_a_step_come_back_as_they_were(
     assert [finished_of(m, e.request_id) for m, e in zip(step.finished, ends, strict=True)] == ends
     for message, failure in zip(step.failed, failed, strict=True):
         back = failed_of(message, failure.request_id)
-        assert back.request_id == failure.request_id
+        assert (back.request_id, back.presence) == (failure.request_id, failure.presence)
         assert type(back.error) is type(failure.error) and vars(back.error) == vars(failure.error)
+
+
+@given(suspects, st.none() | text)
+def test_what_is_known_of_suspects_comes_back_as_it_was(known: list[Suspect], apart: str | None) -> None:
+    message = pb.RouterMessage(blame=pb.Blame(apart=apart, suspects=suspects_to_pb(known)))
+    back = pb.RouterMessage.FromString(message.SerializeToString()).blame
+    assert suspects_of(back.suspects) == known
+    assert (back.apart if back.HasField("apart") else None) == apart
 
 
 @given(specs)

@@ -9,11 +9,11 @@ from fakes import FakeGroup, info, saying, service_of
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayline.protos.blame import PROOF_TOKENS
 from rayline.protos.errors import InvalidRequest, Overloaded, RaylineError, Unavailable
 from rayline.protos.events import Delta, Failed, Finished, StreamEvent
 from rayline.protos.group import GroupLoad
 from rayline.protos.types import EngineRequest, SamplingParams, Spec
-from rayline.router.blame import PROOF_TOKENS
 from rayline.router.service import Service
 
 SAYING = "the quick brown fox jumps"

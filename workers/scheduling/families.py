@@ -41,6 +41,10 @@ class Families:
         self.waiting += 1
         return True
 
+    def has(self, name: str) -> bool:
+        """Whether somebody computes the prompt of this family."""
+        return name in self._by_name
+
     def is_trunk(self, sequence: Sequence) -> bool:
         family = self._by_name.get(sequence.request.family)
         return family is not None and family.trunk is sequence
@@ -68,8 +72,8 @@ class Families:
 
 
 def _forks(request: EngineRequest) -> bool:
-    """Resumed choices have different tokens; prompt logprobs and beams are each one's own affair."""
-    return bool(request.family) and not request.output_ids and not request.params.beam_width
+    """Resumed choices have different tokens; prompt logprobs and beams are each one's own; suspects run alone."""
+    return bool(request.family) and not (request.output_ids or request.params.beam_width or request.apart)
 
 
 def _alike(trunk: EngineRequest, request: EngineRequest) -> bool:

@@ -12,7 +12,7 @@ from rayline.workers.scheduling.draft import Draft
 from rayline.workers.scheduling.reservations import most_blocks
 from rayline.workers.scheduling.roster import Roster
 from rayline.workers.scheduling.scheduler_stats import SchedulerStats
-from rayline.workers.scheduling.sequence import Sequence
+from rayline.workers.scheduling.sequence import Place, Sequence
 from rayline.workers.scheduling.tables import BlockTables
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,16 @@ class Preemption:
         self._stats.preemptions_by[reason] += 1
         for sequence in lost:
             self._roster.stop(sequence)
+
+    def step_back(self, sequences: list[Sequence]) -> None:
+        """A suspect that holds up all others lacks blocks: it gives back its own and waits for more."""
+        first = self._roster.firsts[sequences[0].request.request_id]
+        first.preemptions += 1
+        log.info("request %s waits for blocks that others hold", first.request.request_id)
+        self._stats.preemptions_by[PreemptionReason.STUCK] += 1
+        for sequence in sequences:
+            if sequence.place is Place.RUNNING:
+                self._roster.stop(sequence)
 
     def is_sheltered(self, sequence: Sequence) -> bool:
         """Whether its request lost its blocks so often that it may not lose them again."""
