@@ -16,11 +16,11 @@ from rayline.deploy.operator_client import OperatorClient
 from rayline.protos import inference_pb2_grpc as pb_grpc
 from rayline.router.operations import GroupState
 
-SLACK = 3.0  # for machines that run other things beside
+SLACK = 6.0  # for machines that run other things beside
 STREAMS = 12
 TOKENS = 1900
 GONE_S = 5.0
-BACK_S = 40.0
+BACK_S = 20.0
 
 
 def groups(server: Server) -> list[GroupState]:

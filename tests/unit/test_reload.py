@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rayline.cluster.config import SystemConfig, override
+from rayline.deploy.app import group_version, router_version
 from rayline.deploy.model_path import resolve_model
 from rayline.deploy.reload import ResolvedModel, check_reload, router_share
 from rayline.protos.errors import ConfigError
@@ -58,6 +59,17 @@ def test_other_weights_may_come_but_no_other_text(tmp_path: Path) -> None:
     (copy / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"another tokenizer\.json"):
         check_reload(RUNNING, RUNNING, resolved(RUNNING), resolved(RUNNING, copy))
+
+
+def test_groups_that_stay_are_not_replaced_and_others_are() -> None:
+    (model,) = resolved(RUNNING)
+    version = group_version(RUNNING, model)
+    assert group_version(override(RUNNING, {"groups": 5}), model) == version
+    for flags in ({"tp": 2}, {"max_running": 8}, {"quantize": "int8"}):
+        changed = override(RUNNING, flags)
+        assert group_version(changed, model) != version
+        assert router_version(changed, [model]) == router_version(RUNNING, [model])
+    assert router_version(override(RUNNING, {"grpc_port": 1}), [model]) != router_version(RUNNING, [model])
 
 
 def test_a_model_keeps_its_name() -> None:
