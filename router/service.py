@@ -85,16 +85,16 @@ class Service:
         clock: Callable[[], float],
         draw_seed: Callable[[], int],
         patience_s: float = 0.0,
+        dockets: Mapping[str, Docket] | None = None,
         router: str = "router",
         wall_clock: Callable[[], float] = time.time,
-        dockets: Mapping[str, Docket] | None = None,
     ):
         """`clock` gives seconds from any start, `wall_clock` from 1970; `draw_seed` a number in [0, 2^63): the seed of
         requests without one.
 
-        patience_s: how long a stream whose group was lost waits for another one to go on in. router: this router's
-        name in the journal, which no other one may have.
+        patience_s: how long a stream whose group was lost waits for another one to go on in.
         dockets: of each model, which requests may be why its groups were lost; default: what this service sees alone.
+        router: this router's name in the journal, which no other one may have.
         """
         self._models = models
         self._patience_s = patience_s
@@ -233,13 +233,13 @@ class Service:
         for desk in self._desks.values():
             desk.close()
 
-    async def drain(self, timeout_s: float) -> bool:
+    async def drain(self, timeout_s: float, *, is_last: bool = False) -> bool:
         """Refuse new requests and wait for the running ones. False when some still run after `timeout_s`.
 
-        Clients that resume by themselves are sent to another router at once.
+        Clients that resume by themselves are sent to another router at once, unless this is the last one there is.
         """
         self._draining = True
-        for call in [call for call in self._running if call.can_resume]:
+        for call in [call for call in self._running if call.can_resume and not is_last]:
             call.end(Unavailable("the server is shutting down: resume through another one", retry_after_s=0.0))
         if self._running:
             log.info("draining: %d requests still run", self.running)
@@ -289,8 +289,8 @@ class Service:
                 self._clock,
                 timing,
                 self._patience_s,
-                page,
                 self._movers[model.name],
+                page,
             )
             if is_resumed:
                 events = session.again(self._turn, stream.record, stream.traces)

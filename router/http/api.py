@@ -10,11 +10,12 @@ from fastapi.responses import JSONResponse, Response
 from rayline.cluster.config import SystemConfig
 from rayline.protos.errors import StreamNotFound
 from rayline.protos.events import Started, StreamEvent
+from rayline.protos.metadata import CAN_RESUME
 from rayline.protos.openai import DetokenizeBody
 from rayline.protos.openai_chat import ChatCompletionBody, TokenizeBody
 from rayline.protos.openai_completion import CompletionBody
 from rayline.protos.openai_sampling import SamplingBody
-from rayline.protos.position import CAN_RESUME, Reading
+from rayline.protos.position import Reading
 from rayline.protos.types import Spec
 from rayline.router import metrics
 from rayline.router.auth import TENANT_HEADER, ApiKeys
