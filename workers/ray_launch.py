@@ -22,6 +22,7 @@ from rayline.workers.spec import RankSpec
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 5.0
+NAMESPACE = "rayline"  # where the actors of ranks are known by name
 
 
 class RankActor:
@@ -88,6 +89,8 @@ class RayLauncher:
             .options(
                 num_cpus=1,
                 num_gpus=gpus,
+                name=f"rank-{spec.parallel.rank}-{secrets.token_hex(4)}",
+                namespace=NAMESPACE,
                 max_restarts=0,
                 max_concurrency=2,  # `node` answers while `run` runs
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
