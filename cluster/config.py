@@ -228,6 +228,10 @@ class SecuritySection:
     __pydantic_config__ = _STRICT
 
     api_keys: tuple[str, ...] = field(default=(), metadata=says("bearer tokens that are let in; none: everybody"))
+    operator_keys: tuple[str, ...] = field(
+        default=(),
+        metadata=says("bearer tokens that may drain groups and nodes; none: who calls from the router's own machine"),
+    )
     tenants: tuple[TenantSection, ...] = field(
         default=(), metadata=says("name, api_keys and weight of each who shares the machine; in a file alone")
     )

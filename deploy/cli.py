@@ -48,6 +48,12 @@ def _chaos() -> click.Command:
     return command
 
 
+def _drain() -> click.Command:
+    from rayline.deploy.commands.drain import command
+
+    return command
+
+
 COMMANDS = {
     "serve": Entry("Serve a model to gRPC and OpenAI-HTTP clients.", _serve),
     "generate": Entry("Continue a prompt, offline or on a running server.", _generate),
@@ -55,6 +61,7 @@ COMMANDS = {
     "bench": Entry("Measure the engine, single operations or a running server.", _bench),
     "chaos": Entry("Break what runs, and compare the streams with undisturbed ones.", _chaos),
     "status": Entry("Show the health and the models of a running server.", _status),
+    "drain": Entry("Empty a group or a node: its streams go on elsewhere.", _drain),
 }
 
 

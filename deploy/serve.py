@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,11 +23,12 @@ from rich.console import Console
 from rayline.cluster.config import SystemConfig
 from rayline.cluster.placement import group_bundles, total_cpus
 from rayline.deploy.actors import controller_answers
-from rayline.deploy.app import ROUTER_CPUS, ResolvedModel, Wiring, build, group_name, group_spec
+from rayline.deploy.app import ROUTER_CPUS, Wiring, build, group_name, group_spec
 from rayline.deploy.banner import ReadyModel, banner
 from rayline.deploy.model_path import resolve_model, served_name
 from rayline.deploy.progress import PhaseProgress, open_progress
 from rayline.deploy.progress_link import ProgressListener
+from rayline.deploy.reload import ResolvedModel, check_reload
 from rayline.protos.errors import ConfigError, RaylineError, Unavailable
 from rayline.router.ports import free_port, probe_port
 from rayline.router.tokenizer import Tokenizer
@@ -39,7 +40,7 @@ OBJECT_STORE_BYTES = 100 * 2**20  # tokens never pass through it
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 CONTROLLER_TIMEOUT_S = 5.0  # as long as a lost one takes to come back
-ELSEWHERE_TIMEOUT_S = 90.0
+ELSEWHERE_TIMEOUT_S = 60.0
 WATCH_PERIOD_S = 0.1
 
 log = logging.getLogger(__name__)
@@ -57,22 +58,35 @@ class Start:
         self.failed.set()
 
 
-def serve(config: SystemConfig, console: Console | None = None) -> int:
-    """Serve until Ctrl-C or SIGTERM; returns the exit code. Raises ConfigError leaves before anything is started."""
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What signals ask for: `any` is set with each, and `stop` with those that end the server."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    any: threading.Event = field(default_factory=threading.Event)
+
+
+def serve(
+    config: SystemConfig, console: Console | None = None, reread: Callable[[], SystemConfig] | None = None
+) -> int:
+    """Serve until Ctrl-C or SIGTERM; returns the exit code. Raises ConfigError leaves before anything is started.
+
+    reread: on SIGHUP gives the config that groups are to have from then on.
+    """
     console = console or Console()
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     models = check(config)
-    stop = threading.Event()
-    with _signals(stop), _cluster(config, len(models)), open_progress(console) as progress:
+    orders = Orders()
+    with _signals(orders), _cluster(config, len(models)), open_progress(console) as progress:
         wiring, listener, start = _listen(progress)
         handle = None
         try:
-            handle = _run(config, models, wiring, start, stop)
+            handle = _run(config, models, wiring, start, orders.stop)
             if handle is None:
                 return 130
             listener.close()
             console.print(_ready(config, models, handle), highlight=False, markup=False, soft_wrap=True)
-            stop.wait()
+            _follow(orders, config, models, wiring, console, reread or (lambda: config))
             console.print("stopping: running streams get to finish; Ctrl-C again stops at once")
             _drain(handle, config.router.drain_timeout_s)
         finally:
@@ -80,8 +94,44 @@ def serve(config: SystemConfig, console: Console | None = None) -> int:
     return 0
 
 
+def _follow(
+    orders: Orders,
+    config: SystemConfig,
+    models: Sequence[ResolvedModel],
+    wiring: Wiring,
+    console: Console,
+    reread: Callable[[], SystemConfig],
+) -> None:
+    """Until told to stop: on each SIGHUP Serve replaces the groups whose configuration has changed, one by one."""
+    while True:
+        orders.any.wait()
+        orders.any.clear()
+        if orders.stop.is_set():
+            return
+        try:
+            wanted = reread()
+            resolved = check_models(wanted)
+            check_reload(config, wanted, models, resolved)
+        except RaylineError as error:
+            console.print(f"not reloaded: {error.message}", highlight=False, markup=False, soft_wrap=True)
+            continue
+        config, models = wanted, resolved
+        _deploy(config, models, wiring)
+        console.print(f"reloaded: {config.parallel.groups} groups are to serve each model", highlight=False)
+
+
 def check(config: SystemConfig) -> list[ResolvedModel]:
     """All that can be refused before a process is started: paths, files, tokenizers, sizes, ports."""
+    models = check_models(config)
+    for grpc_port, http_port in config.router.ports:
+        _probe(config, "grpc_port", grpc_port)
+        _probe(config, "http_port", http_port)
+    _probe(config, "serve_port", config.router.serve_port)
+    return models
+
+
+def check_models(config: SystemConfig) -> list[ResolvedModel]:
+    """Paths, files, tokenizers, sizes."""
     models = [ResolvedModel(served_name(m.path, m.name), resolve_model(m.path), m) for m in config.models]
     names = [model.name for model in models]
     if len(set(names)) < len(names):
@@ -89,10 +139,6 @@ def check(config: SystemConfig) -> list[ResolvedModel]:
     for model in models:
         check_group(group_spec(config, model))
         Tokenizer.load(model.path)
-    for grpc_port, http_port in config.router.ports:
-        _probe(config, "grpc_port", grpc_port)
-        _probe(config, "http_port", http_port)
-    _probe(config, "serve_port", config.router.serve_port)
     return models
 
 
@@ -108,8 +154,8 @@ def _cluster(config: SystemConfig, models: int) -> Iterator[None]:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
         bundles = group_bundles(config.parallel.tp, config.parallel.pp, has_gpus())
-        routers = config.router.replicas or 1
-        cpus = total_cpus(bundles, config.parallel.groups * models, routers, ROUTER_CPUS)
+        groups = (config.parallel.groups + 1) * models  # one more, which an update starts before it ends another
+        cpus = total_cpus(bundles, groups, config.router.replicas or 1, ROUTER_CPUS)
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, int(cpus)),
@@ -158,14 +204,19 @@ def _run(
 
     Raises what a group failed with: Serve alone would try again and again.
     """
-    target = ray_serve.RunTarget(build(config, models, wiring), name=APP_NAME, route_prefix="/")
-    (handle,) = ray_serve.run_many([target], wait_for_applications_running=False)
+    handle = _deploy(config, models, wiring)
     while not _is_running():
         if start.failed.wait(WATCH_PERIOD_S) and start.error is not None:
             raise start.error
         if stop.is_set():
             return None
     handle.broadcast("wait_ready", config.parallel.groups).results(timeout_s=READY_TIMEOUT_S)
+    return handle
+
+
+def _deploy(config: SystemConfig, models: Sequence[ResolvedModel], wiring: Wiring) -> DeploymentHandle[Any]:
+    target = ray_serve.RunTarget(build(config, models, wiring), name=APP_NAME, route_prefix="/")
+    (handle,) = ray_serve.run_many([target], wait_for_applications_running=False)
     return handle
 
 
@@ -221,15 +272,17 @@ def _delete_elsewhere() -> bool:
 
 
 @contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM asks for a drain, the second interrupts it."""
+def _signals(orders: Orders) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM asks for a drain, the second interrupts it; SIGHUP asks for a reload."""
 
     def handle(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
+        if number != signal.SIGHUP:
+            if orders.stop.is_set():
+                raise KeyboardInterrupt
+            orders.stop.set()
+        orders.any.set()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:

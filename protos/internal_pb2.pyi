@@ -442,7 +442,7 @@ class JournalAnswer(_message.Message):
     def __init__(self, number: _Optional[int] = ..., accepted: _Optional[bool] = ..., ballot: _Optional[_Union[Ballot, _Mapping]] = ..., record: _Optional[bytes] = ..., traces: _Optional[_Iterable[_Union[Trace, _Mapping]]] = ...) -> None: ...
 
 class StreamRecord(_message.Message):
-    __slots__ = ("generate", "chat", "seed", "created_s", "numerics", "exact", "note")
+    __slots__ = ("generate", "chat", "seed", "created_s", "numerics", "exact", "note", "weights", "is_ahead")
     GENERATE_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
@@ -450,6 +450,8 @@ class StreamRecord(_message.Message):
     NUMERICS_FIELD_NUMBER: _ClassVar[int]
     EXACT_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    IS_AHEAD_FIELD_NUMBER: _ClassVar[int]
     generate: _inference_pb2.GenerateRequest
     chat: _inference_pb2.ChatRequest
     seed: int
@@ -457,7 +459,9 @@ class StreamRecord(_message.Message):
     numerics: str
     exact: bool
     note: str
-    def __init__(self, generate: _Optional[_Union[_inference_pb2.GenerateRequest, _Mapping]] = ..., chat: _Optional[_Union[_inference_pb2.ChatRequest, _Mapping]] = ..., seed: _Optional[int] = ..., created_s: _Optional[int] = ..., numerics: _Optional[str] = ..., exact: _Optional[bool] = ..., note: _Optional[str] = ...) -> None: ...
+    weights: str
+    is_ahead: bool
+    def __init__(self, generate: _Optional[_Union[_inference_pb2.GenerateRequest, _Mapping]] = ..., chat: _Optional[_Union[_inference_pb2.ChatRequest, _Mapping]] = ..., seed: _Optional[int] = ..., created_s: _Optional[int] = ..., numerics: _Optional[str] = ..., exact: _Optional[bool] = ..., note: _Optional[str] = ..., weights: _Optional[str] = ..., is_ahead: _Optional[bool] = ...) -> None: ...
 
 class Alive(_message.Message):
     __slots__ = ()

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Set
 from dataclasses import dataclass
 
 from rayline.protos.errors import RaylineError
@@ -13,7 +13,7 @@ from rayline.router.link import MOST_UNREAD_TOKENS, GroupLink
 log = logging.getLogger(__name__)
 
 PERIOD_S = 1.0
-FIRST_PERIOD_S = 0.1  # while there is no group yet
+FIRST_PERIOD_S = 0.1  # while there is no group yet, or one is not listed any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,18 @@ class GroupAddress:
     group_id: str
     address: str
     process: str = ""  # name by which whoever started it can end it
+    nodes: tuple[str, ...] = ()  # that its processes are on
 
 
-Describe = Callable[[], Awaitable[Sequence[GroupAddress]]]
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The groups there are to be. is_whole: every one has answered, so one that is missing is to end."""
+
+    groups: tuple[GroupAddress, ...] = ()
+    is_whole: bool = False
+
+
+Describe = Callable[[], Awaitable[Listing]]
 Wrap = Callable[[GroupLink], Group]
 Fence = Callable[[GroupAddress], Awaitable[None]]
 """Ends the processes of a group that is silent here, unless it is seen to live by another way."""
@@ -36,7 +45,10 @@ async def leave_alone(address: GroupAddress) -> None:
 
 
 class Directory:
-    """The live groups of one model, by id. Lost groups leave it; new ones join it within `PERIOD_S`."""
+    """The live groups of one model, by id. Lost groups leave it; new ones join it within `PERIOD_S`.
+
+    A group that lives but is listed no more, twice in a row, counts as draining: whoever started it is ending it.
+    """
 
     def __init__(
         self,
@@ -59,12 +71,17 @@ class Directory:
         self._addresses: dict[str, GroupAddress] = {}
         self._links: dict[str, GroupLink] = {}
         self._groups: dict[str, Group] = {}
+        self._missed: Set[str] = frozenset()
         self._task: asyncio.Task[None] | None = None
 
     @property
     def groups(self) -> Mapping[str, Group]:
         """A live view: what is in it changes as groups come and go."""
         return self._groups
+
+    def nodes(self, group_id: str) -> tuple[str, ...]:
+        """The nodes that a group's processes are on."""
+        return self._addresses[group_id].nodes
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._watch())
@@ -85,7 +102,9 @@ class Directory:
                 if link.silent:
                     self._begin_fence(self._addresses[group_id])
                 await link.close()
-        for found in await self._describe():
+        listing = await self._describe()
+        self._mark_departing(listing)
+        for found in listing.groups:
             if found.group_id in self._links:
                 continue
             try:
@@ -97,6 +116,18 @@ class Directory:
             self._links[found.group_id] = link
             self._addresses[found.group_id] = found
             self._groups[found.group_id] = self._wrap(link)
+
+    def _mark_departing(self, listing: Listing) -> None:
+        """One look may miss a group that was hard to reach for a moment; where not all answered nothing is known."""
+        if not listing.is_whole:
+            return
+        missing = self._links.keys() - {found.group_id for found in listing.groups}
+        for group_id, link in self._links.items():
+            departing = group_id in missing and (link.departing or group_id in self._missed)
+            if departing and not link.departing:
+                log.info("group %s is to end: its streams move", group_id)
+            link.departing = departing
+        self._missed = missing
 
     def _begin_fence(self, address: GroupAddress) -> None:
         """Beside the look for groups: a group that does not answer must not hold up the others."""
@@ -116,4 +147,5 @@ class Directory:
                 await self.refresh()
             except Exception:
                 log.exception("looking for groups failed; trying again")
-            await asyncio.sleep(PERIOD_S if self._links else FIRST_PERIOD_S)
+            is_calm = self._links and not self._missed
+            await asyncio.sleep(PERIOD_S if is_calm else FIRST_PERIOD_S)

@@ -13,6 +13,7 @@ from rayline.protos.blame import INNOCENT, PROOF_TOKENS, Presence, Record, Suspe
 from rayline.protos.errors import Quarantined
 from rayline.protos.types import EngineRequest
 from rayline.router.blame import after_loss, fingerprint
+from rayline.router.group import Group
 
 log = logging.getLogger("rayline.router")
 
@@ -41,6 +42,8 @@ class Docket:
         self._clock = clock
         self._records: dict[str, tuple[Record, float]] = {}  # and when each ends; in order of their last change
         self._outlets: set[Tell] = set()
+        self.trials: dict[str, Case] = {}  # by fingerprint, the one that is to be computed alone
+        self.places: dict[str, str] = {}  # by fingerprint, the group of the last that had a record
 
     def case(self, request: EngineRequest) -> "Case":
         """One choice or search that begins. Raises Quarantined when one like it was found guilty."""
@@ -87,7 +90,9 @@ class Docket:
         if suspect.record != INNOCENT:
             self._records[suspect.fingerprint] = suspect.record, self._clock() + suspect.left_s
         while len(self._records) > MOST_RECORDS:
-            del self._records[next(iter(self._records))]
+            oldest = next(iter(self._records))
+            self.places.pop(oldest, None)
+            del self._records[oldest]
         return True
 
 
@@ -101,6 +106,7 @@ class Case:
         self._known = known
         self._record = known if known.position < PROOF_TOKENS else INNOCENT
         self._was_apart = False
+        self._began = 0
 
     @property
     def is_suspect(self) -> bool:
@@ -118,13 +124,41 @@ class Case:
             f"{self._fingerprint}"
         )
 
-    def run(self, request: EngineRequest) -> EngineRequest:
+    @property
+    def must_wait(self) -> bool:
+        """It is a suspect, and so is one like it that is computed alone somewhere: one death tells of all."""
+        return self.is_suspect and self._docket.trials.get(self._fingerprint, self) is not self
+
+    def gathered(self, groups: Sequence[Group]) -> Sequence[Group]:
+        """Those of `groups` where it may go: where others like it are, so that they kill one group and not several."""
+        if self._record == INNOCENT:
+            return groups
+        place = self._docket.places.get(self._fingerprint)
+        return [group for group in groups if group.info.group_id == place] or groups
+
+    def run(self, request: EngineRequest, group_id: str) -> EngineRequest:
         """`request` as its next group gets it: a suspect apart from all others, its own siblings too."""
-        self._was_apart = self.is_suspect
-        return replace(request, apart=True, family="") if self._was_apart else request
+        self._was_apart, self._began = self.is_suspect, len(request.output_ids)
+        if self._record != INNOCENT:
+            self._docket.places[self._fingerprint] = group_id
+        if not self._was_apart:
+            return request
+        self._docket.trials[self._fingerprint] = self
+        return replace(request, apart=True, family="")
+
+    def gained(self, position: int) -> None:
+        """It has `position` output tokens now."""
+        if self._was_apart and position - self._began >= PROOF_TOKENS:
+            self.close()
+
+    def close(self) -> None:
+        """It is computed alone no more."""
+        if self._docket.trials.get(self._fingerprint) is self:
+            del self._docket.trials[self._fingerprint]
 
     def lost(self, presence: Presence, position: int) -> None:
         """Its group was lost when it had `position` output tokens."""
+        self.close()
         before = self._record
         if before == INNOCENT and abs(position - self._known.position) < PROOF_TOKENS:
             before = self._known  # where others like it were lost
@@ -146,6 +180,7 @@ class Case:
     def ended(self) -> None:
         """It ended by itself: nothing is held against others like it."""
         if self._record != INNOCENT or self._known != INNOCENT:
+            self._docket.places.pop(self._fingerprint, None)
             self._docket.note(self._fingerprint, INNOCENT)
 
     @cached_property

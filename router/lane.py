@@ -14,6 +14,7 @@ Noise depends on seed and position, and a text's state is the router's, so a cli
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -75,6 +76,8 @@ class Lane:
 
         `lease` is the request's, for what all of its choices have to do in `group`.
         """
+        while self._case.must_wait:
+            await asyncio.sleep(SEEK_PERIOD_S)
         lost, bits = list[Group](), group.info.bits
         stay = self._begin(group, lease)
         try:
@@ -137,12 +140,12 @@ class Lane:
 
     def _begin(self, group: Group, lease: Lease | None = None) -> Stay:
         """Ask `group` for the rest. Each attempt has an id of its own: an earlier one may not have ended there yet."""
-        rest, attempt = self._case.run(self._choice.rest), self._attempts
+        rest, attempt = self._case.run(self._choice.rest, group.info.group_id), self._attempts
         self._attempts += 1
-        if rest.timeout_s is not None:
+        if self._deadline_s < math.inf:
             rest = replace(rest, timeout_s=self._deadline_s - self._clock())
         if attempt:
-            rest = replace(rest, request_id=f"{rest.request_id}~{attempt}")
+            rest = replace(rest, request_id=f"{rest.request_id}+{attempt}")
         if lease is not None:
             return Stay(group, rest, self._clock(), lease, keeps_lease=False)
         return Stay(group, rest, self._clock(), self._ledger.lease(group.info.group_id, self._tokens_left))
@@ -161,6 +164,7 @@ class Lane:
                     return
                 stay.lease.done(1)
                 shown = list(self._choice.take(event))
+                self._case.gained(len(self._choice.output_ids))
                 if self._choice.is_over:
                     break  # a reader that is slow to take the end does not keep the engine busy
                 for part in shown:
@@ -208,10 +212,13 @@ class Lane:
         for _ in range(1 + int(self._patience_s / SEEK_PERIOD_S)):
             if self._case.refusal is not None or self._clock() >= self._deadline_s:
                 return None
+            if self._case.must_wait:
+                await asyncio.sleep(SEEK_PERIOD_S)
+                continue
             fresh = [g for g in self._groups.values() if not any(g is other for other in lost)]
             for groups in ([g for g in fresh if g.info.bits == bits], fresh):
                 try:
-                    views = [view_of(g, self._ledger) for g in groups]
+                    views = [view_of(g, self._ledger) for g in self._case.gathered(groups)]
                     return self._begin(self._groups[choose(self._tokens_left, views, self._turn).group_id])
                 except (Overloaded, Unavailable):
                     continue
@@ -223,7 +230,7 @@ class Lane:
         if self._case.refusal is not None:
             return Failed(self._name, self._case.refusal)
         if self._clock() >= self._deadline_s:
-            text = f"timeout_s = {self._choice.request.timeout_s:.3g} have passed: {failure.error.message}"
+            text = f"the time for it passed while it waited for a group: {failure.error.message}"
             return Failed(self._name, DeadlineExceeded(text, field="timeout_s"))
         return failure
 
@@ -236,6 +243,7 @@ class Lane:
     async def _call_off(self) -> None:
         """The choice has ended: so does what was begun beside it."""
         self._stay = None
+        self._case.close()
         if self._approach is not None:
             self._approach.cancel()
             await asyncio.wait([self._approach])

@@ -296,6 +296,7 @@ class GroupLink:
         for asked in self._asked.values():
             if not asked.done():
                 asked.set_exception(self._lost)
+                asked.exception()  # whoever asked may have given up meanwhile
 
 
 async def _drain(outbox: Outbox) -> AsyncIterator[pb.RouterMessage]:

@@ -22,6 +22,7 @@ from rayline.protos.types import EngineRequest, SamplingParams
 from rayline.workers.channel import Channel
 from rayline.workers.collectives import Alone
 from rayline.workers.engine import Engine
+from rayline.workers.fingerprint import fingerprint
 from rayline.workers.in_process import InProcess
 from rayline.workers.layers import tree_fits
 from rayline.workers.models.config import ModelConfig
@@ -99,6 +100,7 @@ def start_group(
     """
     began = clock()
     config = ModelConfig.load(spec.path)
+    weights = fingerprint(spec.path)  # before they are read: what changes meanwhile is no longer what it names
     dtype = config.dtype if spec.dtype == "auto" else spec.dtype
     spec = _resolved(spec, config)
     specs = _rank_specs(spec, config, dtype)
@@ -131,6 +133,7 @@ def start_group(
         max_waiting=spec.max_waiting,
         epoch=spec.epoch,
         max_waiting_tokens=spec.max_waiting_tokens,
+        weights=weights,
     )
     return StartedGroup(engine, info, numbers.why, kv, tuple(loaded.values()), loaded_s - began, clock() - loaded_s)
 

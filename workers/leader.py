@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import grpc
 
@@ -90,6 +90,7 @@ class Leader(GroupChannelServicer):
         self._server = grpc.aio.server(options=CHANNEL_OPTIONS)
         self.load = engine.load()
         self.lost = asyncio.Event()
+        self._draining = False
         self.address = ""
 
     async def start(self, host: str) -> None:
@@ -111,6 +112,19 @@ class Leader(GroupChannelServicer):
     @property
     def healthy(self) -> bool:
         return self._thread.alive
+
+    def drain(self) -> int:
+        """Have the routers take all streams elsewhere and bring no new ones. Returns how many run now."""
+        self._draining = True
+        self.load = replace(self.load, draining=True)
+        for connection in self._connections:
+            self._tell_load(connection)
+        return len(self._owners)
+
+    @property
+    def streams(self) -> int:
+        """How many run here."""
+        return len(self._owners)
 
     async def rank_stats(self) -> tuple[RankStats, ...]:
         """Every rank's share of the work since the last call."""
@@ -262,8 +276,11 @@ class Leader(GroupChannelServicer):
         """Tell the load to routers that have not heard anything since, unless they do not even take what is there."""
         for connection in self._connections:
             if connection.told_s <= told_before_s and connection.outbox.empty():
-                connection.told_s = self._loop.time()
-                connection.outbox.put_nowait(pb.LeaderMessage(step=pb.Step(load=load_to_pb(self.load))))
+                self._tell_load(connection)
+
+    def _tell_load(self, connection: Connection) -> None:
+        connection.told_s = self._loop.time()
+        connection.outbox.put_nowait(pb.LeaderMessage(step=pb.Step(load=load_to_pb(self.load))))
 
     def _listen(self) -> None:
         """Hang up on routers that are silent (they froze, or their network is gone) or do not read. What they submitted
@@ -292,7 +309,7 @@ class Leader(GroupChannelServicer):
 
     def _deliver(self, events: list[EngineEvent], load: GroupLoad) -> None:
         """Sort one step's events by router: one message to each."""
-        self.load = load
+        self.load = load = replace(load, draining=self._draining)
         steps: dict[Connection, pb.Step] = {}
         now = self._loop.time()
         for event in events:

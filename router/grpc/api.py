@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import uuid
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing, suppress
@@ -14,23 +15,26 @@ from grpc_reflection.v1alpha import reflection
 from rayline.cluster.config import SystemConfig
 from rayline.protos import inference_pb2 as pb
 from rayline.protos import inference_pb2_grpc as pb_grpc
+from rayline.protos import operator_pb2_grpc
 from rayline.protos.errors import InternalError, InvalidRequest, PortInUse, RaylineError
 from rayline.protos.event_wire import event_to_pb
 from rayline.protos.events import Failed, StreamEvent
-from rayline.protos.position import CAN_RESUME, Position, Reading
+from rayline.protos.metadata import CAN_RESUME, ROUTERS
+from rayline.protos.position import Position, Reading
 from rayline.protos.request_wire import conversation_of, spec_of
 from rayline.router.auth import TENANT_HEADER, ApiKeys
 from rayline.router.doors import Neighbours, alone
 from rayline.router.grpc.gate import Gate, metadata_text
 from rayline.router.grpc.health import LiveHealth
+from rayline.router.grpc.operator import OperatorServicer
 from rayline.router.grpc.status import abort_with
+from rayline.router.operations import Operations
 from rayline.router.ports import probe_port
 from rayline.router.service import ServedModel, Service
 from rayline.router.slow_readers import Reader, SlowReaders
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
 ABORT_TIMEOUT_S = 2.0
-SOON_S = 0.001
 KEEPALIVE_MS = 20_000
 MAX_CONNECTION_AGE_MS = 3_600_000  # clients behind a balancer find new routers within the hour; streams may end first
 
@@ -95,18 +99,29 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         metadata = context.invocation_metadata()
         named = metadata_text(metadata, TENANT_HEADER)
         spec = self._keys.sign(spec_of(request, _new_id), metadata_text(metadata, "authorization"), named)
-        spec = spec.within(_seconds_left(context))
-        can_resume = metadata_text(metadata, CAN_RESUME) is not None
+        can_resume = await self._tell_routers(context)
         is_known = None if request.request_id else False
-        return spec.params.n, self._service.generate(spec, is_known=is_known, can_resume=can_resume)
+        return spec.params.n, self._service.generate(
+            spec, within_s=_seconds_left(context), is_known=is_known, can_resume=can_resume
+        )
 
     async def _resumed(self, request: pb.ResumeRequest, context: Context) -> Opened:
         metadata = context.invocation_metadata()
         named = request.tenant or metadata_text(metadata, TENANT_HEADER)
         tenant = self._keys.tenant(metadata_text(metadata, "authorization"), named)
         found = await self._service.find(tenant, request.request_id)
-        can_resume = metadata_text(metadata, CAN_RESUME) is not None
-        return found.record.spec.params.n, self._service.resume(found, can_resume=can_resume)
+        can_resume = await self._tell_routers(context)
+        return found.record.spec.params.n, self._service.resume(
+            found, within_s=_seconds_left(context), can_resume=can_resume
+        )
+
+    async def _tell_routers(self, context: Context) -> bool:
+        """Whether the caller resumes by itself: then it is told where else it may."""
+        if metadata_text(context.invocation_metadata(), CAN_RESUME) is None:
+            return False
+        addresses = ",".join(doors.grpc_address for doors in self._neighbours())
+        await context.send_initial_metadata(((ROUTERS, addresses),) if addresses else ())
+        return True
 
     async def _events(self, opening: Awaitable[Opened], start: Position, context: Context) -> None:
         with self._slow.reader() as reader:
@@ -170,8 +185,16 @@ class GrpcDoor:
         await self._server.stop(grace_s)
 
 
-def build_grpc_server(service: Service, config: SystemConfig, neighbours: Neighbours = alone) -> GrpcDoor:
-    """The door for `service` on config.router's host and grpc_port. Raises PortInUse."""
+def build_grpc_server(
+    service: Service,
+    config: SystemConfig,
+    neighbours: Neighbours = alone,
+    operations: Operations | None = None,
+) -> GrpcDoor:
+    """The door for `service` on config.router's host and grpc_port. Raises PortInUse.
+
+    operations: what operators may ask for; None: nothing.
+    """
     host, port = config.router.host, config.router.grpc_port
     probe_port(host, port, "grpc_port")
     keys = ApiKeys(config.security)
@@ -180,6 +203,9 @@ def build_grpc_server(service: Service, config: SystemConfig, neighbours: Neighb
     pb_grpc.add_InferenceServiceServicer_to_server(
         InferenceServicer(service, keys, neighbours, config.limits.slow_reader_s), server
     )
+    if operations is not None:
+        operator = OperatorServicer(operations, config.security.operator_keys)
+        operator_pb2_grpc.add_OperatorServiceServicer_to_server(operator, server)
     health_pb2_grpc.add_HealthServicer_to_server(LiveHealth(service, SERVICE_NAME), server)
     reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
@@ -204,10 +230,10 @@ def _options(max_message_bytes: int) -> list[tuple[str, int]]:
     ]
 
 
-def _seconds_left(context: Context) -> float | None:
-    """Until the call's own deadline; None: it has none."""
+def _seconds_left(context: Context) -> float:
+    """Until the call's own deadline."""
     left_s = context.time_remaining()
-    return None if left_s is None else max(left_s, SOON_S)
+    return math.inf if left_s is None else left_s
 
 
 def _new_id() -> str:

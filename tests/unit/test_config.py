@@ -56,6 +56,7 @@ ACCEPTED: dict[str, dict[str, list[Any]]] = {
     },
     "security": {
         "api_keys": [[], ["one", "two"]],
+        "operator_keys": [[], ["one", "two"]],
         "tenants": [[], [{"name": "a"}, {"name": "b", "api_keys": ["k"], "weight": 2.5}]],
         "isolate_tenants": [True, False],
     },
@@ -106,6 +107,7 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
     },
     "security": {
         "api_keys": ["one", [3], None],
+        "operator_keys": ["one", [3], None],
         "tenants": ["a", [{"name": "a", "weight": 0}], [{"weight": 1}], [{"name": "a", "share": 1}]],
         "isolate_tenants": ["perhaps", None],
     },

@@ -77,10 +77,10 @@ class Preemption:
             self._roster.stop(sequence)
 
     def step_back(self, sequences: list[Sequence]) -> None:
-        """A request that holds up all others cannot go on: it gives back its blocks and waits for more."""
+        """A suspect that holds up all others lacks blocks: it gives back its own and waits for more."""
         first = self._roster.firsts[sequences[0].request.request_id]
         first.preemptions += 1
-        log.info("request %s waits for blocks: requests that may not lose theirs hold them", first.request.request_id)
+        log.info("request %s waits for blocks that others hold", first.request.request_id)
         self._stats.preemptions_by[PreemptionReason.STUCK] += 1
         for sequence in sequences:
             if sequence.place is Place.RUNNING:

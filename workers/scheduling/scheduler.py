@@ -196,11 +196,10 @@ class Scheduler:
                 return
             self._plan_one(entry)
         if not draft.slices:
-            self._unblock(list(self._roster.sequences.values()))
+            self._unblock()
 
     def _plan_solo(self) -> None:
-        """The suspect alone, once all plans made before it have ended. It takes what blocks it needs, except from
-        requests that may not lose theirs: then these go on first."""
+        """The suspect alone, once all plans made before it have ended. When it lacks blocks the others go on first."""
         if not self._solo.may_plan(in_flight=len(self._works)):
             return
         for sequence in self._solo.sequences:
@@ -208,8 +207,6 @@ class Scheduler:
                 self._roster.queue.remove(sequence)
                 self._start(sequence)
             self._plan_one(sequence)
-        if not self._draft.slices:
-            self._unblock(self._solo.sequences)
         if not self._draft.slices and not self._works:
             self._preemption.step_back(self._solo.sequences)
             self._solo.give_up()
@@ -350,12 +347,12 @@ class Scheduler:
         self.stats.forks += len(children)
         return tuple(child.number for child in children)
 
-    def _unblock(self, sequences: list[Sequence]) -> None:
+    def _unblock(self) -> None:
         """Idle beams can hold so many blocks and places that nobody moves. The first of all that have work takes what
         it needs then; candidates in hand are kept, so each time at least one more answer is there for good."""
         if any(s.pending or s.awaited for s in self._roster.sequences.values()):
             return
-        stuck = [s for s in sequences if s.remaining and s.place is not Place.ASIDE]
+        stuck = [s for s in self._roster.sequences.values() if s.remaining and s.place is not Place.ASIDE]
         if not stuck:
             return
         first = self._preemption.first_of(stuck)
