@@ -5,6 +5,7 @@ Both doors call the same methods and differ only in how they write requests and 
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -140,18 +141,19 @@ class Service:
         self,
         spec: Spec,
         *,
+        within_s: float = math.inf,
         is_known: bool | None = None,
         can_resume: bool = False,
         note: str = "",
-        within_s: float | None = None,
     ) -> AsyncGenerator[StreamEvent, None]:
         """Started, what its choices bring, then exactly one Finished or Failed (see `protos.events`).
 
         A tenant's request id names one request: called again with the same content, within the time that streams are
         kept, it brings the same events from the first on, and an older call that still reads them ends with TakenOver.
+        within_s: how long this call waits for the end, whatever the request says of all calls together.
         is_known: False where the id was just drawn; True where nothing but a known stream will do. can_resume: the
         client does so by itself, so it may be sent away at any time. note: what the door wants to know of a stream
-        that is resumed. within_s: how long this call waits for the end, beside what the request says of all calls.
+        that is resumed.
 
         Started comes with the group's first answer, so everything that is wrong before is raised: a field
         out of range, PromptTooLong, ModelNotFound, RequestIdTaken, Overloaded, Unavailable. Closing the generator or
@@ -173,7 +175,8 @@ class Service:
             )
         record = StreamRecord(spec, self._draw_seed(), self._wall_clock(), note=note)
         stream = look.found or Found(record, look.turn)
-        async with aclosing(self._read(key, stream, look.found is not None, arrived_s, can_resume, within_s)) as events:
+        is_resumed = look.found is not None
+        async with aclosing(self._read(key, stream, is_resumed, arrived_s, within_s, can_resume)) as events:
             async for event in events:
                 yield event
 
@@ -185,7 +188,7 @@ class Service:
         return look.found
 
     async def resume(
-        self, found: Found, *, can_resume: bool = False, within_s: float | None = None
+        self, found: Found, *, within_s: float = math.inf, can_resume: bool = False
     ) -> AsyncGenerator[StreamEvent, None]:
         """A stream again, from its first event on: what was said before is not computed again where a leader kept it.
 
@@ -193,7 +196,7 @@ class Service:
         """
         spec = found.record.spec
         key = stream_key(spec.tenant, spec.request_id)
-        async with aclosing(self._read(key, found, True, self._clock(), can_resume, within_s)) as events:
+        async with aclosing(self._read(key, found, True, self._clock(), within_s, can_resume)) as events:
             async for event in events:
                 yield event
 
@@ -263,13 +266,7 @@ class Service:
         return replace(look, found=replace(found, turn=max(found.turn, call.turn)))
 
     async def _read(
-        self,
-        key: str,
-        stream: Found,
-        is_resumed: bool,
-        arrived_s: float,
-        can_resume: bool,
-        within_s: float | None,
+        self, key: str, stream: Found, is_resumed: bool, arrived_s: float, within_s: float, can_resume: bool
     ) -> AsyncGenerator[StreamEvent, None]:
         """One call's way through a stream."""
         self._check_open()
@@ -280,10 +277,9 @@ class Service:
             model = self.model(stream.record.spec.model)
             self._turn += 1
             name = f"{stream.record.spec.request_id}~{self._journal.router}-{self._turn}"
-            spec = stream.record.spec_at(self._wall_clock()) if is_resumed else stream.record.spec
-            admitted = await self._admit(model, spec.within(within_s), stream.record.seed)
-            admitted = named(admitted, name, key, page.ballot, stream.record.seed)
-            timing = Timing(arrived_s, self._clock() - arrived_s)
+            admitted = named(await self._admit(model, stream.record), name, key, page.ballot, stream.record.seed)
+            deadline_s = arrived_s + min(within_s, self._left_s(stream.record, is_resumed))
+            timing = Timing(arrived_s, self._clock() - arrived_s, deadline_s)
             session = Session(
                 admitted,
                 model.groups,
@@ -307,6 +303,13 @@ class Service:
             page.end()
             self._leave(call)
 
+    def _left_s(self, record: StreamRecord, is_resumed: bool) -> float:
+        """Of what the request gave to all calls that read it, when the last of them arrives."""
+        timeout_s = record.spec.timeout_s
+        if timeout_s is None:
+            return math.inf
+        return timeout_s - max(0.0, self._wall_clock() - record.created_s) if is_resumed else timeout_s
+
     def _enter(self, call: Call) -> None:
         if (older := self._calls.get(call.key)) is not None:
             older.end(TakenOver("the stream is read through a later call"))
@@ -323,13 +326,14 @@ class Service:
     def _groups(self) -> dict[str, Group]:
         return {group_id: group for model in self._models.values() for group_id, group in model.groups.items()}
 
-    async def _admit(self, model: ServedModel, spec: Spec, seed: int) -> Admitted:
+    async def _admit(self, model: ServedModel, record: StreamRecord) -> Admitted:
         """What takes long happens beside the event loop: other streams go on."""
+        spec = record.spec
         spec.check()
         desk = self._desks[model.name]
         wish = await _beside(is_long(spec), partial(grammar_wish, spec, model.chat, desk.special_ids))
         grammar = "" if wish is None else await wish.granted(desk)
-        work = partial(admit, spec, model.tokenizer, model.chat, grammar, model.info, seed)
+        work = partial(admit, spec, model.tokenizer, model.chat, grammar, model.info, record.seed)
         return await _beside(is_long(spec), work)
 
 

@@ -8,8 +8,6 @@ from rayline.protos.group import GroupInfo
 from rayline.protos.request_wire import spec_of, spec_to_pb
 from rayline.protos.types import Spec
 
-LEAST_TIMEOUT_S = 0.001  # one that has passed already: the request ends with DeadlineExceeded
-
 
 @dataclass(frozen=True, slots=True)
 class StreamRecord:
@@ -37,13 +35,6 @@ class StreamRecord:
     def promised(self, info: GroupInfo) -> Self:
         """As it is once a group has taken it."""
         return replace(self, numerics=info.numerics, weights=info.weights, exact=info.exact, is_ahead=not info.exact)
-
-    def spec_at(self, now_s: float) -> Spec:
-        """What is asked for now, in seconds since 1970: its client said at first how long it waits over all calls."""
-        if self.spec.timeout_s is None:
-            return self.spec
-        left_s = self.spec.timeout_s - max(0.0, now_s - self.created_s)
-        return replace(self.spec, timeout_s=max(LEAST_TIMEOUT_S, left_s))
 
     def asks_for(self, spec: Spec) -> bool:
         """Whether `spec` is the same request, for which another caller, or the same one, may wait less long."""

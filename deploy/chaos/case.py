@@ -20,7 +20,7 @@ from rayline.deploy.chaos.workload import Workload, traffic
 from rayline.protos.errors import Unavailable
 
 STREAM_TIMEOUT_S = 180.0
-WHOLE_TIMEOUT_S = 120.0
+WHOLE_TIMEOUT_S = 300.0
 POLL_S = 0.005
 
 

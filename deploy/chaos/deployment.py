@@ -67,10 +67,12 @@ class Deployment:
 
     async def _lacking(self, door: Door, gone: Sequence[Victim]) -> str | None:
         now = await asyncio.to_thread(self.look)
-        self.usual = self.usual or now
         if left := [victim for victim in gone if victim not in changed(gone, now.victims)]:
             return f"a broken {left[0].target} is still there, process {left[0].pid}"
-        have, want = now.counts(), self.usual.counts()
+        have = now.counts()
+        if have.get(Target.RAYLET, 0) < now.nodes:
+            return f"{have.get(Target.RAYLET, 0)} of {now.nodes} nodes answer"
+        want = self.usual.counts() if self.usual is not None else have
         if missing := [target for target in want if have.get(target, 0) < want[target]]:
             return f"{have.get(missing[0], 0)} of {want[missing[0]]} processes of kind {missing[0]}"
         groups = want.get(Target.LEADER, 0)
@@ -78,7 +80,10 @@ class Deployment:
             known = [sum(model.groups for model in models) for models in await door.models()]
         except RaylineError as error:
             return error.message
-        return None if min(known) >= groups else f"a router knows {min(known)} of {groups} groups"
+        if min(known) < groups:
+            return f"a router knows {min(known)} of {groups} groups"
+        self.usual = self.usual or now
+        return None
 
 
 @contextmanager
@@ -86,9 +91,16 @@ def attached(addresses: tuple[str, ...]) -> Iterator[Deployment]:
     """A deployment that runs already, in the cluster that RAY_ADDRESS names."""
     if "RAY_ADDRESS" not in os.environ:
         raise Unavailable("RAY_ADDRESS must name the Ray cluster of the deployment at --address")
-    ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    try:
+    with _connected(os.environ["RAY_ADDRESS"]):
         yield Deployment(addresses, None)
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[None]:
+    """As a driver of the cluster."""
+    ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield
     finally:
         ray.shutdown()
 
@@ -105,12 +117,8 @@ def started(model: str, parallel: ParallelSection, is_apart: bool) -> Iterator[D
         if network is not None:
             network.open()
         nodes.start(parallel.groups if is_apart else 0)
-        with serving(model, parallel, nodes) as addresses:
-            ray.init(nodes.ray_address, log_to_driver=False, logging_level=logging.ERROR)
-            try:
-                yield Deployment(addresses, nodes)
-            finally:
-                ray.shutdown()
+        with serving(model, parallel, nodes) as addresses, _connected(nodes.ray_address):
+            yield Deployment(addresses, nodes)
     finally:
         nodes.close()
         if network is not None:

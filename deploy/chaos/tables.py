@@ -12,27 +12,15 @@ from rayline.deploy.chaos.matrix import Skipped
 from rayline.deploy.chaos.report import Row, Spread, spread
 from rayline.deploy.chaos.soak import SoakReport
 
+WIDTH = 100
+
 
 def matrix_table(rows: Sequence[Row]) -> Table:
-    """A line a pair."""
-    columns = (
-        "target",
-        "fault",
-        "cases",
-        "streams",
-        "lost",
-        "moved",
-        "next token p50",
-        "p99",
-        "max",
-        "back p50",
-        "max",
-    )
-    table = Table(*columns, title="faults under running streams", caption="seconds")
+    """A line a pair; seconds as p50 / p99 / most. WIDTH columns wide."""
+    table = Table("broken", "cases", "streams", "lost", "moved", "next token, s", "whole again, s", box=None)
     for row in rows:
-        next_token, back = _cells(row.next_token), _cells(row.back)
-        counts = (str(row.cases), str(row.streams), str(row.lost), str(row.moved))
-        table.add_row(row.pair.target, row.pair.fault, *counts, *next_token, back[0], back[2])
+        counts = (str(number) for number in (row.cases, row.streams, row.lost, row.moved))
+        table.add_row(f"{row.pair.target} {row.pair.fault}", *counts, _seconds(row.next_token), _seconds(row.back))
     return table
 
 
@@ -71,7 +59,7 @@ def _add_streams(table: Table, streams: Sequence[StreamResult]) -> None:
     table.add_row("streams", str(len(streams)))
     table.add_row("lost", str(sum(bool(stream.complaints) for stream in streams)))
     table.add_row("moved", str(sum(bool(stream.moves) for stream in streams)))
-    table.add_row("longest pause of a stream, p50 / p99 / max", " / ".join(_cells(pauses)))
+    table.add_row("longest pause of a stream, s", _seconds(pauses))
 
 
 def _holding(holding: Holding | None) -> str:
@@ -80,7 +68,5 @@ def _holding(holding: Holding | None) -> str:
     return f"{holding.processes} of at most {holding.rss_bytes / 2**20:.0f} MiB and {holding.fds} file descriptors"
 
 
-def _cells(spread: Spread | None) -> tuple[str, str, str]:
-    if spread is None:
-        return "-", "-", "-"
-    return f"{spread.p50_s:.2f}", f"{spread.p99_s:.2f}", f"{spread.max_s:.2f}"
+def _seconds(spread: Spread | None) -> str:
+    return "-" if spread is None else f"{spread.p50_s:.2f} / {spread.p99_s:.2f} / {spread.max_s:.2f}"

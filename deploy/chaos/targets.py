@@ -27,10 +27,11 @@ class Victim:
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """All processes of a deployment at one time, and the actors of the whole cluster by class."""
+    """All processes of a deployment at one time, the actors of the whole cluster by class, and its living nodes."""
 
     victims: tuple[Victim, ...]
     actors: Counter[str]
+    nodes: int
 
     def of(self, target: Target) -> tuple[Victim, ...]:
         return tuple(victim for victim in self.victims if victim.target == target)
@@ -52,7 +53,7 @@ def census(agents: Agents, application: str) -> Census:
             continue
         is_head = node["NodeID"] == head
         victims.append(Victim(Target.RAYLET, pid, node["NodeID"], node["NodeManagerAddress"], is_head=is_head))
-    return Census(tuple(victims), Counter(actor["ActorClassName"] for actor in actors))
+    return Census(tuple(victims), Counter(actor["ActorClassName"] for actor in actors), len(nodes))
 
 
 def part_of(actor: dict[str, object], application: str, head: str) -> Victim | None:

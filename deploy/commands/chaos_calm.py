@@ -23,7 +23,7 @@ def command(seconds: float, as_json: bool, **values: Any) -> int:
     """
     prepare_ray()
     from rayline.deploy.chaos.run import calm, deployment_of  # Ray, gRPC: not for `--help`
-    from rayline.deploy.chaos.tables import calm_table
+    from rayline.deploy.chaos.tables import WIDTH, calm_table
 
     options = options_from(values)
     with deployment_of(options, ()) as deployment:
@@ -31,5 +31,5 @@ def command(seconds: float, as_json: bool, **values: Any) -> int:
     if as_json:
         click.echo(json.dumps(asdict(report)))
     else:
-        Console().print(calm_table(report))
+        Console(width=WIDTH).print(calm_table(report))
     return 0 if report.is_well else 1

@@ -7,6 +7,7 @@ import click
 from rayline.cluster.config import ParallelSection
 from rayline.deploy.chaos.options import Options
 from rayline.deploy.chaos.pairs import Fault, Target
+from rayline.protos.addresses import addresses_of
 
 Positive = click.IntRange(min=1)
 SECONDS = click.FloatRange(0, min_open=True)
@@ -23,11 +24,9 @@ def scene_flags(command: click.Command) -> click.Command:
     command.params.extend(
         [
             click.Option(
-                ["--address", "addresses"],
-                multiple=True,
-                metavar="HOST:PORT",
-                help="gRPC address of a deployment whose cluster RAY_ADDRESS names (may be repeated); default: "
-                "start both.",
+                ["--address"],
+                metavar="HOST:PORT,...",
+                help="gRPC addresses of a deployment's routers; RAY_ADDRESS names its cluster. Default: start both.",
             ),
             click.Option(["--api-key"], envvar="RAYLINE_API_KEY", help="Bearer token."),
             click.Option(["--model"], default=USUAL.model, show_default=True, help=own),
@@ -61,5 +60,6 @@ def pair_flags(command: click.Command) -> click.Command:
 def options_from(values: dict[str, Any]) -> Options:
     """The flags of `scene_flags`, read."""
     parallel = ParallelSection(values["tp"], values["pp"], values["groups"])
-    names = ("addresses", "api_key", "model", "workloads", "tokens", "copies", "traffic", "seed")
-    return Options(parallel=parallel, **{name: values[name] for name in names})
+    addresses = addresses_of(values["address"]) if values["address"] else ()
+    names = ("api_key", "model", "workloads", "tokens", "copies", "traffic", "seed")
+    return Options(addresses, parallel=parallel, **{name: values[name] for name in names})

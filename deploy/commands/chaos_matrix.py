@@ -29,7 +29,7 @@ def command(
     prepare_ray()
     from rayline.deploy.chaos.report import MatrixReport, lost, rows  # Ray, gRPC: not for `--help`
     from rayline.deploy.chaos.run import deployment_of, matrix
-    from rayline.deploy.chaos.tables import matrix_table, skipped_lines
+    from rayline.deploy.chaos.tables import WIDTH, matrix_table, skipped_lines
 
     options, wanted = options_from(values), pairs(targets, faults)
     with deployment_of(options, wanted) as deployment:
@@ -39,7 +39,7 @@ def command(
         found = MatrixReport(tuple(rows(results)), tuple(results), plan.skipped)
         click.echo(json.dumps(asdict(found)))
     else:
-        Console().print(matrix_table(rows(results)))
+        Console(width=WIDTH).print(matrix_table(rows(results)))
         click.echo("\n".join(skipped_lines(plan.skipped)))
     whole = all(result.back_s is not None for result in results)
     return 0 if whole and not lost(results) else 1

@@ -33,7 +33,7 @@ def command(
     """
     prepare_ray()
     from rayline.deploy.chaos.run import deployment_of, soak  # Ray, gRPC: not for `--help`
-    from rayline.deploy.chaos.tables import soak_table
+    from rayline.deploy.chaos.tables import WIDTH, soak_table
 
     options, wanted = options_from(values), pairs(targets, faults)
     with deployment_of(options, wanted) as deployment:
@@ -42,5 +42,5 @@ def command(
     if as_json:
         click.echo(json.dumps(asdict(report)))
     else:
-        Console().print(soak_table(report))
+        Console(width=WIDTH).print(soak_table(report))
     return 0 if report.is_well else 1

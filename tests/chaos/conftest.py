@@ -38,4 +38,4 @@ def running() -> Iterator[Running]:
 @pytest.fixture
 def on(running: Running) -> Callable[..., Run]:
     """on("calm", "--seconds", "5") -> a Run against the running deployment."""
-    return lambda kind, *words: chaos(kind, "--address", running.addresses[0], *words)
+    return lambda kind, *words: chaos(kind, "--address", ",".join(running.addresses), *words)

@@ -76,7 +76,7 @@ def test_nothing_is_left_behind_by_faults_one_after_another(on: On) -> None:
 
 def test_a_busy_and_even_a_suspended_machine_is_no_reason_to_give_anything_up(running: Running) -> None:
     """Two busy loops for each core; and for a while everything sleeps, as with its machine."""
-    words = ("calm", "--address", running.addresses[0], "--seconds", "12", *SMALL, "--json")
+    words = ("calm", "--address", ",".join(running.addresses), "--seconds", "12", *SMALL, "--json")
     with subprocess.Popen([*command("chaos"), *words], env=environment(), stdout=subprocess.PIPE, text=True) as process:
         wait_for_loops(process)
         whole = [psutil.Process(process.pid), *running.processes()]
