@@ -153,7 +153,7 @@ class Service:
         within_s: how long this call waits for the end, whatever the request says of all calls together.
         is_known: False where the id was just drawn; True where nothing but a known stream will do. can_resume: the
         client does so by itself, so it may be sent away at any time. note: what the door wants to know of a stream
-        that is resumed. within_s: how long this call waits for the end, beside what the request says of all calls.
+        that is resumed.
 
         Started comes with the group's first answer, so everything that is wrong before is raised: a field
         out of range, PromptTooLong, ModelNotFound, RequestIdTaken, Overloaded, Unavailable. Closing the generator or
