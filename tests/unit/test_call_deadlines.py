@@ -210,9 +210,7 @@ async def _settled(server: WholeServer, most_tasks: int, most_files: int) -> tup
         waited_s = time.monotonic() - since_s
         if now != before:
             before, since_s = now, time.monotonic()
-        elif most_tasks and now[0] <= most_tasks and now[1] <= most_files:
-            return now
-        elif not most_tasks and waited_s > 1.0:
+        elif (most_tasks and now[0] <= most_tasks and now[1] <= most_files) or (not most_tasks and waited_s > 1.0):
             return now
         assert waited_s < WAIT_S, f"{now} tasks and files, allowed are {most_tasks} and {most_files}"
         await asyncio.sleep(0.1)
