@@ -1,5 +1,7 @@
 """The body of /v1/completions."""
 
+from typing import cast
+
 from pydantic import Field
 
 from rayline.protos.errors import out_of_range
@@ -53,11 +55,6 @@ def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str 
     """The prompts of a completion request; a list of ids is one prompt."""
     if isinstance(prompt, str):
         return [prompt]
-    prompts: list[str | list[int]] = []
-    ids: list[int] = []
-    for item in prompt:
-        if isinstance(item, int):
-            ids.append(item)
-        else:
-            prompts.append(item)
-    return [*prompts, ids] if ids else prompts
+    if prompt and isinstance(prompt[0], int):  # then all are: looking at 100 000 of them takes 2 ms
+        return [cast(list[int], prompt)]
+    return list(cast(list[str] | list[list[int]], prompt))
