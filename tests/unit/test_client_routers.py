@@ -59,7 +59,7 @@ async def deployment(routers: int = 2, step_s: float = 0.002) -> AsyncIterator[l
             groups = {link.info.group_id: link for link in links}
             model = ServedModel("tiny", served("byte_level", bos_token="<s>", eos_token="</s>"), groups, 0)
             clock = asyncio.get_running_loop().time
-            service = Service({"tiny": model}, clock, lambda: 42, 5.0, f"router {number}")
+            service = Service({"tiny": model}, clock, lambda: 42, 5.0, router=f"router {number}")
             config = SystemConfig(router=RouterSection(grpc_port=0))
             made.append(Router(service, links, build_grpc_server(service, config, lambda: doors_of(made))))
             await made[-1].door.start()
