@@ -144,7 +144,7 @@ async def test_a_stream_that_ends_on_the_way_ends_its_other_half_too() -> None:
     routed = service(first, second)
     events = await collect(routed, spec(), {3: lambda: drain(routed, first)})
     assert "".join(e.text for e in events if isinstance(e, Delta)) == SAYING
-    assert first.finished == ["r1"] and second.aborted == ["r1"] and moves(events) == 0
+    assert first.finished == ["r1"] and second.aborted == ["r1+1"] and moves(events) == 0
 
 
 @pytest.mark.parametrize("error", [Overloaded("full"), Unavailable("gone"), InvalidRequest("another context")])
