@@ -39,9 +39,9 @@ Port = Annotated[int, Ge(0), Le(65535)]
 _STRICT = ConfigDict(extra="forbid")
 
 
-def says(text: str) -> dict[str, str]:
-    """The sentence that `--help` and the docs print for a config key."""
-    return {"help": text}
+def says(text: str, flag: str = "") -> dict[str, str]:
+    """The sentence that `--help` and the docs print for a config key, and its flag where that is not the key's name."""
+    return {"help": text, "flag": flag}
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,10 @@ class RouterSection:
     host: str = field(default="127.0.0.1", metadata=says("address the gRPC and HTTP servers listen on"))
     grpc_port: Port = field(default=9000, metadata=says("port of the gRPC server; 0: any free one"))
     http_port: Port = field(default=8080, metadata=says("port of the OpenAI HTTP server; 0: any free one"))
+    replicas: Annotated[int, Ge(0), Le(1000)] = field(
+        default=0,
+        metadata=says("routers; 0: one a node. On one node they take grpc_port, grpc_port + 1, ...", "router-replicas"),
+    )
     serve_port: Port = field(
         default=8000, metadata=says("port of Ray Serve's own proxy (health for KubeRay); 0: any free one")
     )
@@ -151,6 +155,14 @@ class RouterSection:
         default=60.0, metadata=says("seconds that a stream whose group was lost waits for another to go on in")
     )
 
+    @property
+    def ports(self) -> tuple[tuple[int, int], ...]:
+        """gRPC and HTTP port of each router that may run on one node."""
+        return tuple(
+            (self.grpc_port and self.grpc_port + i, self.http_port and self.http_port + i)
+            for i in range(max(1, self.replicas))
+        )
+
 
 @dataclass(frozen=True)
 class LimitsSection:
@@ -160,6 +172,12 @@ class LimitsSection:
 
     max_waiting: Count = field(
         default=256, metadata=says("requests that may wait in one group; more are answered with 'overloaded'")
+    )
+    journal_keep_s: Annotated[float, Ge(0)] = field(
+        default=120.0, metadata=says("seconds that a stream nobody reads can still be resumed")
+    )
+    journal_bytes: Annotated[int, Ge(0)] = field(
+        default=64 * 2**20, metadata=says("bytes that each group keeps of streams, for those who resume them; 0: none")
     )
     max_message_bytes: Count = field(default=16 * 2**20, metadata=says("largest request body in bytes"))
     poison_losses: Count = field(
@@ -235,7 +253,20 @@ def parse(tree: Mapping[str, Any]) -> SystemConfig:
     if not config.models:
         raise ConfigError("models is empty: at least one model must be served", field="models")
     _check_tenants(config.security)
+    _check_ports(config.router)
     return config
+
+
+def _check_ports(router: RouterSection) -> None:
+    """Each router of a node needs ports of its own, whatever else is free."""
+    ports = [port for pair in router.ports for port in pair if port]
+    for name, first in (("grpc_port", router.grpc_port), ("http_port", router.http_port)):
+        if first and first + len(router.ports) - 1 > 65535:
+            raise ConfigError(f"router.{name} = {first} leaves no ports for {router.replicas} routers", field=name)
+    if router.serve_port:
+        ports.append(router.serve_port)
+    if twice := {port for port in ports if ports.count(port) > 1}:
+        raise ConfigError(f"the routers' ports hold {min(twice)} twice: each door needs its own", field="replicas")
 
 
 def _check_tenants(security: SecuritySection) -> None:

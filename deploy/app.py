@@ -33,24 +33,24 @@ class ResolvedModel:
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
-    """What a deployment shares: its secret, where start-up progress goes, how many routers, GPUs or not."""
+    """What a deployment shares: its secret, where start-up progress goes, how many nodes there are, GPUs or not."""
 
     secret: str
     progress_address: str
-    routers: int
+    nodes: int
     gpus: bool
 
 
 def build(config: SystemConfig, models: Sequence[ResolvedModel], wiring: Wiring) -> Application:
     """The application that `rayline serve` runs.
 
-    router (one a node) --handles--> group-NAME (parallel.groups replicas, each with its placement group)
+    router (router.replicas) --handles--> group-NAME (parallel.groups replicas, each with its placement group)
     """
     routed = [RoutedModel(model.name, model.section, model.path, _groups(config, model, wiring)) for model in models]
     return serve.deployment(
         name="router",
-        num_replicas=wiring.routers,
-        max_replicas_per_node=1,  # their ports are fixed
+        num_replicas=config.router.replicas or wiring.nodes,
+        max_replicas_per_node=len(config.router.ports),
         max_ongoing_requests=MANY,
         ray_actor_options={"num_cpus": ROUTER_CPUS},
         health_check_period_s=HEALTH_PERIOD_S,
@@ -98,5 +98,9 @@ def _groups(config: SystemConfig, model: ResolvedModel, wiring: Wiring) -> Appli
         graceful_shutdown_wait_loop_s=0.1,
         request_router_config=RequestRouterConfig(request_router_class=ChosenGroupRouter),  # type: ignore[arg-type]  # Ray types ** as dict
     )(GroupReplica).bind(
-        group_spec(config, model), wiring.secret, wiring.progress_address, config.observability.log_level
+        group_spec(config, model),
+        wiring.secret,
+        wiring.progress_address,
+        config.observability.log_level,
+        config.limits,
     )

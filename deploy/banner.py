@@ -7,7 +7,7 @@ from rich.filesize import decimal
 
 from rayline.cluster.config import ParallelSection
 from rayline.deploy.group_replica import GroupSummary
-from rayline.deploy.router_replica import Doors
+from rayline.router.doors import Doors
 from rayline.workers.models.config import ModelConfig, kv_heads_of_rank
 
 
@@ -19,20 +19,25 @@ class ReadyModel:
     group: GroupSummary
 
 
-def banner(models: Sequence[ReadyModel], parallel: ParallelSection, host: str, doors: Doors) -> str:
+def banner(models: Sequence[ReadyModel], parallel: ParallelSection, routers: Sequence[Doors]) -> str:
     """Plain text, one fact a line."""
-    door = f"{host}:{doors.http_port}"
     lines = ["Rayline is ready."]
     for model in models:
         lines += _model_lines(model, parallel)
     body = f'{{"model": "{models[0].group.info.model}", "prompt": "def fibonacci(n):", "max_tokens": 48}}'
+    lines += _listed("gRPC", [doors.grpc_address for doors in routers], "rayline.v1.InferenceService")
+    lines += _listed("HTTP", [f"http://{doors.http_address}/v1" for doors in routers], "OpenAI")
+    url = f"http://{routers[0].http_address}/v1/completions"
     lines += [
-        f"  gRPC   {host}:{doors.grpc_port}   (rayline.v1.InferenceService)",
-        f"  HTTP   http://{door}/v1   (OpenAI)",
-        f"  try    curl http://{door}/v1/completions -H 'Content-Type: application/json' -d '{body}'",
+        f"  try    curl {url} -H 'Content-Type: application/json' -d '{body}'",
         "Ctrl-C stops: running streams get to finish.",
     ]
     return "\n".join(lines)
+
+
+def _listed(name: str, addresses: Sequence[str], what: str) -> list[str]:
+    first, *others = addresses
+    return [f"  {name}   {first}   ({what})", *(f"         {address}" for address in others)]
 
 
 def _model_lines(model: ReadyModel, parallel: ParallelSection) -> list[str]:

@@ -11,6 +11,7 @@ from ray import serve
 from ray.util import get_node_ip_address
 from ray.util.placement_group import get_current_placement_group
 
+from rayline.cluster.config import LimitsSection
 from rayline.cluster.kv_memory import KvPlan
 from rayline.deploy.actors import own_name
 from rayline.deploy.progress_link import ProgressSender
@@ -18,6 +19,7 @@ from rayline.protos.errors import RaylineError
 from rayline.protos.group import GroupInfo
 from rayline.router.directory import GroupAddress
 from rayline.workers.group import GroupSpec, StartedGroup, start_group
+from rayline.workers.journal import Journal
 from rayline.workers.leader import Leader
 from rayline.workers.loop_watch import LoopWatch
 from rayline.workers.pipeline import RankStats
@@ -46,13 +48,14 @@ class GroupReplica:
     """Wrapped by `serve.deployment` in app.py. Tokens never pass through its methods, only life cycle does."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, spec: GroupSpec, secret: str, progress_address: str, log_level: str
+        self, spec: GroupSpec, secret: str, progress_address: str, log_level: str, limits: LimitsSection
     ) -> None:
         logging.getLogger("rayline").setLevel(log_level.upper())
         context = serve.get_replica_context()
         named = replace(spec, group_id=context.replica_id.unique_id, epoch=int(time.time()))
         self._started = await asyncio.to_thread(_start, named, secret, progress_address)
-        self._leader = Leader(self._started.engine, self._started.info, secret)
+        journal = Journal(limits.journal_bytes, limits.journal_keep_s)
+        self._leader = Leader(self._started.engine, self._started.info, secret, journal)
         await self._leader.start(get_node_ip_address())
         self._watch = asyncio.create_task(self._end_when_lost())
         self._loop_watch = LoopWatch(self._end)

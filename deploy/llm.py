@@ -7,6 +7,7 @@ with LLM("embedded", tp=2) as llm:
 
 import itertools
 import secrets
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
@@ -149,7 +150,7 @@ class LLM:
         """
         answer = Answer(self._admit(spec), self._tokenizer)
         self._check_idle()
-        yield answer.started(self._info)
+        yield answer.started(self._info.numerics, self._info.exact, int(time.time()))
         yield from answer.opening()
         lanes = {choice.request.request_id: choice for choice in answer.choices}
         try:

@@ -1,41 +1,52 @@
-"""The router as a Ray Serve replica: one a node, with our own gRPC and HTTP servers inside."""
+"""The router as a Ray Serve replica, with our own gRPC and HTTP servers inside."""
 
 import asyncio
 import contextlib
+import itertools
 import logging
+import os
 import secrets
 import time
+import uuid
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
+from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
+from ray.util import get_node_ip_address
 
 from rayline.cluster.config import ModelSection, SystemConfig
 from rayline.deploy.actors import kill_actor
+from rayline.deploy.router_watch import RouterWatch
+from rayline.protos.errors import PortInUse
 from rayline.protos.events import EngineEvent
 from rayline.protos.group import GroupInfo, GroupLoad
+from rayline.protos.journal import JournalAnswer, JournalCall
 from rayline.protos.types import EngineRequest
 from rayline.router.directory import Directory, GroupAddress
 from rayline.router.docket import BlameLimits, Docket
+from rayline.router.doors import Doors
 from rayline.router.group import Group
 from rayline.router.grpc.api import build_grpc_server
 from rayline.router.http.api import build_http_app
 from rayline.router.link import GroupLink
 from rayline.router.output_form import chat_formats
-from rayline.router.ports import probe_port
+from rayline.router.ports import listening_socket
 from rayline.router.service import ServedModel, Service
 from rayline.router.tokenizer import Tokenizer
+from rayline.workers.loop_watch import LoopWatch
 
 log = logging.getLogger(__name__)
 
 DESCRIBE_TIMEOUT_S = 2.0
 PING_TIMEOUT_S = 1.5
 READY_POLL_S = 0.05
+PORTS_TIMEOUT_S = 30.0  # a frozen router holds its ports until Serve has it killed
 STOP_GRACE_S = 1.0
 
 
@@ -47,14 +58,6 @@ class RoutedModel:
     section: ModelSection
     path: Path
     groups: Any  # a DeploymentHandle; Serve replaces the bound deployment by it
-
-
-@dataclass(frozen=True, slots=True)
-class Doors:
-    """Where clients reach this router."""
-
-    grpc_port: int
-    http_port: int
 
 
 class CountedGroup:
@@ -86,6 +89,9 @@ class CountedGroup:
             async for event in events:
                 yield event
 
+    async def journal(self, call: JournalCall) -> JournalAnswer:
+        return await self._link.journal(call)
+
     def abort(self, request_id: str) -> None:
         self._link.abort(request_id)
 
@@ -113,10 +119,18 @@ class RouterReplica:
             chat = chat_formats(tokenizer, model.section.tool_parser, model.section.reasoning_parser)
             log.info("%s writes tool calls as %s, thoughts as %s", model.name, *chat.names)
             served[model.name] = ServedModel(model.name, tokenizer, groups, int(time.time()), chat)
-        patience_s = config.router.resume_wait_s
-        self._service = Service(served, time.monotonic, lambda: secrets.randbits(63), patience_s, dockets)
+        self._service = Service(
+            served,
+            time.monotonic,
+            lambda: secrets.randbits(63),
+            config.router.resume_wait_s,
+            uuid.uuid4().hex[:12],
+            dockets=dockets,
+        )
         self._http_app = build_http_app(self._service, config)
         await self._open_doors()
+        self._loop_watch = LoopWatch(_end)
+        self._loop_watch.start()
         for directory in self._directories.values():
             directory.start()
         self._service.start()
@@ -138,6 +152,8 @@ class RouterReplica:
         return await self._service.drain(timeout_s)
 
     async def __del__(self) -> None:
+        self._loop_watch.close()
+        await self._neighbours.close()
         await self._grpc.stop(STOP_GRACE_S)
         self._http.should_exit = True
         await self._http_task
@@ -146,20 +162,51 @@ class RouterReplica:
         self._service.close()
 
     async def _open_doors(self) -> None:
-        router = self._config.router
-        self._grpc = build_grpc_server(self._service, self._config)
+        """On the first free pair of ports: routers that share a node come one behind the other."""
+        until_s = time.monotonic() + PORTS_TIMEOUT_S
+        for grpc_port, http_port in itertools.cycle(self._config.router.ports):
+            try:
+                return await self._open(grpc_port, http_port)
+            except PortInUse:
+                if time.monotonic() > until_s:
+                    raise
+            await asyncio.sleep(READY_POLL_S)  # the router that this one replaces may not have ended yet
+
+    async def _open(self, grpc_port: int, http_port: int) -> None:
+        """Both doors, or PortInUse and neither."""
+        host = self._config.router.host
+        with contextlib.ExitStack() as undo:
+            socket = undo.enter_context(listening_socket(host, http_port, "http_port"))
+            config = replace(self._config, router=replace(self._config.router, grpc_port=grpc_port))
+            self._grpc = build_grpc_server(self._service, config, lambda: self._neighbours.doors)
+            undo.pop_all()
+        self._doors = Doors(_reached_by(host), self._grpc.port, socket.getsockname()[1])
+        routers = serve.get_deployment_handle(serve.get_replica_context().deployment)
+        self._neighbours = RouterWatch(lambda: _doors_of(routers), self._doors)
+        self._neighbours.start()
         await self._grpc.start()
-        if router.http_port:
-            probe_port(router.host, router.http_port, "http_port")
         self._http = uvicorn.Server(
-            uvicorn.Config(
-                self._http_app, router.host, router.http_port, log_level="warning", access_log=False, lifespan="off"
-            )
+            uvicorn.Config(self._http_app, log_level="warning", access_log=False, lifespan="off")
         )
-        self._http_task = asyncio.create_task(self._http.serve())
+        self._http_task = asyncio.create_task(self._http.serve([socket]))
         while not self._http.started:
             await asyncio.sleep(READY_POLL_S)
-        self._doors = Doors(self._grpc.port, self._http.servers[0].sockets[0].getsockname()[1])
+
+
+def _end() -> None:
+    """The event loop stands still: clients go on elsewhere, Serve starts another router."""
+    log.error("the event loop of this router stands still: ending it")
+    os._exit(1)
+
+
+def _reached_by(host: str) -> str:
+    """The address that a door on `host` has for others."""
+    return str(get_node_ip_address()) if host in ("0.0.0.0", "::", "") else host
+
+
+async def _doors_of(routers: DeploymentHandle[Any]) -> Sequence[Doors]:
+    """Of all routers there are. Raises when one does not answer."""
+    return cast(list[Doors], await routers.broadcast("doors").results_async(timeout_s=DESCRIBE_TIMEOUT_S))
 
 
 def _directory(model: RoutedModel, secret: str, docket: Docket) -> Directory:

@@ -82,14 +82,16 @@ def check(config: SystemConfig) -> list[ResolvedModel]:
     for model in models:
         check_group(group_spec(config, model))
         Tokenizer.load(model.path)
-    for name, port in (
-        ("grpc_port", config.router.grpc_port),
-        ("http_port", config.router.http_port),
-        ("serve_port", config.router.serve_port),
-    ):
-        if port:
-            probe_port(config.router.host, port, name)
+    for grpc_port, http_port in config.router.ports:
+        _probe(config, "grpc_port", grpc_port)
+        _probe(config, "http_port", http_port)
+    _probe(config, "serve_port", config.router.serve_port)
     return models
+
+
+def _probe(config: SystemConfig, name: str, port: int) -> None:
+    if port:
+        probe_port(config.router.host, port, name)
 
 
 @contextmanager
@@ -99,7 +101,8 @@ def _cluster(config: SystemConfig, models: int) -> Iterator[None]:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
         bundles = group_bundles(config.parallel.tp, config.parallel.pp, has_gpus())
-        cpus = total_cpus(bundles, config.parallel.groups * models, 1, ROUTER_CPUS)
+        routers = config.router.replicas or 1
+        cpus = total_cpus(bundles, config.parallel.groups * models, routers, ROUTER_CPUS)
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, int(cpus)),
@@ -127,8 +130,8 @@ def _listen(progress: PhaseProgress) -> tuple[Wiring, ProgressListener, Start]:
         progress.show(f"group {number} rank {rank}", phase, done, total)
 
     listener = ProgressListener(get_node_ip_address(), secret, show, start.fail)
-    routers = sum(node["Alive"] for node in ray.nodes())
-    return Wiring(secret, listener.address, routers, has_gpus()), listener, start
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    return Wiring(secret, listener.address, nodes, has_gpus()), listener, start
 
 
 def _run(
@@ -145,7 +148,7 @@ def _run(
             raise start.error
         if stop.is_set():
             return None
-    handle.wait_ready.remote(config.parallel.groups).result(timeout_s=READY_TIMEOUT_S)
+    handle.broadcast("wait_ready", config.parallel.groups).results(timeout_s=READY_TIMEOUT_S)
     return handle
 
 
@@ -159,13 +162,13 @@ def _is_running() -> bool:
 
 def _ready(config: SystemConfig, models: Sequence[ResolvedModel], handle: DeploymentHandle[Any]) -> str:
     """The banner, from what one group of each model says of itself."""
-    doors = handle.doors.remote().result(timeout_s=READY_TIMEOUT_S)
+    doors = sorted(handle.broadcast("doors").results(timeout_s=READY_TIMEOUT_S))
     ready = []
     for model in models:
         group = ray_serve.get_deployment_handle(group_name(model.name), APP_NAME)
         summary = group.summary.remote().result(timeout_s=READY_TIMEOUT_S)
         ready.append(ReadyModel(ModelConfig.load(model.path), summary))
-    return banner(ready, config.parallel, config.router.host, doors)
+    return banner(ready, config.parallel, doors)
 
 
 def _drain(handle: DeploymentHandle[Any], timeout_s: float) -> None:

@@ -16,6 +16,7 @@ from rayline.protos.events import (
     Usage,
 )
 from rayline.protos.group import GroupInfo, GroupLoad
+from rayline.protos.journal import Ballot, KeptAs
 from rayline.protos.params_wire import params_of, params_to_pb
 from rayline.protos.plan_wire import rules_of, rules_to_pb, scores_of, scores_to_pb, top_of, top_to_pb
 from rayline.protos.types import EngineRequest
@@ -39,6 +40,7 @@ def submit_to_pb(stream: int, request: EngineRequest, repeats_prompt: bool = Fal
         rules=rules_to_pb(request.rules),
         timeout_s=request.timeout_s,
         apart=request.apart,
+        kept=None if request.kept is None else _kept_to_pb(request.kept),
     )
 
 
@@ -56,6 +58,7 @@ def request_of(message: pb.Submit, prompt_before: tuple[int, ...] = ()) -> Engin
         rules=rules_of(message.rules),
         timeout_s=message.timeout_s if message.HasField("timeout_s") else None,
         apart=message.apart,
+        kept=_kept_of(message.kept) if message.HasField("kept") else None,
     )
 
 
@@ -184,6 +187,22 @@ def info_of(message: pb.Welcome) -> GroupInfo:
         epoch=message.epoch,
         weights=message.weights,
     )
+
+
+def ballot_to_pb(ballot: Ballot) -> pb.Ballot:
+    return pb.Ballot(turn=ballot.turn, router=ballot.router)
+
+
+def ballot_of(message: pb.Ballot) -> Ballot:
+    return Ballot(message.turn, message.router)
+
+
+def _kept_to_pb(kept: KeptAs) -> pb.KeptAs:
+    return pb.KeptAs(key=kept.key, choice=kept.choice, ballot=ballot_to_pb(kept.ballot), run=kept.run)
+
+
+def _kept_of(message: pb.KeptAs) -> KeptAs:
+    return KeptAs(message.key, message.choice, ballot_of(message.ballot), message.run)
 
 
 def _beam_to_pb(beam: Beam) -> pb.Beam:

@@ -53,7 +53,7 @@ def event_of(message: pb.StreamResponse) -> StreamEvent:
             return _delta_of(message.delta)
         case "started":
             m = message.started
-            return Started(m.request_id, m.numerics, m.exact, m.prompt_tokens, tuple(m.prompt_ids))
+            return Started(m.request_id, m.numerics, m.exact, m.prompt_tokens, tuple(m.prompt_ids), m.created_s)
         case "prompt_scored":
             return PromptScored(tuple(_logprob_of(entry) for entry in message.prompt_scored.tokens))
         case "choice_ended":
@@ -86,6 +86,7 @@ def _started_to_pb(event: Started) -> pb.Started:
         exact=event.exact,
         prompt_tokens=event.prompt_tokens,
         prompt_ids=event.prompt_ids,
+        created_s=event.created_s,
     )
 
 

@@ -145,7 +145,7 @@ EngineEvent = PromptScores | TokenEvent | Finished | Failed
 class Started:
     """First event of a client's stream: who serves it and how exact its bits are.
 
-    prompt_ids: when the request asked for them.
+    prompt_ids: when the request asked for them. created_s: when it was first accepted, in seconds since 1970.
     """
 
     request_id: str
@@ -153,6 +153,7 @@ class Started:
     exact: bool
     prompt_tokens: int
     prompt_ids: tuple[int, ...] = ()
+    created_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -252,6 +252,18 @@ class ChatRequest(_message.Message):
     timeout_s: float
     def __init__(self, model: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., params: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., request_id: _Optional[str] = ..., tools: _Optional[_Iterable[_Union[Tool, _Mapping]]] = ..., tool_choice: _Optional[_Union[ToolChoice, _Mapping]] = ..., parallel_tool_calls: _Optional[bool] = ..., add_generation_prompt: _Optional[bool] = ..., continue_final_message: _Optional[bool] = ..., template_args: _Optional[str] = ..., echo: _Optional[bool] = ..., truncate_prompt_tokens: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ..., return_prompt_ids: _Optional[bool] = ..., timeout_s: _Optional[float] = ...) -> None: ...
 
+class ResumeRequest(_message.Message):
+    __slots__ = ("request_id", "next_index", "seen", "tenant")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    NEXT_INDEX_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    next_index: int
+    seen: _containers.RepeatedScalarFieldContainer[int]
+    tenant: str
+    def __init__(self, request_id: _Optional[str] = ..., next_index: _Optional[int] = ..., seen: _Optional[_Iterable[int]] = ..., tenant: _Optional[str] = ...) -> None: ...
+
 class StreamResponse(_message.Message):
     __slots__ = ("index", "started", "delta", "finished", "failed", "prompt_scored", "choice_ended")
     INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -271,18 +283,20 @@ class StreamResponse(_message.Message):
     def __init__(self, index: _Optional[int] = ..., started: _Optional[_Union[Started, _Mapping]] = ..., delta: _Optional[_Union[Delta, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., prompt_scored: _Optional[_Union[PromptScored, _Mapping]] = ..., choice_ended: _Optional[_Union[ChoiceEnded, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ("request_id", "numerics", "exact", "prompt_tokens", "prompt_ids")
+    __slots__ = ("request_id", "numerics", "exact", "prompt_tokens", "prompt_ids", "created_s")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     NUMERICS_FIELD_NUMBER: _ClassVar[int]
     EXACT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
+    CREATED_S_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     numerics: str
     exact: bool
     prompt_tokens: int
     prompt_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, request_id: _Optional[str] = ..., numerics: _Optional[str] = ..., exact: _Optional[bool] = ..., prompt_tokens: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    created_s: int
+    def __init__(self, request_id: _Optional[str] = ..., numerics: _Optional[str] = ..., exact: _Optional[bool] = ..., prompt_tokens: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., created_s: _Optional[int] = ...) -> None: ...
 
 class Delta(_message.Message):
     __slots__ = ("choice", "token_ids", "text", "logprobs", "reasoning", "tool_calls", "is_echo")
@@ -511,3 +525,21 @@ class ListModelsResponse(_message.Message):
     MODELS_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedCompositeFieldContainer[Model]
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
+
+class ListRoutersRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Router(_message.Message):
+    __slots__ = ("grpc_address", "http_address")
+    GRPC_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    HTTP_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    grpc_address: str
+    http_address: str
+    def __init__(self, grpc_address: _Optional[str] = ..., http_address: _Optional[str] = ...) -> None: ...
+
+class ListRoutersResponse(_message.Message):
+    __slots__ = ("routers",)
+    ROUTERS_FIELD_NUMBER: _ClassVar[int]
+    routers: _containers.RepeatedCompositeFieldContainer[Router]
+    def __init__(self, routers: _Optional[_Iterable[_Union[Router, _Mapping]]] = ...) -> None: ...

@@ -49,6 +49,11 @@ class InferenceServiceStub:
                 request_serializer=rayline_dot_protos_dot_inference__pb2.ChatRequest.SerializeToString,
                 response_deserializer=rayline_dot_protos_dot_inference__pb2.StreamResponse.FromString,
                 _registered_method=True)
+        self.Resume = channel.unary_stream(
+                '/rayline.v1.InferenceService/Resume',
+                request_serializer=rayline_dot_protos_dot_inference__pb2.ResumeRequest.SerializeToString,
+                response_deserializer=rayline_dot_protos_dot_inference__pb2.StreamResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/rayline.v1.InferenceService/Tokenize',
                 request_serializer=rayline_dot_protos_dot_inference__pb2.TokenizeRequest.SerializeToString,
@@ -63,6 +68,11 @@ class InferenceServiceStub:
                 '/rayline.v1.InferenceService/ListModels',
                 request_serializer=rayline_dot_protos_dot_inference__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=rayline_dot_protos_dot_inference__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
+        self.ListRouters = channel.unary_unary(
+                '/rayline.v1.InferenceService/ListRouters',
+                request_serializer=rayline_dot_protos_dot_inference__pb2.ListRoutersRequest.SerializeToString,
+                response_deserializer=rayline_dot_protos_dot_inference__pb2.ListRoutersResponse.FromString,
                 _registered_method=True)
 
 
@@ -83,6 +93,14 @@ class InferenceServiceServicer:
 
     def Chat(self, request, context):
         """Answers a conversation, laid out by the model's chat template.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Resume(self, request, context):
+        """Goes on with a stream whose call was lost, with the events that its caller has not seen. Any router of the
+        deployment takes it. An older call that still reads the stream ends with ABORTED (TakenOver).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,6 +127,13 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRouters(self, request, context):
+        """Who serves it: any router answers any request, and goes on with the streams of another one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -120,6 +145,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
             'Chat': grpc.unary_stream_rpc_method_handler(
                     servicer.Chat,
                     request_deserializer=rayline_dot_protos_dot_inference__pb2.ChatRequest.FromString,
+                    response_serializer=rayline_dot_protos_dot_inference__pb2.StreamResponse.SerializeToString,
+            ),
+            'Resume': grpc.unary_stream_rpc_method_handler(
+                    servicer.Resume,
+                    request_deserializer=rayline_dot_protos_dot_inference__pb2.ResumeRequest.FromString,
                     response_serializer=rayline_dot_protos_dot_inference__pb2.StreamResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
@@ -136,6 +166,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=rayline_dot_protos_dot_inference__pb2.ListModelsRequest.FromString,
                     response_serializer=rayline_dot_protos_dot_inference__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'ListRouters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRouters,
+                    request_deserializer=rayline_dot_protos_dot_inference__pb2.ListRoutersRequest.FromString,
+                    response_serializer=rayline_dot_protos_dot_inference__pb2.ListRoutersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -196,6 +231,33 @@ class InferenceService:
             target,
             '/rayline.v1.InferenceService/Chat',
             rayline_dot_protos_dot_inference__pb2.ChatRequest.SerializeToString,
+            rayline_dot_protos_dot_inference__pb2.StreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/rayline.v1.InferenceService/Resume',
+            rayline_dot_protos_dot_inference__pb2.ResumeRequest.SerializeToString,
             rayline_dot_protos_dot_inference__pb2.StreamResponse.FromString,
             options,
             channel_credentials,
@@ -278,6 +340,33 @@ class InferenceService:
             '/rayline.v1.InferenceService/ListModels',
             rayline_dot_protos_dot_inference__pb2.ListModelsRequest.SerializeToString,
             rayline_dot_protos_dot_inference__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRouters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rayline.v1.InferenceService/ListRouters',
+            rayline_dot_protos_dot_inference__pb2.ListRoutersRequest.SerializeToString,
+            rayline_dot_protos_dot_inference__pb2.ListRoutersResponse.FromString,
             options,
             channel_credentials,
             insecure,

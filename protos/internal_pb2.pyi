@@ -338,7 +338,7 @@ class WorkerFrame(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., loaded: _Optional[_Union[Loaded, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., result: _Optional[_Union[StepResult, _Mapping]] = ..., stats: _Optional[_Union[RankStats, _Mapping]] = ..., failed: _Optional[_Union[RankFailed, _Mapping]] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("stream", "request_id", "prompt_ids", "output_ids", "params", "priority", "tenant", "cache_salt", "family", "rules", "repeats_prompt", "timeout_s", "apart")
+    __slots__ = ("stream", "request_id", "prompt_ids", "output_ids", "params", "priority", "tenant", "cache_salt", "family", "rules", "repeats_prompt", "timeout_s", "apart", "kept")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -352,6 +352,7 @@ class Submit(_message.Message):
     REPEATS_PROMPT_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     APART_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     stream: int
     request_id: str
     prompt_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -365,13 +366,98 @@ class Submit(_message.Message):
     repeats_prompt: bool
     timeout_s: float
     apart: bool
-    def __init__(self, stream: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., params: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ..., family: _Optional[str] = ..., rules: _Optional[_Union[TokenRules, _Mapping]] = ..., repeats_prompt: _Optional[bool] = ..., timeout_s: _Optional[float] = ..., apart: _Optional[bool] = ...) -> None: ...
+    kept: KeptAs
+    def __init__(self, stream: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., params: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ..., family: _Optional[str] = ..., rules: _Optional[_Union[TokenRules, _Mapping]] = ..., repeats_prompt: _Optional[bool] = ..., timeout_s: _Optional[float] = ..., apart: _Optional[bool] = ..., kept: _Optional[_Union[KeptAs, _Mapping]] = ...) -> None: ...
 
 class Abort(_message.Message):
     __slots__ = ("stream",)
     STREAM_FIELD_NUMBER: _ClassVar[int]
     stream: int
     def __init__(self, stream: _Optional[int] = ...) -> None: ...
+
+class Ballot(_message.Message):
+    __slots__ = ("turn", "router")
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    ROUTER_FIELD_NUMBER: _ClassVar[int]
+    turn: int
+    router: str
+    def __init__(self, turn: _Optional[int] = ..., router: _Optional[str] = ...) -> None: ...
+
+class KeptAs(_message.Message):
+    __slots__ = ("key", "choice", "ballot", "run")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
+    BALLOT_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    choice: int
+    ballot: Ballot
+    run: int
+    def __init__(self, key: _Optional[str] = ..., choice: _Optional[int] = ..., ballot: _Optional[_Union[Ballot, _Mapping]] = ..., run: _Optional[int] = ...) -> None: ...
+
+class Trace(_message.Message):
+    __slots__ = ("choice", "said", "is_ahead", "run")
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
+    SAID_FIELD_NUMBER: _ClassVar[int]
+    IS_AHEAD_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    choice: int
+    said: Step
+    is_ahead: bool
+    run: int
+    def __init__(self, choice: _Optional[int] = ..., said: _Optional[_Union[Step, _Mapping]] = ..., is_ahead: _Optional[bool] = ..., run: _Optional[int] = ...) -> None: ...
+
+class JournalCall(_message.Message):
+    __slots__ = ("number", "act", "key", "ballot", "record", "trace")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    ACT_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    BALLOT_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    act: str
+    key: str
+    ballot: Ballot
+    record: bytes
+    trace: Trace
+    def __init__(self, number: _Optional[int] = ..., act: _Optional[str] = ..., key: _Optional[str] = ..., ballot: _Optional[_Union[Ballot, _Mapping]] = ..., record: _Optional[bytes] = ..., trace: _Optional[_Union[Trace, _Mapping]] = ...) -> None: ...
+
+class JournalAnswer(_message.Message):
+    __slots__ = ("number", "accepted", "ballot", "record", "traces")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    BALLOT_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    TRACES_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    accepted: bool
+    ballot: Ballot
+    record: bytes
+    traces: _containers.RepeatedCompositeFieldContainer[Trace]
+    def __init__(self, number: _Optional[int] = ..., accepted: _Optional[bool] = ..., ballot: _Optional[_Union[Ballot, _Mapping]] = ..., record: _Optional[bytes] = ..., traces: _Optional[_Iterable[_Union[Trace, _Mapping]]] = ...) -> None: ...
+
+class StreamRecord(_message.Message):
+    __slots__ = ("generate", "chat", "seed", "created_s", "numerics", "exact", "note")
+    GENERATE_FIELD_NUMBER: _ClassVar[int]
+    CHAT_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    CREATED_S_FIELD_NUMBER: _ClassVar[int]
+    NUMERICS_FIELD_NUMBER: _ClassVar[int]
+    EXACT_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    generate: _inference_pb2.GenerateRequest
+    chat: _inference_pb2.ChatRequest
+    seed: int
+    created_s: int
+    numerics: str
+    exact: bool
+    note: str
+    def __init__(self, generate: _Optional[_Union[_inference_pb2.GenerateRequest, _Mapping]] = ..., chat: _Optional[_Union[_inference_pb2.ChatRequest, _Mapping]] = ..., seed: _Optional[int] = ..., created_s: _Optional[int] = ..., numerics: _Optional[str] = ..., exact: _Optional[bool] = ..., note: _Optional[str] = ...) -> None: ...
+
+class Alive(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Suspect(_message.Message):
     __slots__ = ("fingerprint", "losses", "position", "is_guilty", "left_s")
@@ -396,14 +482,18 @@ class Blame(_message.Message):
     def __init__(self, apart: _Optional[str] = ..., suspects: _Optional[_Iterable[_Union[Suspect, _Mapping]]] = ...) -> None: ...
 
 class RouterMessage(_message.Message):
-    __slots__ = ("submit", "abort", "blame")
+    __slots__ = ("submit", "abort", "journal", "blame", "alive")
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
+    JOURNAL_FIELD_NUMBER: _ClassVar[int]
     BLAME_FIELD_NUMBER: _ClassVar[int]
+    ALIVE_FIELD_NUMBER: _ClassVar[int]
     submit: Submit
     abort: Abort
+    journal: JournalCall
     blame: Blame
-    def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., blame: _Optional[_Union[Blame, _Mapping]] = ...) -> None: ...
+    alive: Alive
+    def __init__(self, submit: _Optional[_Union[Submit, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., journal: _Optional[_Union[JournalCall, _Mapping]] = ..., blame: _Optional[_Union[Blame, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ...) -> None: ...
 
 class Begun(_message.Message):
     __slots__ = ("cached_tokens", "queue_s")
@@ -554,11 +644,13 @@ class Step(_message.Message):
     def __init__(self, tokens: _Optional[_Iterable[_Union[Token, _Mapping]]] = ..., finished: _Optional[_Iterable[_Union[Finished, _Mapping]]] = ..., failed: _Optional[_Iterable[_Union[Failed, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., scores: _Optional[_Iterable[_Union[PromptScores, _Mapping]]] = ...) -> None: ...
 
 class LeaderMessage(_message.Message):
-    __slots__ = ("welcome", "step", "blame")
+    __slots__ = ("welcome", "step", "journal", "blame")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    JOURNAL_FIELD_NUMBER: _ClassVar[int]
     BLAME_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     step: Step
+    journal: JournalAnswer
     blame: Blame
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., blame: _Optional[_Union[Blame, _Mapping]] = ...) -> None: ...
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., journal: _Optional[_Union[JournalAnswer, _Mapping]] = ..., blame: _Optional[_Union[Blame, _Mapping]] = ...) -> None: ...

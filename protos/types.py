@@ -10,6 +10,7 @@ from typing import Literal
 
 from rayline.protos.conversation import Conversation
 from rayline.protos.errors import InvalidRequest, out_of_range
+from rayline.protos.journal import KeptAs
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -265,7 +266,8 @@ class EngineRequest:
     params.seed and params.max_tokens are set; priority: lower runs first. Requests of one family are the choices of one
     client's request: their prompts are equal, and computed once.
     timeout_s: how long from now on anybody waits for it. apart: it is suspected of killing groups, so nothing else is
-    computed beside it until it has gained PROOF_TOKENS; beside a search, which gains none, until its end.
+    computed beside it until it has gained PROOF_TOKENS; beside a search, which gains none, until its end. kept: how its
+    group's leader keeps what it brings; None: not at all.
     """
 
     request_id: str
@@ -279,6 +281,7 @@ class EngineRequest:
     rules: TokenRules = PLAIN_RULES
     timeout_s: float | None = None
     apart: bool = False
+    kept: KeptAs | None = None
 
 
 def choice_seed(seed: int, choice: int) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from rayline.protos.errors import PromptTooLong, out_of_range
 from rayline.protos.group import GroupInfo
+from rayline.protos.journal import Ballot, KeptAs
 from rayline.protos.types import EngineRequest, SamplingParams, Spec, TokenRules, choice_seed
 from rayline.router.bad_words import bad_word_ids
 from rayline.router.output_form import ChatFormats, OutputForm, output_form, thinking_of
@@ -56,6 +57,21 @@ def admit(spec: Spec, tokenizer: Tokenizer, chat: ChatFormats, grammar: str, inf
     )
     text = prompt_text_of(spec, prompt_ids, tokenizer) if spec.echo else ""
     return Admitted(spec, prompt_ids, text, form, choices_of(spec, prompt_ids, params, rules))
+
+
+def named(admitted: Admitted, name: str, key: str, ballot: Ballot, run: int) -> Admitted:
+    """Its requests under names that no other call's have, and as what their leaders keep them."""
+    several = len(admitted.requests) > 1
+    requests = tuple(
+        replace(
+            request,
+            request_id=f"{name}/{choice}" if several else name,
+            family=name if several else "",
+            kept=KeptAs(key, choice, ballot, run),
+        )
+        for choice, request in enumerate(admitted.requests)
+    )
+    return replace(admitted, requests=requests)
 
 
 def engine_params(spec: Spec, prompt_tokens: int, info: GroupInfo, seed: int) -> SamplingParams:

@@ -21,7 +21,6 @@ from rayline.protos.events import (
     StreamEvent,
     Usage,
 )
-from rayline.protos.group import GroupInfo
 from rayline.router.admission import Admitted
 from rayline.router.choice import Choice, ChoiceEvent
 from rayline.router.ranking import best_of
@@ -48,11 +47,11 @@ class Answer:
     def prompt_ids(self) -> tuple[int, ...]:
         return self._admitted.prompt_ids
 
-    def started(self, info: GroupInfo) -> Started:
-        """The first event, once the group of `info` has accepted the request."""
+    def started(self, numerics: str, exact: bool, created_s: int) -> Started:
+        """The first event, once a group of this numerics class has accepted the request."""
         prompt_ids, spec = self._admitted.prompt_ids, self._admitted.spec
         shown = prompt_ids if spec.return_prompt_ids else ()
-        return Started(spec.request_id, info.numerics, info.exact, len(prompt_ids), shown)
+        return Started(spec.request_id, numerics, exact, len(prompt_ids), shown, created_s)
 
     def opening(self) -> list[StreamEvent]:
         """What comes right behind Started."""

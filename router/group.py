@@ -5,6 +5,7 @@ from typing import Protocol
 
 from rayline.protos.events import EngineEvent
 from rayline.protos.group import GroupInfo, GroupLoad
+from rayline.protos.journal import JournalAnswer, JournalCall
 from rayline.protos.types import EngineRequest
 
 
@@ -33,6 +34,10 @@ class Group(Protocol):
         the request at the group; closing it afterwards means nothing. A refusal (Overloaded) and a loss
         (Unavailable) arrive as Failed, or are raised.
         """
+        ...
+
+    async def journal(self, call: JournalCall) -> JournalAnswer:
+        """Ask the journal that the group's leader holds. Raises Unavailable when the group is lost."""
         ...
 
     def abort(self, request_id: str) -> None:

@@ -27,12 +27,15 @@ from rayline.protos.errors import RaylineError, Unavailable
 from rayline.protos.events import EngineEvent, Failed, PromptScores, TokenEvent
 from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.internal_pb2_grpc import GroupChannelStub
+from rayline.protos.journal import JournalAnswer, JournalCall
+from rayline.protos.journal_wire import answer_of, call_to_pb
 from rayline.protos.types import EngineRequest
 
 log = logging.getLogger(__name__)
 
 WELCOME_TIMEOUT_S = 5.0
 LISTEN_PERIOD_S = 0.1
+BEAT_PERIOD_S = 0.5  # how often a leader hears of this router at least
 SILENCE_S = 2.0  # a leader that lives is heard of every 0.25 s
 IDLE_SILENCE_S = 4.0  # while nobody waits for it
 CHANNEL_OPTIONS = (
@@ -64,6 +67,7 @@ class GroupLink:
         self._on_suspects = on_suspects
         self._streams: dict[int, tuple[str, asyncio.Queue[EngineEvent]]] = {}
         self._numbers = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[JournalAnswer]] = {}
         self._last_prompt: tuple[int, ...] = ()
         self._load = GroupLoad(total_blocks=info.total_blocks, free_blocks=info.total_blocks)
         self._lost: RaylineError | None = None
@@ -125,6 +129,19 @@ class GroupLink:
             if self._streams.pop(stream, None) is not None:
                 self._outbox.put_nowait(pb.RouterMessage(abort=pb.Abort(stream=stream)))
 
+    async def journal(self, call: JournalCall) -> JournalAnswer:
+        """Ask the journal that the leader holds. Raises Unavailable when the group is lost."""
+        if self._lost is not None:
+            raise self._lost
+        number = next(self._numbers)
+        answer: asyncio.Future[JournalAnswer] = asyncio.get_running_loop().create_future()
+        self._asked[number] = answer
+        self._outbox.put_nowait(pb.RouterMessage(journal=call_to_pb(number, call)))
+        try:
+            return await answer
+        finally:
+            self._asked.pop(number, None)
+
     def abort(self, request_id: str) -> None:
         for stream, (name, events) in list(self._streams.items()):
             if name == request_id:
@@ -158,7 +175,9 @@ class GroupLink:
         reason = "its leader ended the connection"
         try:
             async for message in messages:
-                if message.HasField("blame"):
+                if message.HasField("journal"):
+                    self._answer(message.journal)
+                elif message.HasField("blame"):
                     self._take_blame(message.blame)
                 else:
                     self._take(message.step)
@@ -172,13 +191,19 @@ class GroupLink:
         self._lose(Unavailable(f"group {self._info.group_id} was lost: {reason}", retry_after_s=1.0))
 
     async def _listen(self) -> None:
-        """Count the group as lost when it has been silent for too long, and stop taking what it still sends.
+        """Tell the leader again and again that this router lives, and listen whether it does.
+
+        Count the group as lost when it has been silent for too long, and stop taking what it still sends.
 
         `silent` says so, for whoever may end its processes. A router that was busy or stopped itself did not listen.
         """
-        waited = AwakeTime(asyncio.get_running_loop().time, 2 * LISTEN_PERIOD_S)
+        clock = asyncio.get_running_loop().time
+        waited, told_s = AwakeTime(clock, 2 * LISTEN_PERIOD_S), clock()
         while self._lost is None:
             await asyncio.sleep(LISTEN_PERIOD_S)
+            if clock() - told_s >= BEAT_PERIOD_S:
+                told_s = clock()
+                self._outbox.put_nowait(pb.RouterMessage(alive=pb.Alive()))
             if self._heard.is_set():
                 self._heard.clear()
                 waited.restart()
@@ -187,6 +212,11 @@ class GroupLink:
                 reason = f"nothing was heard of its leader for {waited.look():.1f} s"
                 self._lose(Unavailable(f"group {self._info.group_id} was lost: {reason}", retry_after_s=1.0))
                 self._call.cancel()
+
+    def _answer(self, message: pb.JournalAnswer) -> None:
+        self._heard.set()
+        if (asked := self._asked.get(message.number)) is not None and not asked.done():
+            asked.set_result(answer_of(message))
 
     def _take(self, step: pb.Step) -> None:
         self._heard.set()
@@ -221,6 +251,9 @@ class GroupLink:
         for request_id, events in self._streams.values():
             events.put_nowait(Failed(request_id, self._lost, presence(request_id, self.apart)))
         self._streams.clear()
+        for asked in self._asked.values():
+            if not asked.done():
+                asked.set_exception(self._lost)
 
 
 async def _drain(outbox: Outbox) -> AsyncIterator[pb.RouterMessage]:

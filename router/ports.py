@@ -25,6 +25,15 @@ def probe_port(host: str, port: int, field: str) -> None:
         raise ConfigError(f"{field} = {port} cannot be opened on {host}: {error}", field=field) from None
 
 
+def listening_socket(host: str, port: int, field: str) -> socket.socket:
+    """A socket that listens on `port`, which is ours from here on. Raises as `probe_port` does."""
+    probe_port(host, port, field)
+    try:
+        return socket.create_server((host, port), family=socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0])
+    except OSError as error:  # taken since the probe
+        raise PortInUse(f"{field} = {port} cannot be bound on {host}: {error}", field=field) from None
+
+
 def free_port(host: str) -> int:
     """A port nobody holds at this moment."""
     with socket.create_server((host, 0)) as probe:

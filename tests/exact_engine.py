@@ -54,6 +54,7 @@ def start(
         max_running=limits.max_running,
         prefix_caching=limits.prefix_caching,
         threads=limits.threads,
+        decode_stretch=limits.decode_stretch,
         kernels=kernels,
     )
     spec = GroupSpec("exact", "exact", path, "bfloat16", 0, engine, parallel, max_waiting=100)

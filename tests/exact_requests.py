@@ -55,7 +55,10 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an engine is started with. spare_blocks: KV blocks beyond those that the longest request needs."""
+    """What an engine is started with. spare_blocks: KV blocks beyond those that the longest request needs.
+
+    decode_stretch: with the default no clock decides what a step holds.
+    """
 
     block_tokens: int = 16
     max_step_tokens: int = 2048
@@ -63,6 +66,7 @@ class Limits:
     prefix_caching: bool = True
     spare_blocks: int = 100
     threads: int = 1
+    decode_stretch: float = 1000.0
 
 
 ALONE = Limits(prefix_caching=False)
@@ -182,4 +186,5 @@ def limits(draw: st.DrawFn) -> Limits:
         prefix_caching=draw(st.booleans()),
         spare_blocks=draw(st.sampled_from([0, 1, 2, 5, 40])),
         threads=draw(st.sampled_from([1, 1, 1, 2])),
+        decode_stretch=draw(st.sampled_from([1.0, 2.0, 1000.0])),
     )

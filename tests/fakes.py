@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from small_tokenizers import served
 
@@ -20,10 +20,12 @@ from rayline.protos.events import (
     Usage,
 )
 from rayline.protos.group import GroupInfo, GroupLoad
+from rayline.protos.journal import JournalAnswer, JournalCall
 from rayline.protos.types import EngineRequest
 from rayline.router.output_form import NO_FORMATS, ChatFormats
 from rayline.router.service import ServedModel, Service
 from rayline.router.tokenizer import Tokenizer
+from rayline.workers.journal import Journal
 
 CHAT = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}\n{% endfor %}"
 Script = Callable[[EngineRequest], Sequence[int]]
@@ -61,10 +63,17 @@ class FakeGroup:
     requests: list[EngineRequest] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
+    held: Journal = field(default_factory=lambda: Journal(2**20, 0.0))
     _computed: int = 0
     _cuts: dict[str, asyncio.Event] = field(default_factory=dict)
 
+    async def journal(self, call: JournalCall) -> JournalAnswer:
+        """Held in this process, by what leaders hold it with."""
+        return self.held.take(call, 0, asyncio.get_running_loop().time())
+
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
+        """Requests are shown under their clients' names."""
+        request = replace(request, request_id=_clients_name(request.request_id), family=_clients_name(request.family))
         self.requests.append(request)
         ended = self.aborted
         cut = self._cuts[request.request_id] = asyncio.Event()
@@ -115,6 +124,12 @@ class FakeGroup:
         logprob = self.logprob_of(request)
         top = tuple(TokenLogprob(token_id + rank, logprob - rank) for rank in range(n))
         return TokenEvent(request.request_id, index, token_id, logprob, top)
+
+
+def _clients_name(name: str) -> str:
+    """Without what the router adds to tell calls apart."""
+    client, _, call = name.partition("~")
+    return client + call[call.find("/") :] if "/" in call else client
 
 
 async def _is_cut(cut: asyncio.Event, delay_s: float) -> bool:
@@ -172,4 +187,4 @@ def service_of(
     """A service of one model, "tiny", over these groups."""
     tokenizer = served("byte_level", template, bos_token="<s>", eos_token="</s>")
     model = ServedModel("tiny", tokenizer, {group.info.group_id: group for group in groups}, 1_700_000_000, chat)
-    return Service({"tiny": model}, clock, lambda: 42, patience_s)
+    return Service({"tiny": model}, clock, lambda: 42, patience_s, wall_clock=lambda: 0.0)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from rayline.protos.conversation import ChatMessage, Conversation, Tool, ToolCall, ToolChoice
 from rayline.protos.events import Beam, FinishReason, Preempted, TokenLogprob, Usage
+from rayline.protos.journal import Ballot, KeptAs
 from rayline.protos.types import SamplingParams, Spec, StructuredOutput, Thinking, TokenRules
 
 uint32 = st.integers(0, 2**32 - 1)
@@ -91,6 +92,8 @@ thinking = st.builds(Thinking, ids, ids, st.none() | uint32, st.booleans())
 rules = st.builds(TokenRules, st.lists(ids, max_size=3).map(tuple), text, st.none() | thinking)
 top = st.lists(st.builds(TokenLogprob, uint32, real), max_size=3).map(tuple)
 scores = st.lists(st.tuples(st.builds(TokenLogprob, uint32, real), top), max_size=3).map(tuple)
+ballots = st.builds(Ballot, uint32, text)
+kept = st.builds(KeptAs, text, uint32, ballots, uint64)
 usages = st.builds(Usage, uint32, uint32, uint32)
 preempted = st.builds(Preempted, uint32, uint32)
 beams = st.lists(

@@ -19,6 +19,7 @@ from rayline.protos.group import GroupInfo
 from rayline.protos.plan import StepResult
 from rayline.protos.types import EngineRequest, SamplingParams
 from rayline.workers.engine import Engine
+from rayline.workers.journal import Journal
 from rayline.workers.leader import Leader
 from rayline.workers.scheduling.blocks import BlockPool
 from rayline.workers.scheduling.scheduler import Scheduler, SchedulerLimits
@@ -75,10 +76,10 @@ def answer(asked: EngineRequest) -> list[int]:
 
 
 @asynccontextmanager
-async def leading(engine: Engine, group_id: str = "g0") -> AsyncIterator[Leader]:
+async def leading(engine: Engine, group_id: str = "g0", journal: Journal | None = None) -> AsyncIterator[Leader]:
     """A leader that listens on a loopback port."""
     info = GroupInfo(group_id, "tiny", "simulated", True, 64, VOCAB, BLOCK_TOKENS, BLOCKS, 100, 7)
-    leader = Leader(engine, info, SECRET)
+    leader = Leader(engine, info, SECRET, journal or Journal(2**20, 60.0))
     await leader.start("127.0.0.1")
     try:
         yield leader

@@ -5,11 +5,12 @@ from collections import deque
 from collections.abc import Callable
 
 from rayline.protos.errors import InvalidRequest
-from rayline.protos.events import EngineEvent
+from rayline.protos.events import EngineEvent, Finished
 from rayline.protos.group import GroupLoad
 from rayline.protos.types import EngineRequest
 from rayline.workers.pipeline import Pipeline
 from rayline.workers.scheduling.request_check import check_request
+from rayline.workers.scheduling.resumed import end_of
 from rayline.workers.scheduling.scheduler import Scheduler
 
 
@@ -28,6 +29,10 @@ class Engine:
         """Accept a request: exactly one Finished will follow. Raises InvalidRequest or Overloaded instead."""
         self._check(request)
         self.scheduler.add(request, self._clock())
+
+    def end_of(self, request: EngineRequest) -> Finished | None:
+        """The end of a resumed request of which nothing is left to compute."""
+        return end_of(request, self.scheduler.limits.max_model_len, self.scheduler.eos_token_ids)
 
     def abort(self, request_id: str) -> list[EngineEvent]:
         """End a request now; the returned events hold its Finished unless it had ended before."""

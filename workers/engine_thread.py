@@ -167,6 +167,8 @@ class EngineThread:
             self._tell(self._engine.abort(letter.request_id))
         elif isinstance(letter, AskStats):
             self._answer_stats(letter)
+        elif (end := self._engine.end_of(letter)) is not None:
+            self._tell([end])
         else:
             try:
                 self._engine.add(letter)

@@ -15,13 +15,16 @@ from rayline.protos import internal_pb2 as pb
 from rayline.protos.blame import presence
 from rayline.protos.blame_wire import suspects_of, suspects_to_pb
 from rayline.protos.channel_wire import SECRET_KEY, add_event, info_to_pb, load_to_pb, request_of
-from rayline.protos.errors import RaylineError, Unavailable
+from rayline.protos.errors import InvalidRequest, RaylineError, TakenOver, Unavailable
 from rayline.protos.events import EngineEvent, Failed, PromptScores, TokenEvent
 from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.internal_pb2_grpc import GroupChannelServicer, add_GroupChannelServicer_to_server
+from rayline.protos.journal import KeptAs
+from rayline.protos.journal_wire import answer_to_pb, call_of
 from rayline.workers.canary import Canary
 from rayline.workers.engine import Engine
 from rayline.workers.engine_thread import Abort, AskStats, EngineThread
+from rayline.workers.journal import Journal
 from rayline.workers.pipeline import RankStats
 from rayline.workers.suspects import Suspects
 
@@ -29,6 +32,7 @@ log = logging.getLogger(__name__)
 
 LOAD_PERIOD_S = 0.1  # how often a router without tokens in a step hears of the load
 REPORT_PERIOD_S = 0.25  # how often a router hears of a live leader at least
+ROUTER_SILENCE_S = 5.0  # a router that lives is heard of every 0.5 s
 APART_LIMIT_S = 0.5  # for routers to hear who is computed alone; one that is stuck holds up nobody for longer
 STUCK_GRACE_S = 0.5  # beyond what the engine's thread grants the ranks itself
 CHANNEL_OPTIONS = (
@@ -41,11 +45,16 @@ CHANNEL_OPTIONS = (
 )
 
 
+def _awake_time() -> AwakeTime:
+    return AwakeTime(asyncio.get_running_loop().time, 2 * REPORT_PERIOD_S)
+
+
 @dataclass(eq=False)
 class Connection:
     """One router. `streams` maps request ids to the router's own numbers for them.
 
-    last_prompt: of its last submit, for the one that repeats it. knows_apart: it has said who is computed alone.
+    last_prompt: of its last submit, for the one that repeats it. silence: since it was last heard of. call: the task
+    that runs its stream. knows_apart: it has said who is computed alone.
     """
 
     number: int
@@ -54,14 +63,18 @@ class Connection:
     request_ids: dict[int, str] = field(default_factory=dict)
     last_prompt: tuple[int, ...] = ()
     told_s: float = 0.0
+    silence: AwakeTime = field(default_factory=_awake_time)
+    call: asyncio.Task[None] | None = field(default_factory=asyncio.current_task)
     knows_apart: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Leader(GroupChannelServicer):
     """Serves one started engine to any number of routers. Lives on one event loop; `start` and `stop` frame it."""
 
-    def __init__(self, engine: Engine, info: GroupInfo, secret: str):
+    def __init__(self, engine: Engine, info: GroupInfo, secret: str, journal: Journal):
         self.info = info
+        self._journal = journal
+        self._kept: dict[str, KeptAs] = {}
         self._secret = secret
         self._engine = engine
         self._thread = EngineThread(engine, Canary(info.exact), self._emit, self._on_lost, self._on_apart)
@@ -135,32 +148,57 @@ class Leader(GroupChannelServicer):
         finally:
             reader.cancel()
             self._connections.discard(connection)
+            self._journal.lose(connection.number, self._loop.time())
             connection.knows_apart.set()
             for request_id in connection.streams:
                 self._thread.post(Abort(request_id))
 
     async def _read(self, connection: Connection, messages: AsyncIterator[pb.RouterMessage]) -> None:
         async for message in messages:
+            connection.silence.restart()
             if message.HasField("submit"):
-                request = request_of(message.submit, connection.last_prompt)
-                connection.last_prompt = request.prompt_ids
-                if request.request_id in self._owners:
-                    self._refuse(connection, message.submit)
-                    continue
-                connection.streams[request.request_id] = message.submit.stream
-                connection.request_ids[message.submit.stream] = request.request_id
-                self._owners[request.request_id] = connection
-                self._thread.post(request)
+                self._submit(connection, message.submit)
+            elif message.HasField("journal"):
+                self._ask_journal(connection, message.journal)
             elif message.HasField("blame"):
                 self._take_blame(connection, message.blame)
             elif (request_id := connection.request_ids.get(message.abort.stream)) is not None:
                 self._thread.post(Abort(request_id))
 
-    def _refuse(self, connection: Connection, submit: pb.Submit) -> None:
+    def _submit(self, connection: Connection, submit: pb.Submit) -> None:
+        request = request_of(submit, connection.last_prompt)
+        connection.last_prompt = request.prompt_ids
+        if request.request_id in self._owners:
+            error: RaylineError = InvalidRequest(
+                f"request_id {request.request_id!r} is already running", field="request_id"
+            )
+            self._refuse(connection, submit.stream, error)
+            return
+        if self._journal.begin(request, self._loop.time()) is not None:
+            self._refuse(connection, submit.stream, _taken_over(request.request_id))
+            return
+        connection.streams[request.request_id] = submit.stream
+        connection.request_ids[submit.stream] = request.request_id
+        self._owners[request.request_id] = connection
+        if request.kept is not None:
+            self._kept[request.request_id] = request.kept
+        self._thread.post(request)
+
+    def _refuse(self, connection: Connection, stream: int, error: RaylineError) -> None:
         step = pb.Step(load=load_to_pb(self.load))
-        text = f"request_id {submit.request_id!r} is already running"
-        step.failed.add(stream=submit.stream, kind="InvalidRequest", message=text, field="request_id")
+        add_event(step, stream, Failed("", error))
         connection.outbox.put_nowait(pb.LeaderMessage(step=step))
+
+    def _ask_journal(self, connection: Connection, message: pb.JournalCall) -> None:
+        """Who claims a stream ends what still runs of it for an older call."""
+        call = call_of(message)
+        answer = self._journal.take(call, connection.number, self._loop.time())
+        if answer.accepted and call.act in ("write", "claim"):
+            older = [name for name, kept in self._kept.items() if kept.key == call.key and kept.ballot < call.ballot]
+            self._deliver([Failed(request_id, _taken_over(request_id)) for request_id in older], self.load)
+            for request_id in older:
+                self._thread.post(Abort(request_id))
+        connection.outbox.put_nowait(pb.LeaderMessage(journal=answer_to_pb(message.number, answer)))
 
     # ---- who is to blame for a loss
 
@@ -209,6 +247,7 @@ class Leader(GroupChannelServicer):
             elif waited.look() > self._engine.pipeline.limit_s + STUCK_GRACE_S:
                 self._fence(Unavailable(f"the group was lost: its engine stood still for {waited.look():.1f} s"))
             self._report(self._loop.time() - REPORT_PERIOD_S)
+            self._listen()
 
     def _fence(self, error: RaylineError) -> None:
         """End the group although its engine's thread cannot: every stream with one Failed, then the ranks."""
@@ -224,6 +263,13 @@ class Leader(GroupChannelServicer):
             if connection.told_s <= told_before_s and connection.outbox.empty():
                 connection.told_s = self._loop.time()
                 connection.outbox.put_nowait(pb.LeaderMessage(step=pb.Step(load=load_to_pb(self.load))))
+
+    def _listen(self) -> None:
+        """Hang up on routers that are silent: they froze, or their network is gone. What they submitted is aborted."""
+        for connection in self._connections:
+            if connection.silence.look() > ROUTER_SILENCE_S and connection.call is not None:
+                log.warning("router %d was silent for %.1f s", connection.number, connection.silence.look())
+                connection.call.cancel()
 
     def _hang_up(self) -> None:
         """The group is lost: routers see the end of their streams behind the last events."""
@@ -243,15 +289,17 @@ class Leader(GroupChannelServicer):
         """Sort one step's events by router: one message to each."""
         self.load = load
         steps: dict[Connection, pb.Step] = {}
+        now = self._loop.time()
         for event in events:
             connection = self._owners.get(event.request_id)
             if connection is None:
                 continue
             step = steps.setdefault(connection, pb.Step())
             add_event(step, connection.streams[event.request_id], event)
+            if (kept := self._kept.get(event.request_id)) is not None:
+                self._journal.say(kept, event, now)
             if not isinstance(event, TokenEvent | PromptScores):
                 self._forget(event.request_id, connection)
-        now = self._loop.time()
         idle = load.running + load.waiting == 0  # nothing will follow that corrects an older report
         for connection in self._connections:
             if connection not in steps and not idle and now - connection.told_s < LOAD_PERIOD_S:
@@ -263,6 +311,11 @@ class Leader(GroupChannelServicer):
 
     def _forget(self, request_id: str, connection: Connection) -> None:
         del self._owners[request_id]
+        self._kept.pop(request_id, None)
         del connection.request_ids[connection.streams.pop(request_id)]
         if (ended := self._ended.pop(request_id, None)) is not None:
             ended.set()
+
+
+def _taken_over(request_id: str) -> TakenOver:
+    return TakenOver(f"{request_id} is read through a later call")

@@ -13,17 +13,14 @@ from rayline.protos.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One config key: its section in a file, its name, type, default and help."""
+    """One config key: its section in a file, its name, type, default, help and flag."""
 
     section: str
     name: str
     type: Any
     default: Any
     help: str
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+    flag: str
 
 
 def config_keys() -> tuple[Key, ...]:
@@ -39,7 +36,14 @@ def has_flag(key: Key) -> bool:
 def _section_keys(section: str, default: Any) -> list[Key]:
     kind = ModelSection if section == "models" else type(default)
     types = get_type_hints(kind)
-    return [Key(section, f.name, types[f.name], f.default, f.metadata["help"]) for f in fields(kind)]
+    return [
+        Key(section, f.name, types[f.name], f.default, f.metadata["help"], _flag(f.metadata["flag"] or f.name))
+        for f in fields(kind)
+    ]
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def option(key: Key) -> click.Option:
@@ -49,13 +53,14 @@ def option(key: Key) -> click.Option:
     """
     default = "none" if key.default in ("", ()) else str(key.default).lower() if key.type is bool else key.default
     text = f"{key.help}  [{key.section}.{key.name}; default: {default}]"
+    names = [f"{key.flag}/--no-{key.flag[2:]}" if key.type is bool else key.flag, key.name]
     if key.type is bool:
-        return click.Option([f"{key.flag}/--no-{key.flag[2:]}"], default=None, help=text)
+        return click.Option(names, default=None, help=text)
     if get_origin(key.type) is tuple:
-        return click.Option([key.flag], multiple=True, default=None, type=str, help=f"{text} (may be repeated)")
+        return click.Option(names, multiple=True, default=None, type=str, help=f"{text} (may be repeated)")
     if get_origin(key.type) is Literal:
-        return click.Option([key.flag], default=None, type=click.Choice(get_args(key.type)), help=text)
-    return click.Option([key.flag], default=None, type=key.type, help=text)
+        return click.Option(names, default=None, type=click.Choice(get_args(key.type)), help=text)
+    return click.Option(names, default=None, type=key.type, help=text)
 
 
 def config_flags(sections: Sequence[str], without: Sequence[str] = ()) -> Callable[[click.Command], click.Command]:

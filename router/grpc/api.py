@@ -2,6 +2,7 @@
 
 import logging
 import uuid
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from typing import Any
 
@@ -14,9 +15,11 @@ from rayline.protos import inference_pb2 as pb
 from rayline.protos import inference_pb2_grpc as pb_grpc
 from rayline.protos.errors import InternalError, InvalidRequest, PortInUse, RaylineError
 from rayline.protos.event_wire import event_to_pb
-from rayline.protos.events import Failed
+from rayline.protos.events import Failed, StreamEvent
+from rayline.protos.position import CAN_RESUME, Position, Reading
 from rayline.protos.request_wire import conversation_of, spec_of
 from rayline.router.auth import TENANT_HEADER, ApiKeys
+from rayline.router.doors import Neighbours, alone
 from rayline.router.grpc.gate import Gate, metadata_text
 from rayline.router.grpc.health import LiveHealth
 from rayline.router.grpc.status import abort_with
@@ -28,6 +31,8 @@ MAX_CONNECTION_AGE_MS = 3_600_000  # clients behind a balancer find new routers 
 
 log = logging.getLogger("rayline.router")
 Context = grpc.aio.ServicerContext[Any, Any]
+Opened = tuple[int, AsyncGenerator[StreamEvent, None]]
+"""A stream, and how many choices it shows."""
 
 
 class InferenceServicer(pb_grpc.InferenceServiceServicer):
@@ -38,15 +43,19 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
     cancelled or is past its deadline; that closes the stream's generator, which aborts the request.
     """
 
-    def __init__(self, service: Service, keys: ApiKeys):
+    def __init__(self, service: Service, keys: ApiKeys, neighbours: Neighbours):
         self._service = service
         self._keys = keys
+        self._neighbours = neighbours
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         await self._stream(request, context)
 
     async def Chat(self, request: pb.ChatRequest, context: Context) -> None:
         await self._stream(request, context)
+
+    async def Resume(self, request: pb.ResumeRequest, context: Context) -> None:
+        await self._events(self._resumed(request, context), Position(request.next_index, tuple(request.seen)), context)
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         try:
@@ -65,23 +74,49 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(models=[_model_to_pb(model) for model in self._service.models()])
 
+    async def ListRouters(self, request: pb.ListRoutersRequest, context: Context) -> pb.ListRoutersResponse:
+        return pb.ListRoutersResponse(
+            routers=[
+                pb.Router(grpc_address=doors.grpc_address, http_address=doors.http_address)
+                for doors in self._neighbours()
+            ]
+        )
+
     async def _stream(self, request: pb.GenerateRequest | pb.ChatRequest, context: Context) -> None:
+        await self._events(self._generated(request, context), Position(), context)
+
+    async def _generated(self, request: pb.GenerateRequest | pb.ChatRequest, context: Context) -> Opened:
+        metadata = context.invocation_metadata()
+        named = metadata_text(metadata, TENANT_HEADER)
+        spec = self._keys.sign(spec_of(request, _new_id), metadata_text(metadata, "authorization"), named)
+        can_resume = metadata_text(metadata, CAN_RESUME) is not None
+        is_known = None if request.request_id else False
+        return spec.params.n, self._service.generate(spec, is_known=is_known, can_resume=can_resume)
+
+    async def _resumed(self, request: pb.ResumeRequest, context: Context) -> Opened:
+        metadata = context.invocation_metadata()
+        named = request.tenant or metadata_text(metadata, TENANT_HEADER)
+        tenant = self._keys.tenant(metadata_text(metadata, "authorization"), named)
+        found = await self._service.find(tenant, request.request_id)
+        can_resume = metadata_text(metadata, CAN_RESUME) is not None
+        return found.record.spec.params.n, self._service.resume(found, can_resume=can_resume)
+
+    async def _events(self, opening: Awaitable[Opened], start: Position, context: Context) -> None:
+        """Write what is new to a caller who has read up to `start`."""
         failure: RaylineError | None = None
         try:
-            index = 0
-            metadata = context.invocation_metadata()
-            named = metadata_text(metadata, TENANT_HEADER)
-            spec = self._keys.sign(spec_of(request, _new_id), metadata_text(metadata, "authorization"), named)
-            async with aclosing(self._service.generate(spec)) as events:
+            choices, stream = await opening
+            reading = Reading(start, choices)
+            async with aclosing(stream) as events:
                 async for event in events:
-                    await context.write(event_to_pb(index, event))
-                    index += 1
+                    if (index := reading.take(event)) is not None:
+                        await context.write(event_to_pb(index, event))
                     if isinstance(event, Failed):
                         failure = event.error
         except RaylineError as error:
             failure = error
         except Exception as error:
-            log.exception("a call of %s failed", type(request).__name__)
+            log.exception("a call failed")
             failure = InternalError(f"{type(error).__name__}: {error}")
         if failure is not None:
             await abort_with(context, failure)
@@ -112,20 +147,14 @@ class GrpcDoor:
         await self._server.stop(grace_s)
 
 
-def build_grpc_server(service: Service, config: SystemConfig, *, share_port: bool = False) -> GrpcDoor:
-    """The door for `service` on config.router's host and grpc_port.
-
-    `share_port` lets several routers of one deployment listen on the same port. Raises PortInUse.
-    """
+def build_grpc_server(service: Service, config: SystemConfig, neighbours: Neighbours = alone) -> GrpcDoor:
+    """The door for `service` on config.router's host and grpc_port. Raises PortInUse."""
     host, port = config.router.host, config.router.grpc_port
-    if not share_port:
-        probe_port(host, port, "grpc_port")
+    probe_port(host, port, "grpc_port")
     keys = ApiKeys(config.security)
     gate = Gate(keys, f"/{SERVICE_NAME}/")
-    server = grpc.aio.server(
-        interceptors=[gate], options=_options(config.limits.max_message_bytes, share_port=share_port)
-    )
-    pb_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(service, keys), server)
+    server = grpc.aio.server(interceptors=[gate], options=_options(config.limits.max_message_bytes))
+    pb_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(service, keys, neighbours), server)
     health_pb2_grpc.add_HealthServicer_to_server(LiveHealth(service, SERVICE_NAME), server)
     reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
@@ -135,10 +164,10 @@ def build_grpc_server(service: Service, config: SystemConfig, *, share_port: boo
     return GrpcDoor(server, bound)
 
 
-def _options(max_message_bytes: int, *, share_port: bool) -> list[tuple[str, int]]:
+def _options(max_message_bytes: int) -> list[tuple[str, int]]:
     """Channel arguments. A client may ping while a long answer is computed; misspelt names are ignored silently."""
     return [
-        ("grpc.so_reuseport", int(share_port)),
+        ("grpc.so_reuseport", 0),  # a port that another server holds is an error, not shared
         ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_permit_without_calls", 1),

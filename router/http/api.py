@@ -1,18 +1,20 @@
 """The HTTP door: the OpenAI API as a FastAPI app, with vLLM's /tokenize, /detokenize, /health and /metrics."""
 
-import time
 import uuid
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from rayline.cluster.config import SystemConfig
-from rayline.protos.events import StreamEvent
+from rayline.protos.errors import StreamNotFound
+from rayline.protos.events import Started, StreamEvent
 from rayline.protos.openai import DetokenizeBody
 from rayline.protos.openai_chat import ChatCompletionBody, TokenizeBody
 from rayline.protos.openai_completion import CompletionBody
 from rayline.protos.openai_sampling import SamplingBody
+from rayline.protos.position import CAN_RESUME, Reading
 from rayline.protos.types import Spec
 from rayline.router import metrics
 from rayline.router.auth import TENANT_HEADER, ApiKeys
@@ -20,10 +22,16 @@ from rayline.router.fan_in import fan_in
 from rayline.router.http import errors as http_errors
 from rayline.router.http.body import FastRoute
 from rayline.router.http.gate import HttpGate
+from rayline.router.http.last_event import positions_of
 from rayline.router.http.openai_answer import Head, Numbered, Shown, Style, after_first, chunks, fingerprint, whole
 from rayline.router.http.openai_styles import ChatStyle, CompletionStyle
 from rayline.router.http.stream import EventStream, unless_gone
+from rayline.router.http.view import View
+from rayline.router.journal import Found
 from rayline.router.service import ServedModel, Service
+
+REQUEST_ID = "x-request-id"
+LAST_EVENT = "last-event-id"
 
 
 def build_http_app(service: Service, config: SystemConfig) -> FastAPI:
@@ -40,6 +48,7 @@ def build_http_app(service: Service, config: SystemConfig) -> FastAPI:
     app.get("/v1/models/{name:path}")(door.model)
     app.post("/v1/completions", response_model=None)(door.completions)
     app.post("/v1/chat/completions", response_model=None)(door.chat_completions)
+    app.get("/v1/streams/{request_id:path}", response_model=None)(door.stream)
     app.post("/tokenize")(door.tokenize)
     app.post("/detokenize")(door.detokenize)
     return app
@@ -74,15 +83,25 @@ class HttpDoor:
 
     async def completions(self, body: CompletionBody, request: Request) -> Response:
         """Continues one prompt or several."""
-        specs = body.specs(f"cmpl-{uuid.uuid4().hex}")
-        return await self._answer(request, body, specs, CompletionStyle(_shown(body)))
+        specs = body.specs(_request_id(request, "cmpl"))
+        return await self._generated(request, body, specs, CompletionStyle(_shown(body)))
 
     async def chat_completions(self, body: ChatCompletionBody, request: Request) -> Response:
         """Answers a conversation."""
-        spec = body.spec(f"chatcmpl-{uuid.uuid4().hex}")
-        return await self._answer(
-            request, body, [spec], ChatStyle(self._service.model(body.model).tokenizer, _shown(body))
-        )
+        spec = body.spec(_request_id(request, "chatcmpl"))
+        style = ChatStyle(self._service.model(body.model).tokenizer, _shown(body))
+        return await self._generated(request, body, [spec], style)
+
+    async def stream(self, request_id: str, request: Request) -> Response:
+        """A stream again, from behind the event that Last-Event-ID names; whoever has its id need not have its body."""
+        found = await self._found(self._tenant(request), request_id)
+        view = View.of(found[0].record)
+        model = self._service.model(found[0].record.spec.model)
+        is_chat = found[0].record.spec.conversation is not None
+        style = ChatStyle(model.tokenizer, view.shown) if is_chat else CompletionStyle(view.shown)
+        can_resume = CAN_RESUME in request.headers
+        streams = [self._service.resume(each, can_resume=can_resume) for each in found]
+        return await self._answer(request, request_id, model.name, streams, style, view)
 
     async def tokenize(self, body: TokenizeBody) -> dict[str, Any]:
         """Ids of a prompt or of a conversation."""
@@ -100,19 +119,67 @@ class HttpDoor:
         """Text of ids."""
         return {"prompt": self._service.detokenize(body.model, body.tokens)}
 
-    async def _answer(self, request: Request, body: SamplingBody, specs: list[Spec], style: Style) -> Response:
-        """A stream answers 200 only when its first event has come: what is wrong before has its own status."""
-        request_id = specs[0].request_id if len(specs) == 1 else specs[0].request_id.rpartition("-")[0]
-        created_s, model = int(time.time()), self._service.model(body.model).name
-        headers = {"x-request-id": request_id}
+    async def _generated(self, request: Request, body: SamplingBody, specs: list[Spec], style: Style) -> Response:
+        """A request that names itself may be one that came before: then its stream goes on."""
+        view = View(_shown(body), len(specs), bool(body.stream))
+        starts = positions_of(request.headers.get(LAST_EVENT), len(specs))
         caller = (request.headers.get("authorization"), request.headers.get(TENANT_HEADER))
-        events = fan_in([self._service.generate(self._keys.sign(spec, *caller)) for spec in specs])
+        is_new = REQUEST_ID not in request.headers
+        streams = [
+            self._service.generate(
+                self._keys.sign(spec, *caller),
+                is_known=True if start.next_index else False if is_new else None,
+                can_resume=CAN_RESUME in request.headers,
+                note=view.to_note(),
+            )
+            for spec, start in zip(specs, starts, strict=True)
+        ]
+        request_id = specs[0].request_id if len(specs) == 1 else specs[0].request_id.rpartition("-")[0]
+        model = self._service.model(body.model).name
+        return await self._answer(request, request_id, model, streams, style, view)
+
+    async def _answer(
+        self,
+        request: Request,
+        request_id: str,
+        model: str,
+        streams: list[AsyncGenerator[StreamEvent, None]],
+        style: Style,
+        view: View,
+    ) -> Response:
+        """A stream answers 200 only when its first event has come: what is wrong before has its own status."""
+        starts = positions_of(request.headers.get(LAST_EVENT), len(streams))
+        readings = [Reading(start, view.shown.choices) for start in starts]
+        headers = {REQUEST_ID: request_id}
+        events = fan_in(streams)
         first = await unless_gone(request, _first(events))
+        created_s = first[1].created_s if isinstance(first[1], Started) else 0
         head = Head(request_id, created_s, model, fingerprint(first[1]))
         events = after_first(events, first)
-        if not body.stream:
-            return JSONResponse(await unless_gone(request, whole(events, style, head, _shown(body))), headers=headers)
-        return EventStream(chunks(events, style, head, _shown(body)), headers)
+        if not view.is_streamed:
+            answer = await unless_gone(request, whole(events, style, head, view.shown))
+            return JSONResponse(answer, headers=headers)
+        return EventStream(chunks(events, style, head, view.shown, readings), headers)
+
+    async def _found(self, tenant: str, request_id: str) -> list[Found]:
+        """The streams of a request: one for each prompt. Raises StreamNotFound unless all are known."""
+        try:
+            return [await self._service.find(tenant, request_id)]
+        except StreamNotFound as error:
+            try:
+                first = await self._service.find(tenant, f"{request_id}-0")
+            except StreamNotFound:
+                raise error from None
+        numbers = range(1, View.of(first.record).prompts)
+        return [first, *[await self._service.find(tenant, f"{request_id}-{number}") for number in numbers]]
+
+    def _tenant(self, request: Request) -> str:
+        return self._keys.tenant(request.headers.get("authorization"), request.headers.get(TENANT_HEADER))
+
+
+def _request_id(request: Request, kind: str) -> str:
+    """The client's own name for its request, or a new one."""
+    return request.headers.get(REQUEST_ID) or f"{kind}-{uuid.uuid4().hex}"
 
 
 async def _first(events: Numbered) -> tuple[int, StreamEvent]:

@@ -5,15 +5,17 @@ A chunk is put together from strings made once for the stream: only the new text
 
 import json
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rayline.protos.errors import InternalError, RaylineError
 from rayline.protos.events import ChoiceEnded, Delta, Failed, Finished, PromptScored, Started, StreamEvent, Usage
+from rayline.protos.position import Reading
 from rayline.router.collected import Collected, CollectedChoice
 from rayline.router.http.errors import error_body
+from rayline.router.http.last_event import event_id
 
 Numbered = AsyncGenerator[tuple[int, StreamEvent], None]
 log = logging.getLogger("rayline.router")
@@ -88,29 +90,37 @@ async def whole(events: Numbered, style: Style, head: Head, shown: Shown) -> dic
     return head.fields(style.kind) | {"choices": choices, "usage": usage_json(usages)} | style.extra(ordered)
 
 
-async def chunks(events: Numbered, style: Style, head: Head, shown: Shown) -> AsyncGenerator[str, None]:
-    """Server-sent events, each with the stream's event index as its id; an error is sent as one, then [DONE]."""
+async def chunks(
+    events: Numbered, style: Style, head: Head, shown: Shown, readings: Sequence[Reading]
+) -> AsyncGenerator[str, None]:
+    """Server-sent events: what is new to a client who has read as far as `readings`, one for each prompt, say.
+
+    The id comes with the last chunk of an event. An error is sent as a chunk without one, then [DONE].
+    """
     counted = RunningUsage()
-    before = json.dumps(head.fields(style.chunk_kind))[:-1] + ', "choices": ['
+    before = "data: " + json.dumps(head.fields(style.chunk_kind))[:-1] + ', "choices": ['
     after = '], "usage": null}\n\n' if shown.usage else "]}\n\n"
-    index = 0
+    is_new = True
     try:
         async with aclosing(events):
             async for prompt, event in events:
                 counted.add(prompt, event)
                 if shown.continuous_usage:
                     after = f'], "usage": {json.dumps(usage_json(counted.usages()))}}}\n\n'
-                for choice in _choice_chunks(style, prompt * shown.choices, shown.choices, event):
-                    yield f"id: {index}\ndata: {before}{choice}{after}"
-                index += 1
-        if shown.usage:
-            yield f'id: {index - 1}\ndata: {before}], "usage": {json.dumps(usage_json(counted.usages()))}}}\n\n'
+                choices = _choice_chunks(style, prompt * shown.choices, shown.choices, event)
+                is_new = readings[prompt].take(event) is not None
+                if choices and is_new:
+                    *others, last = (f"{before}{choice}{after}" for choice in choices)
+                    yield f"{''.join(others)}id: {event_id(readings)}\n{last}"
+        if shown.usage and is_new:
+            usage = json.dumps(usage_json(counted.usages()))
+            yield f'id: {event_id(readings)}\n{before}], "usage": {usage}}}\n\n'
     except RaylineError as error:
-        yield f"id: {index}\ndata: {json.dumps(error_body(error))}\n\n"
+        yield f"data: {json.dumps(error_body(error))}\n\n"
     except Exception as error:
         log.exception("%s failed", head.request_id)
         bug = InternalError(f"{type(error).__name__}: {error}")
-        yield f"id: {index}\ndata: {json.dumps(error_body(bug))}\n\n"
+        yield f"data: {json.dumps(error_body(bug))}\n\n"
     yield DONE
 
 

@@ -106,7 +106,13 @@ def random_asked(rng: random.Random) -> Asked:
 
 
 def start(path: Path, parallel: ParallelSection | None = None, **engine: Any) -> StartedGroup:
-    options: dict[str, Any] = {"max_running": 32, "max_step_tokens": 64, "threads": 1, "kv_bytes": 2**21}
+    options: dict[str, Any] = {
+        "decode_stretch": 1000.0,
+        "max_running": 32,
+        "max_step_tokens": 64,
+        "threads": 1,
+        "kv_bytes": 2**21,
+    }
     section = EngineSection(**options | engine)
     parallel = parallel or ParallelSection()
     launcher = LocalLauncher() if parallel.tp * parallel.pp > 1 else None

@@ -31,7 +31,9 @@ class Clock:
         return self.now_s
 
 
-def lives(breaker: Breaker, clock: Clock, count: int, seconds: float, place: str = "a", explained: bool = False) -> None:
+def lives(
+    breaker: Breaker, clock: Clock, count: int, seconds: float, place: str = "a", explained: bool = False
+) -> None:
     for n in range(count):
         breaker.joined(f"{place}{n}", place)
         clock.now_s += seconds
@@ -116,7 +118,7 @@ def test_full_groups_are_not_chosen_for_being_trusted() -> None:
 async def test_a_service_leaves_out_what_is_kept_out() -> None:
     kept, other = group("g0", Trust.NONE), group("g1", Trust.FULL)
     service = service_of(kept, other)
-    from rayline.protos.types import SamplingParams, Spec  # noqa: PLC0415
+    from rayline.protos.types import SamplingParams, Spec
 
     for n in range(4):
         wanted = Spec(f"r{n}", "tiny", SamplingParams(max_tokens=3), prompt="the dog")

@@ -40,8 +40,9 @@ ACCEPTED: dict[str, dict[str, list[Any]]] = {
     "parallel": {"tp": [1, 8], "pp": [1, 4], "groups": [1, 16]},
     "router": {
         "host": ["127.0.0.1", "0.0.0.0"],
-        "grpc_port": [0, 65535],
-        "http_port": [0, 65535],
+        "grpc_port": [0, 65535, 9000],
+        "http_port": [0, 65535, 8080],
+        "replicas": [0, 2],
         "serve_port": [0, 65535],
         "drain_timeout_s": [0, 0.5, 3600],
         "resume_wait_s": [0, 0.5, 3600],
@@ -85,6 +86,7 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
         "host": [None, 7],
         "grpc_port": [-1, 65536, "http"],
         "http_port": [-1, 65536],
+        "replicas": [-1, 1001, "two"],
         "serve_port": [-1, 65536],
         "drain_timeout_s": [-0.1, float("nan"), "long"],
         "resume_wait_s": [-0.1, float("nan"), "long"],
@@ -173,6 +175,27 @@ def test_all_mistakes_are_told_at_once() -> None:
         parse({"engine": {"block_tokens": 0, "colour": "red"}, "parallel": {"tp": 0}})
     for part in ("engine.block_tokens = 0", "engine.colour", "parallel.tp = 0"):
         assert part in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("router", "field"),
+    [
+        ({"grpc_port": 9000, "http_port": 9001, "replicas": 2}, "replicas"),
+        ({"grpc_port": 8000}, "replicas"),
+        ({"grpc_port": 65535, "replicas": 2}, "grpc_port"),
+        ({"http_port": 65534, "replicas": 3}, "http_port"),
+    ],
+)
+def test_ports_that_routers_of_one_machine_would_fight_for_are_refused(router: dict[str, int], field: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse({"router": router})
+    assert refused.value.field == field
+
+
+def test_routers_of_one_node_take_ports_one_behind_the_other() -> None:
+    assert parse({}).router.ports == ((9000, 8080),)
+    assert parse({"router": {"replicas": 3}}).router.ports == ((9000, 8080), (9001, 8081), (9002, 8082))
+    assert parse({"router": {"replicas": 2, "http_port": 0}}).router.ports == ((9000, 0), (9001, 0))
 
 
 def test_a_config_without_models_is_refused() -> None:

@@ -176,7 +176,7 @@ LAYOUTS = {
 def ranks(request: pytest.FixtureRequest, checkpoint: Make) -> Iterator[tuple[StartedGroup, Path]]:
     """A group of several processes that serves one example after the other, and its checkpoint."""
     path = checkpoint(LAYOUTS[request.param])
-    engine = Limits(max_step_tokens=29, max_running=8, spare_blocks=2)
+    engine = Limits(max_step_tokens=29, max_running=8, spare_blocks=2, decode_stretch=2.0)
     tp, pp = request.param
     group = start(path, engine, SHORT_TOKENS, parallel=ParallelSection(tp, pp, 1), launcher=LocalLauncher())
     yield group, path

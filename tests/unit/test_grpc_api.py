@@ -254,12 +254,25 @@ async def test_streams_side_by_side_each_get_their_own_text() -> None:
         assert "".join(event.delta.text for event in stream) == words[n % 4] * 5
 
 
-async def test_a_request_id_may_not_run_twice_at_once() -> None:
+async def test_a_request_that_is_sent_again_is_read_by_the_later_call_alone() -> None:
     group = FakeGroup(saying(SAYING), delay_s=0.05)
     async with door(service_of(group)) as channel:
         first = asyncio.create_task(generate(channel, request()))
         await until(lambda: group.requests)
-        error = await refusal(generate(channel, request()))
+        again = await generate(channel, request())
+        assert again[-1].WhichOneof("event") == "finished"
+        error = await refusal(first)
+        assert error.code() == grpc.StatusCode.ABORTED and metadata_of(error)["rayline-error-kind"] == "TakenOver"
+        assert len(group.finished) == 1
+
+
+async def test_a_request_id_names_one_request() -> None:
+    group = FakeGroup(saying(SAYING), delay_s=0.05)
+    async with door(service_of(group)) as channel:
+        first = asyncio.create_task(generate(channel, request()))
+        await until(lambda: group.requests)
+        error = await refusal(generate(channel, request("another prompt")))
+        assert error.code() == grpc.StatusCode.ALREADY_EXISTS
         assert metadata_of(error)["rayline-error-field"] == "request_id"
         assert (await first)[-1].WhichOneof("event") == "finished"
 

@@ -1,11 +1,30 @@
 """The channels inside a deployment carry every record whole: plans, results, events, loads, ranks' records."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from records import beams, ids, params, preempted, real, rules, scores, sint32, text, top, uint32, uint64, usages
+from records import (
+    ballots,
+    beams,
+    ids,
+    kept,
+    params,
+    preempted,
+    real,
+    rules,
+    scores,
+    sint32,
+    text,
+    top,
+    uint32,
+    uint64,
+    usages,
+)
 
 from rayline.cluster.parallel import Parallel
 from rayline.kernels.choice import KernelOptions
@@ -25,9 +44,11 @@ from rayline.protos.channel_wire import (
     submit_to_pb,
     token_of,
 )
-from rayline.protos.errors import LEAVES, error_of
+from rayline.protos.errors import LEAVES, InternalError, error_of
 from rayline.protos.events import Begun, EngineEvent, Failed, Finished, FinishReason, PromptScores, TokenEvent
 from rayline.protos.group import GroupInfo, GroupLoad
+from rayline.protos.journal import Act, JournalAnswer, JournalCall, Trace
+from rayline.protos.journal_wire import answer_of, answer_to_pb, call_of, call_to_pb
 from rayline.protos.plan import (
     Admission,
     Candidates,
@@ -74,8 +95,21 @@ results = st.builds(
     st.lists(st.builds(Scored, uint64, uint32, scores), max_size=3).map(tuple),
     st.lists(st.builds(Refused, uint64, text), max_size=3).map(tuple),
 )
+timeouts = st.none() | real
 requests = st.builds(
-    EngineRequest, text, ids, params, ids, sint32, text, text, text, rules, st.none() | real, st.booleans()
+    EngineRequest,
+    text,
+    ids,
+    params,
+    ids,
+    sint32,
+    text,
+    text,
+    text,
+    rules,
+    st.none() | real,
+    st.booleans(),
+    st.none() | kept,
 )
 infos = st.builds(GroupInfo, text, text, text, st.booleans(), uint32, uint32, uint32, uint32, uint32, uint32, text)
 loads = st.builds(
@@ -106,6 +140,19 @@ failures = st.builds(
     st.none() | st.sampled_from(Presence),
 )
 suspects = st.lists(st.builds(Suspect, text, st.builds(Record, uint32, uint32, st.booleans()), real), max_size=3)
+no_name = st.just("")  # requests' names stay out of traces
+traces = st.builds(
+    Trace,
+    uint32,
+    st.lists(st.builds(TokenEvent, no_name, uint32, uint32, st.none() | real, top, begun), max_size=3).map(tuple),
+    st.lists(st.builds(PromptScores, no_name, uint32, scores), max_size=2).map(tuple),
+    st.none() | finishes.map(lambda finished: replace(finished, request_id="")),
+    st.booleans(),
+    uint64,
+)
+records = st.binary(max_size=8)
+calls = st.builds(JournalCall, st.sampled_from(get_args(Act)), text, ballots, records, st.none() | traces)
+answers = st.builds(JournalAnswer, st.booleans(), st.none() | ballots, records, st.lists(traces, max_size=2).map(tuple))
 specs = st.builds(
     RankSpec,
     path=st.text("abc/", min_size=1).map(Path),
@@ -136,6 +183,23 @@ def test_a_request_comes_back_as_it_was(stream: int, request: EngineRequest) -> 
     message = pb.Submit.FromString(submit_to_pb(stream, request).SerializeToString())
     assert message.stream == stream
     assert request_of(message) == request
+
+
+@given(uint64, calls)
+def test_a_call_of_the_journal_comes_back_as_it_was(number: int, call: JournalCall) -> None:
+    message = pb.JournalCall.FromString(call_to_pb(number, call).SerializeToString())
+    assert (message.number, call_of(message)) == (number, call)
+
+
+@given(uint64, answers)
+def test_an_answer_of_the_journal_comes_back_as_it_was(number: int, answer: JournalAnswer) -> None:
+    message = pb.JournalAnswer.FromString(answer_to_pb(number, answer).SerializeToString())
+    assert (message.number, answer_of(message)) == (number, answer)
+
+
+def test_an_act_of_a_newer_router_is_refused() -> None:
+    with pytest.raises(InternalError, match="burn"):
+        call_of(pb.JournalCall(act="burn"))
 
 
 @given(infos)

@@ -98,7 +98,7 @@ def test_no_combination_changes_a_bit(mixture: Sequence[Arrival], engine: Limits
 @pytest.fixture(scope="module", params=[(2, 1), (1, 2)], ids=["tp 2", "pp 2"])
 def ranks(request: pytest.FixtureRequest) -> Iterator[StartedGroup]:
     tp, pp = request.param
-    engine = Limits(max_step_tokens=29, max_running=8, spare_blocks=2)
+    engine = Limits(max_step_tokens=29, max_running=8, spare_blocks=2, decode_stretch=2.0)
     group = start(EMBEDDED, engine, 300, parallel=ParallelSection(tp, pp, 1), launcher=LocalLauncher())
     yield group
     group.engine.close()

@@ -31,7 +31,13 @@ def logprobs(path: Path) -> list[torch.Tensor]:
 
 
 def start(path: Path, parallel: ParallelSection | None = None, **engine: Any) -> StartedGroup:
-    options: dict[str, Any] = {"max_running": 8, "max_step_tokens": 512, "threads": 1, "kv_bytes": 2**22}
+    options: dict[str, Any] = {
+        "decode_stretch": 1000.0,
+        "max_running": 8,
+        "max_step_tokens": 512,
+        "threads": 1,
+        "kv_bytes": 2**22,
+    }
     section = EngineSection(**options | engine)
     parallel = parallel or ParallelSection()
     launcher = LocalLauncher() if parallel.tp * parallel.pp > 1 else None

@@ -362,7 +362,8 @@ def test_draining_gives_up_after_its_time() -> None:
     async def scenario() -> None:
         service = service_of(group)
         running = asyncio.create_task(collect(service, spec()))
-        await asyncio.sleep(0)
+        while not service.running:
+            await asyncio.sleep(0)
         assert not await service.drain(0.02)
         running.cancel()
 

@@ -22,6 +22,7 @@ from rayline.protos.internal_pb2_grpc import GroupChannelStub
 from rayline.router import link as link_module
 from rayline.router.directory import Directory, GroupAddress
 from rayline.router.link import SILENCE_S, GroupLink
+from rayline.workers.leader import ROUTER_SILENCE_S
 
 TESTS = Path(__file__).parents[1]
 SLACK_S = 1.5  # for machines that run other things beside
@@ -95,6 +96,46 @@ async def test_a_frozen_leaders_streams_fail_in_time_and_hear_nothing_of_it_when
         again = await GroupLink.open(address, SECRET)
         assert len(await collect(again, 5)) == 6
         await again.close()
+
+
+ROUTER = """
+import asyncio, sys
+from simulated_group import SECRET, request
+from rayline.router.link import GroupLink
+
+async def main() -> None:
+    link = await GroupLink.open(sys.argv[1], SECRET)
+    print("linked", flush=True)
+    events = [event async for event in link.generate(request("frozen", tokens=50))]
+    print(type(events[-1]).__name__, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_what_a_frozen_router_submitted_is_aborted_and_costs_no_other_router_anything() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS / "typing")])}
+    async with leading(engine_over(TimedRanks(step_s=0.25))) as leader:
+        link = await GroupLink.open(leader.address, SECRET)
+        command = [sys.executable, "-c", ROUTER, leader.address]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as router:
+            try:
+                assert router.stdout is not None
+                assert await asyncio.to_thread(router.stdout.readline) == "linked\n"
+                while not leader.load.running:
+                    await asyncio.sleep(0.02)
+                router.send_signal(signal.SIGSTOP)
+                began = time.monotonic()
+                assert len(await collect(link, 12)) == 13, "other routers are not held up meanwhile"
+                while leader.load.running:
+                    await asyncio.sleep(0.05)
+                assert time.monotonic() - began < ROUTER_SILENCE_S + 2 * SLACK_S, "not because it had all its tokens"
+                assert leader.load.free_blocks == leader.load.total_blocks
+                router.send_signal(signal.SIGCONT)
+                assert await asyncio.to_thread(router.stdout.readline) == "Failed\n"
+            finally:
+                router.kill()
+        await link.close()
 
 
 async def test_a_router_that_slept_itself_blames_nobody() -> None:

@@ -14,10 +14,10 @@ from rayline.cluster.config import EngineSection, ParallelSection
 from rayline.cluster.kv_memory import KvWish, RankMemory, plan_kv, static_slots
 from rayline.deploy.banner import ReadyModel, banner
 from rayline.deploy.group_replica import GroupSummary
-from rayline.deploy.router_replica import Doors
 from rayline.protos.errors import NotEnoughMemory
 from rayline.protos.events import EngineEvent, TokenEvent
 from rayline.protos.types import EngineRequest, SamplingParams
+from rayline.router.doors import Doors
 from rayline.workers.group import GroupSpec, StartedGroup, start_group
 from rayline.workers.models.config import ModelConfig
 
@@ -162,11 +162,11 @@ def test_the_banner_counts_slots(path: Path) -> None:
     group = start(path, "static", dtype="float32")
     summary = GroupSummary(group.info, group.kernels, group.kv, 0, 0.0, 0.0)
     model = ReadyModel(ModelConfig.load(path), summary)
-    assert "KV     4 slots x 112 tokens = 448 tokens" in banner([model], ParallelSection(), "h", Doors(1, 2))
+    assert "KV     4 slots x 112 tokens = 448 tokens" in banner([model], ParallelSection(), [Doors("h", 1, 2)])
 
 
 def test_the_banner_says_why_a_class_is_not_exact(path: Path) -> None:
     group = start(path, "paged", dtype="float32")
     model = ReadyModel(ModelConfig.load(path), GroupSummary(group.info, group.kernels, group.kv, 0, 0.0, 0.0))
-    text = banner([model], ParallelSection(), "h", Doors(1, 2))
+    text = banner([model], ParallelSection(), [Doors("h", 1, 2)])
     assert "exact=false" in text and "note   the C++ kernels compute bfloat16 on CPUs, not torch.float32" in text

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from records import PARAMS, ids, params, preempted, real, specs, text, uint32
+from records import PARAMS, ids, params, preempted, real, specs, text, uint32, uint64
 
 from rayline.protos import inference_pb2 as pb
 from rayline.protos.conversation import ChatMessage, Conversation
@@ -45,7 +45,7 @@ logprobs = st.builds(
 scored = st.lists(logprobs, max_size=3).map(tuple)
 pieces = st.lists(st.builds(ToolCallDelta, uint32, text, text, text), max_size=2).map(tuple)
 events = st.one_of(
-    st.builds(Started, text, text, st.booleans(), uint32, ids),
+    st.builds(Started, text, text, st.booleans(), uint32, ids, uint64),
     st.builds(PromptScored, scored),
     st.builds(Delta, uint32, ids, text, scored, text, pieces, st.booleans()),
     st.builds(ChoiceEnded, uint32, st.sampled_from(FinishReason), st.none() | text | uint32, st.none() | real),

@@ -59,7 +59,7 @@ class Scheduler:
         self.limits = limits
         self.pool = pool
         self.stats = SchedulerStats()
-        self._eos = eos_token_ids
+        self.eos_token_ids = eos_token_ids
         self._epoch = epoch
         self._step = 0
         self._now_s = 0.0
@@ -89,7 +89,7 @@ class Scheduler:
         limit = min(len(request.prompt_ids) + asked, self.limits.max_model_len)
         sequence = self._roster.add(request, limit, now_s)
         if sequence.is_beam:
-            rules = rules_of(request.params, request.rules, self._eos, limit - len(request.prompt_ids))
+            rules = rules_of(request.params, request.rules, self.eos_token_ids, limit - len(request.prompt_ids))
             self._roster.searches[request.request_id] = BeamSearch(rules, [sequence])
 
     def abort(self, request_id: str) -> list[EngineEvent]:

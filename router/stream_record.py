@@ -1,0 +1,49 @@
+"""A client's stream as the journal keeps it: enough to run the request again, to the same bits."""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+from rayline.protos import internal_pb2 as pb
+from rayline.protos.request_wire import spec_of, spec_to_pb
+from rayline.protos.types import Spec
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRecord:
+    """spec: in its caller's name. seed: what counts where the spec has none. created_s: seconds since 1970.
+
+    numerics and exact: what the client was promised, "" and True before it was. note: of the door it came through,
+    which says how to write the stream.
+    """
+
+    spec: Spec
+    seed: int
+    created_s: int
+    numerics: str = ""
+    exact: bool = True
+    note: str = ""
+
+    def asks_for(self, spec: Spec) -> bool:
+        """Whether `spec` is the same request, for which another caller, or the same one, may wait less long."""
+        return _plain(self.spec) == _plain(spec)
+
+    def to_bytes(self) -> bytes:
+        request = spec_to_pb(self.spec)
+        is_chat = self.spec.conversation is not None
+        record = pb.StreamRecord(
+            seed=self.seed, created_s=self.created_s, numerics=self.numerics, exact=self.exact, note=self.note
+        )
+        (record.chat if is_chat else record.generate).MergeFrom(request)  # type: ignore[arg-type]
+        return record.SerializeToString()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        record = pb.StreamRecord.FromString(data)
+        request = record.chat if record.HasField("chat") else record.generate
+        spec = spec_of(request, lambda: "")
+        return cls(spec, record.seed, record.created_s, record.numerics, record.exact, record.note)
+
+
+def _plain(spec: Spec) -> Spec:
+    """As it is behind a wire: equal requests are equal there."""
+    return spec_of(spec_to_pb(replace(spec, timeout_s=None)), lambda: "")
