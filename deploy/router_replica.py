@@ -28,6 +28,7 @@ from rayline.protos.events import EngineEvent
 from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.journal import JournalAnswer, JournalCall
 from rayline.protos.types import EngineRequest
+from rayline.router.breaker import Trust
 from rayline.router.directory import Directory, GroupAddress
 from rayline.router.docket import BlameLimits, Docket
 from rayline.router.doors import Doors
@@ -75,6 +76,10 @@ class CountedGroup:
     @property
     def load(self) -> GroupLoad:
         return self._link.load
+
+    @property
+    def trust(self) -> Trust:
+        return self._link.trust
 
     @property
     def alive(self) -> bool:

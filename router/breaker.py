@@ -1,4 +1,4 @@
-"""A circuit breaker for groups: where they die again and again soon after they have joined, new ones get nothing at first.
+"""A circuit breaker for groups: where they die again and again soon after they joined, new ones get nothing at first.
 
     node A, model m     join --x  join --x  join --x        join ........ one at a time ...... trusted again
                              short lives                         kept out

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from rayline.protos.errors import Overloaded, Unavailable
 from rayline.protos.group import GroupLoad
+from rayline.router.breaker import Trust
 from rayline.router.group import Group
 from rayline.router.ledger import Ledger
 
@@ -27,6 +28,7 @@ class GroupView:
     outstanding_tokens: int
     waiting: int
     max_waiting: int
+    trust: Trust = Trust.FULL
 
 
 def view_of(group: Group, ledger: Ledger) -> GroupView:
@@ -40,6 +42,7 @@ def view_of(group: Group, ledger: Ledger) -> GroupView:
         outstanding_tokens=ledger.outstanding_tokens(group.info.group_id),
         waiting=group.load.waiting,
         max_waiting=group.info.max_waiting,
+        trust=group.trust,
     )
 
 
@@ -114,4 +117,9 @@ def open_groups(views: Sequence[GroupView]) -> list[GroupView]:
             f"{sum(view.max_waiting for view in serving)}",
             retry_after_s=RETRY_AFTER_S,
         )
-    return free
+    return [view for view in free if is_open(view)] or free
+
+
+def is_open(view: GroupView) -> bool:
+    """Whether its breaker lets one more request in. Where none does, all do: better than nothing."""
+    return view.trust is Trust.FULL or (view.trust is Trust.ON_TRIAL and not view.outstanding_tokens)
