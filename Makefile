@@ -45,7 +45,7 @@ unit: $(DEV)
 
 # One after the other: they measure how soon things happen.
 system: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(TESTS),tests/system) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(TESTS),tests/system tests/chaos) $(ARGS)
 
 search: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --hypothesis-profile=new -m hypothesis $(ARGS)

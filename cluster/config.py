@@ -18,6 +18,7 @@ from rayline.protos.errors import ConfigError
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 KernelWish = Literal["auto", "native", "onednn", "torch", "triton", "triton-exact"]
+AttentionWish = Literal["auto", "flash", "varlen", "triton"]
 Quantize = Literal["none", "int8", "int4"]
 Activations = Literal["exact", "int8"]
 KvCacheKind = Literal["paged", "static"]
@@ -70,7 +71,9 @@ class EngineSection:
 
     __pydantic_config__ = _STRICT
 
-    block_tokens: Count = field(default=16, metadata=says("tokens in one KV block"))
+    block_tokens: Annotated[int, Ge(0)] = field(
+        default=0, metadata=says("tokens in one KV block; 0: what the attention wants, 256 for flash-attn, else 16")
+    )
     kv_bytes: Annotated[int, Ge(0)] = field(
         default=0, metadata=says("bytes of KV cache for each rank; 0: from the free memory")
     )
@@ -118,6 +121,16 @@ class EngineSection:
     )
     compile: bool = field(
         default=False, metadata=says("run decode steps through torch.compile; needs the static KV cache")
+    )
+    attention: AttentionWish = field(
+        default="auto",
+        metadata=says(
+            "auto, flash (flash-attn), varlen (torch's) or triton: attention of the triton kernels; auto is the "
+            "first that is there, and triton computes what that cannot"
+        ),
+    )
+    decode_graphs: bool = field(
+        default=True, metadata=says("launch decode steps of the Triton kernels as CUDA graphs, captured at the start")
     )
 
 
@@ -179,6 +192,15 @@ class LimitsSection:
     journal_bytes: Annotated[int, Ge(0)] = field(
         default=64 * 2**20, metadata=says("bytes that each group keeps of streams, for those who resume them; 0: none")
     )
+    max_waiting_tokens: Count = field(
+        default=1_000_000, metadata=says("tokens of the prompts that may wait in one group; one may always wait")
+    )
+    slow_reader_s: Annotated[float, Ge(0.1)] = field(
+        default=30.0, metadata=says("seconds after which a client that takes nothing of its stream is given up")
+    )
+    max_unread_tokens: Count = field(
+        default=16_384, metadata=says("tokens of a stream that a client may be behind; logprobs count too")
+    )
     max_message_bytes: Count = field(default=16 * 2**20, metadata=says("largest request body in bytes"))
     poison_losses: Count = field(
         default=2, metadata=says("groups in a row that a request may lose without a gain; then it is computed alone")
@@ -206,6 +228,10 @@ class SecuritySection:
     __pydantic_config__ = _STRICT
 
     api_keys: tuple[str, ...] = field(default=(), metadata=says("bearer tokens that are let in; none: everybody"))
+    operator_keys: tuple[str, ...] = field(
+        default=(),
+        metadata=says("bearer tokens that may drain groups and nodes; none: who calls from the router's own machine"),
+    )
     tenants: tuple[TenantSection, ...] = field(
         default=(), metadata=says("name, api_keys and weight of each who shares the machine; in a file alone")
     )

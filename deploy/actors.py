@@ -1,7 +1,13 @@
 """Serve's replicas as the Ray actors they are, for when Serve's own ways are too slow."""
 
+import asyncio
+from typing import Any
+
 import ray
-from ray.serve._private.constants import SERVE_NAMESPACE
+from ray._private.worker import global_worker
+from ray.exceptions import RayError
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+from ray.serve.handle import DeploymentHandle
 
 
 def own_name() -> str:
@@ -16,3 +22,26 @@ def kill_actor(name: str) -> None:
     except ValueError:
         return
     ray.kill(actor)
+
+
+def controller_answers(timeout_s: float) -> bool:
+    """Whether this process reaches Serve's controller."""
+    try:
+        # Without a GCS all else would wait for it without end.
+        global_worker.gcs_client.check_alive([], timeout=timeout_s)  # type: ignore[attr-defined]  # set by ray.init
+        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        ray.get(controller.__ray_ready__.remote(), timeout=timeout_s)
+    except (ValueError, RayError):
+        return False
+    return True
+
+
+async def ask_each(handle: DeploymentHandle[Any], method: str, timeout_s: float) -> list[Any]:
+    """What the replicas of `handle` answer, and the exceptions of those that do not within `timeout_s`.
+
+    A broadcast's own results are all or nothing: one replica that hangs would hide the others, and one whose machine is
+    gone hangs until Ray gives the machine up. Raises DeploymentUnavailableError when there is no replica.
+    """
+    calls = await asyncio.wait_for(handle.broadcast(method)._fetch_replica_results_async(), timeout_s)
+    answers = (asyncio.wait_for(call.get_async(), timeout_s) for call in calls)
+    return await asyncio.gather(*answers, return_exceptions=True)

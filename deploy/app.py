@@ -1,34 +1,28 @@
 """The Ray Serve graph, drawn in one place: one Router deployment in front of one Group deployment a model."""
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 from ray import serve
-from ray.serve import Application
+from ray.serve import Application, Deployment
 from ray.serve.config import RequestRouterConfig
 
-from rayline.cluster.config import ModelSection, SystemConfig
+from rayline.cluster.config import SystemConfig
 from rayline.cluster.placement import group_bundles
 from rayline.deploy.group_replica import GroupReplica
+from rayline.deploy.reload import ResolvedModel, router_share
 from rayline.deploy.router_replica import RoutedModel, RouterReplica
 from rayline.router.serve_router import ChosenGroupRouter
+from rayline.workers.fingerprint import fingerprint
 from rayline.workers.group import GroupSpec
 
 ROUTER_CPUS = 1.0
 ROUTER_SPARE_CORES = 1  # left to the router, the transport and the clients on a machine without GPUs
 HEALTH_PERIOD_S = 1.0
+GROUP_GRACE_S = 10.0  # at least, to end in good order
 HEALTH_TIMEOUT_S = 3.0  # Serve acts on the third failure in a row
 MANY = 1_000_000  # our own limits refuse first: Serve's must never queue a call
-
-
-@dataclass(frozen=True, slots=True)
-class ResolvedModel:
-    """A model section whose path is a directory of this machine and whose name is final."""
-
-    name: str
-    path: Path
-    section: ModelSection
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +36,12 @@ class Wiring:
 
 
 def build(config: SystemConfig, models: Sequence[ResolvedModel], wiring: Wiring) -> Application:
-    """The application that `rayline serve` runs.
+    """The application that `rayline serve` runs. Built again from another config, Serve replaces what differs alone.
 
     router (router.replicas) --handles--> group-NAME (parallel.groups replicas, each with its placement group)
     """
     routed = [RoutedModel(model.name, model.section, model.path, _groups(config, model, wiring)) for model in models]
-    return serve.deployment(
+    router = serve.deployment(
         name="router",
         num_replicas=config.router.replicas or wiring.nodes,
         max_replicas_per_node=len(config.router.ports),
@@ -57,7 +51,18 @@ def build(config: SystemConfig, models: Sequence[ResolvedModel], wiring: Wiring)
         health_check_timeout_s=HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=config.router.drain_timeout_s + 5.0,
         graceful_shutdown_wait_loop_s=0.1,
-    )(serve.ingress()(RouterReplica)).bind(config, routed, wiring.secret)
+    )(serve.ingress()(RouterReplica))
+    names = [model.name for model in models]
+    return _versioned(router, router_share(config), names).bind(config, routed, wiring.secret)
+
+
+def _versioned(deployment: Deployment, *parts: object) -> Deployment:
+    """Named by what it is made of: Serve would take every build for another version and replace all replicas.
+
+    The option is kept for Serve's own use; there is no public way to the same.
+    """
+    version = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    return deployment.options(version=version, _internal=True)
 
 
 def group_name(model: str) -> str:
@@ -76,6 +81,7 @@ def group_spec(config: SystemConfig, model: ResolvedModel) -> GroupSpec:
         engine=config.engine,
         parallel=config.parallel,
         max_waiting=config.limits.max_waiting,
+        max_waiting_tokens=config.limits.max_waiting_tokens,
         tenant_weights=config.security.tenant_weights,
         sharing=config.parallel.groups * len(config.models),
         spare_cores=ROUTER_SPARE_CORES,
@@ -85,22 +91,28 @@ def group_spec(config: SystemConfig, model: ResolvedModel) -> GroupSpec:
 def _groups(config: SystemConfig, model: ResolvedModel, wiring: Wiring) -> Application:
     bundles = group_bundles(config.parallel.tp, config.parallel.pp, wiring.gpus)
     leader = bundles[0]
-    return serve.deployment(
+    spec = group_spec(config, model)
+    group = serve.deployment(
         name=group_name(model.name),
         num_replicas=config.parallel.groups,
+        max_surge_percent=100,  # an update starts new groups first: streams have somewhere to go
         max_ongoing_requests=MANY,
         ray_actor_options={"num_cpus": leader["CPU"], "num_gpus": leader.get("GPU", 0.0)},
         placement_group_bundles=bundles,
         placement_group_strategy="PACK",
         health_check_period_s=HEALTH_PERIOD_S,
         health_check_timeout_s=HEALTH_TIMEOUT_S,
-        graceful_shutdown_timeout_s=10.0,
+        graceful_shutdown_timeout_s=max(GROUP_GRACE_S, config.router.drain_timeout_s),
         graceful_shutdown_wait_loop_s=0.1,
         request_router_config=RequestRouterConfig(request_router_class=ChosenGroupRouter),  # type: ignore[arg-type]  # Ray types ** as dict
-    )(GroupReplica).bind(
-        group_spec(config, model),
+    )(GroupReplica)
+    alike = replace(spec, sharing=1)  # groups that stay when others come or go are not replaced for that
+    names = (fingerprint(model.path), config.router.drain_timeout_s, config.limits)
+    return _versioned(group, alike, *names).bind(
+        spec,
         wiring.secret,
         wiring.progress_address,
         config.observability.log_level,
         config.limits,
+        config.router.drain_timeout_s,
     )

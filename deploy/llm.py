@@ -280,6 +280,7 @@ def _group_spec(config: SystemConfig, model: ModelSection) -> GroupSpec:
         engine=config.engine,
         parallel=config.parallel,
         max_waiting=config.limits.max_waiting,
+        max_waiting_tokens=config.limits.max_waiting_tokens,
         tenant_weights=config.security.tenant_weights,
     )
 

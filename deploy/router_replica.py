@@ -21,7 +21,8 @@ from ray.serve.handle import DeploymentHandle
 from ray.util import get_node_ip_address
 
 from rayline.cluster.config import ModelSection, SystemConfig
-from rayline.deploy.actors import kill_actor
+from rayline.deploy.actors import ask_each, kill_actor
+from rayline.deploy.operations import OperatedModel, RayOperations
 from rayline.deploy.router_watch import RouterWatch
 from rayline.protos.errors import PortInUse
 from rayline.protos.events import EngineEvent
@@ -29,12 +30,13 @@ from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.journal import JournalAnswer, JournalCall
 from rayline.protos.types import EngineRequest
 from rayline.router.breaker import Trust
-from rayline.router.directory import Directory, GroupAddress
+from rayline.router.directory import Directory, GroupAddress, Listing
 from rayline.router.docket import BlameLimits, Docket
 from rayline.router.doors import Doors
 from rayline.router.group import Group
 from rayline.router.grpc.api import build_grpc_server
 from rayline.router.http.api import build_http_app
+from rayline.router.http.protocol import door_protocol
 from rayline.router.link import GroupLink
 from rayline.router.output_form import chat_formats
 from rayline.router.ports import listening_socket
@@ -116,7 +118,8 @@ class RouterReplica:
         self._config = config
         limits = BlameLimits(config.limits.poison_losses, config.limits.quarantine_s)
         dockets = {model.name: Docket(limits) for model in models}
-        self._directories = {model.name: _directory(model, secret, dockets[model.name]) for model in models}
+        unread = config.limits.max_unread_tokens
+        self._directories = {model.name: _directory(model, secret, dockets[model.name], unread) for model in models}
         served = {}
         for model in models:
             tokenizer = await asyncio.to_thread(Tokenizer.load, model.path)
@@ -124,15 +127,13 @@ class RouterReplica:
             chat = chat_formats(tokenizer, model.section.tool_parser, model.section.reasoning_parser)
             log.info("%s writes tool calls as %s, thoughts as %s", model.name, *chat.names)
             served[model.name] = ServedModel(model.name, tokenizer, groups, int(time.time()), chat)
+        patience_s = config.router.resume_wait_s
         self._service = Service(
-            served,
-            time.monotonic,
-            lambda: secrets.randbits(63),
-            config.router.resume_wait_s,
-            uuid.uuid4().hex[:12],
-            dockets=dockets,
+            served, time.monotonic, lambda: secrets.randbits(63), patience_s, dockets, uuid.uuid4().hex[:12]
         )
         self._http_app = build_http_app(self._service, config)
+        operated = {m.name: OperatedModel(self._directories[m.name], m.groups) for m in models}
+        self._operations = RayOperations(operated)
         await self._open_doors()
         self._loop_watch = LoopWatch(_end)
         self._loop_watch.start()
@@ -153,10 +154,13 @@ class RouterReplica:
             await asyncio.sleep(READY_POLL_S)
 
     async def drain(self, timeout_s: float) -> bool:
-        """Refuse new requests, wait for running streams. False when some were still running."""
-        return await self._service.drain(timeout_s)
+        """All routers end: refuse new requests, wait for running streams. False when some were still running."""
+        return await self._service.drain(timeout_s, is_last=True)
 
     async def __del__(self) -> None:
+        """Serve ends this router, others go on: clients that can are sent to them."""
+        if not self._service.draining:
+            await self._service.drain(self._config.router.drain_timeout_s)
         self._loop_watch.close()
         await self._neighbours.close()
         await self._grpc.stop(STOP_GRACE_S)
@@ -183,7 +187,7 @@ class RouterReplica:
         with contextlib.ExitStack() as undo:
             socket = undo.enter_context(listening_socket(host, http_port, "http_port"))
             config = replace(self._config, router=replace(self._config.router, grpc_port=grpc_port))
-            self._grpc = build_grpc_server(self._service, config, lambda: self._neighbours.doors)
+            self._grpc = build_grpc_server(self._service, config, lambda: self._neighbours.doors, self._operations)
             undo.pop_all()
         self._doors = Doors(_reached_by(host), self._grpc.port, socket.getsockname()[1])
         routers = serve.get_deployment_handle(serve.get_replica_context().deployment)
@@ -191,7 +195,14 @@ class RouterReplica:
         self._neighbours.start()
         await self._grpc.start()
         self._http = uvicorn.Server(
-            uvicorn.Config(self._http_app, log_level="warning", access_log=False, lifespan="off")
+            uvicorn.Config(
+                self._http_app,
+                http=door_protocol(self._config.limits.slow_reader_s),
+                log_config=None,  # its own would close Serve's log: a new controller then replaces the replica
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+            )
         )
         self._http_task = asyncio.create_task(self._http.serve([socket]))
         while not self._http.started:
@@ -214,17 +225,17 @@ async def _doors_of(routers: DeploymentHandle[Any]) -> Sequence[Doors]:
     return cast(list[Doors], await routers.broadcast("doors").results_async(timeout_s=DESCRIBE_TIMEOUT_S))
 
 
-def _directory(model: RoutedModel, secret: str, docket: Docket) -> Directory:
+def _directory(model: RoutedModel, secret: str, docket: Docket, most_unread_tokens: int) -> Directory:
     handle: DeploymentHandle[Any] = model.groups
 
-    async def describe() -> list[GroupAddress]:
+    async def describe() -> Listing:
         try:
-            call = handle.broadcast("describe")
-            found = await call.results_async(timeout_s=DESCRIBE_TIMEOUT_S, return_exceptions=True)
-        except (DeploymentUnavailableError, TimeoutError) as error:  # none yet, or one that hangs
+            found = await ask_each(handle, "describe", DESCRIBE_TIMEOUT_S)
+        except (DeploymentUnavailableError, TimeoutError) as error:  # none yet
             log.debug("looking for groups of %s: %s", model.name, error)
-            return []
-        return [address for address in found if isinstance(address, GroupAddress)]
+            return Listing()
+        groups = tuple(address for address in found if isinstance(address, GroupAddress))
+        return Listing(groups, is_whole=len(groups) == len(found))
 
     def counted(link: GroupLink) -> Group:
         return CountedGroup(link, handle)
@@ -237,7 +248,7 @@ def _directory(model: RoutedModel, secret: str, docket: Docket) -> Directory:
             log.warning("group %s answers on no way: ending its leader", address.group_id)
             await asyncio.to_thread(kill_actor, address.process)
 
-    return Directory(describe, secret, counted, fence, docket)
+    return Directory(describe, secret, counted, fence, docket, most_unread_tokens)
 
 
 async def _answer(handle: DeploymentHandle[Any], group_id: str) -> None:

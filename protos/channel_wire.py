@@ -141,6 +141,8 @@ def load_to_pb(load: GroupLoad) -> pb.Load:
         draining=load.draining,
         preemptions=load.preemptions,
         recomputed_tokens=load.recomputed_tokens,
+        tokens_per_s=load.tokens_per_s,
+        waiting_tokens=load.waiting_tokens,
     )
 
 
@@ -154,6 +156,8 @@ def load_of(message: pb.Load) -> GroupLoad:
         draining=message.draining,
         preemptions=tuple(message.preemptions),
         recomputed_tokens=message.recomputed_tokens,
+        tokens_per_s=message.tokens_per_s,
+        waiting_tokens=message.waiting_tokens,
     )
 
 
@@ -169,6 +173,7 @@ def info_to_pb(info: GroupInfo) -> pb.Welcome:
         total_blocks=info.total_blocks,
         max_waiting=info.max_waiting,
         epoch=info.epoch,
+        max_waiting_tokens=info.max_waiting_tokens,
         weights=info.weights,
     )
 
@@ -185,6 +190,7 @@ def info_of(message: pb.Welcome) -> GroupInfo:
         total_blocks=message.total_blocks,
         max_waiting=message.max_waiting,
         epoch=message.epoch,
+        max_waiting_tokens=message.max_waiting_tokens,
         weights=message.weights,
     )
 

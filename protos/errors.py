@@ -12,6 +12,7 @@ RaylineError
 ├── Unauthenticated       UNAUTHENTICATED     401
 ├── Cancelled             CANCELLED           499   the client went away
 ├── Overloaded            RESOURCE_EXHAUSTED  429   the bounded queue is full
+├── SlowReader            RESOURCE_EXHAUSTED  408   the client does not take what it asked for
 ├── Unavailable           UNAVAILABLE         503   no group can serve, or its group was lost
 ├── InternalError         INTERNAL            500   a bug of ours
 └── ConfigError           FAILED_PRECONDITION 500   start-up: an option or the machine does not fit
@@ -115,6 +116,13 @@ class Overloaded(RaylineError):
     http_code = 429
 
 
+class SlowReader(RaylineError):
+    """The client is too far behind, or has taken nothing for too long: its stream was ended."""
+
+    grpc_code = "RESOURCE_EXHAUSTED"
+    http_code = 408
+
+
 class Unavailable(RaylineError):
     """No group can take the request, or the group that ran it was lost."""
 
@@ -158,6 +166,7 @@ LEAVES: dict[str, type[RaylineError]] = {
         Unauthenticated,
         Cancelled,
         Overloaded,
+        SlowReader,
         Unavailable,
         InternalError,
         ConfigError,

@@ -1,5 +1,6 @@
 """What a group tells its routers about itself."""
 
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -24,6 +25,8 @@ class GroupLoad:
     draining: bool = False  # finishes what it has, takes nothing new
     preemptions: tuple[int, ...] = ()  # since the start, one count for each PreemptionReason in its order
     recomputed_tokens: int = 0  # since the start, because of preemptions
+    tokens_per_s: float = 0.0  # of waiting requests' tokens that start, while any wait; 0 before that was seen
+    waiting_tokens: int = 0  # that those who wait bring along
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class GroupInfo:
     total_blocks: int
     max_waiting: int
     epoch: int
+    max_waiting_tokens: int = sys.maxsize
     weights: str = ""  # a fingerprint of the model's files
 
     @property

@@ -5,6 +5,7 @@ Everything here is a frozen value. Text lives on the router's side of the bounda
 """
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -225,6 +226,8 @@ class Spec:
             raise out_of_range("priority", self.priority, "-100 (first) to 100 (last)")
         if self.truncate_prompt_tokens is not None and self.truncate_prompt_tokens < 1:
             raise out_of_range("truncate_prompt_tokens", self.truncate_prompt_tokens, "1 or more")
+        if self.timeout_s is not None and not 0.0 < self.timeout_s < math.inf:
+            raise out_of_range("timeout_s", self.timeout_s, "above 0")
         for field, name in (("tenant", self.tenant), ("cache_salt", self.cache_salt)):
             if len(name) > MAX_NAME_CHARACTERS:
                 raise out_of_range(field, name, f"up to {MAX_NAME_CHARACTERS} characters")

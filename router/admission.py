@@ -117,6 +117,7 @@ def choices_of(
             cache_salt=spec.cache_salt,
             family=spec.request_id if several else "",
             rules=rules,
+            timeout_s=spec.timeout_s,
         )
         for choice in range(count)
     )

@@ -18,6 +18,7 @@ from rayline.protos.events import (
     TokenEvent,
     Usage,
 )
+from rayline.protos.journal import Trace
 from rayline.protos.types import EngineRequest, Spec
 from rayline.router.output_form import OutputForm
 from rayline.router.text_stream import TextStream, joined
@@ -46,6 +47,9 @@ class Choice:
         self._text = self._new_text(number)
         self._logprob_sum = 0.0
         self._output_ids: list[int] = []
+        self._logged: list[TokenEvent] = []  # where logprobs were asked for: nobody could guess them
+        self._scores: list[PromptScores] = []
+        self._finished: Finished | None = None
         self._has_begun = False
 
     @property
@@ -59,6 +63,19 @@ class Choice:
         return replace(self.request, output_ids=tuple(self._output_ids))
 
     @property
+    def mark(self) -> tuple[int, int, bool]:
+        """How far it has come: tokens, scores of the prompt, whether its engine has ended it."""
+        return len(self._output_ids), len(self._scores), self._finished is not None
+
+    def trace(self, since: tuple[int, int, bool]) -> Trace:
+        """What engines have said of it since an earlier `mark`."""
+        tokens, scores, has_ended = since
+        said: Sequence[TokenEvent] = self._logged[tokens:]
+        if self.request.params.logprobs is None:
+            said = [TokenEvent("", tokens + at, token) for at, token in enumerate(self._output_ids[tokens:])]
+        return Trace(self.number, tuple(said), tuple(self._scores[scores:]), None if has_ended else self._finished)
+
+    @property
     def score(self) -> float:
         return self._logprob_sum / max(1, self._text.output_tokens)
 
@@ -68,7 +85,10 @@ class Choice:
             case TokenEvent():
                 return self._token(event)
             case Finished():
+                self._finished = event
                 return self._finish(event)
+            case PromptScores():
+                self._scores.append(event)
             case Failed():
                 self.is_over = True
         return (event,)
@@ -77,6 +97,8 @@ class Choice:
         if event.begun is not None:
             self._begin(event.begun)
         self._output_ids.append(event.token_id)
+        if self.request.params.logprobs is not None:
+            self._logged.append(event)
         if self._spec.is_prompt_alone:
             return ()  # an engine cannot but sample a token; nobody asked for it
         delta = self._text.push(event)

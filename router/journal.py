@@ -7,7 +7,7 @@ without asking. It is asked for everywhere: groups come and go. While a stream r
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,7 @@ class Page:
         self._journal = journal
         self._record = b""
         self._holders: set[str] = set()
+        self._whole: Callable[[], Sequence[Trace]] | None = None
 
     async def write(self, record: StreamRecord) -> None:
         """Returns when it is held, so that any other router can go on from here.
@@ -81,6 +82,15 @@ class Page:
     async def claim(self) -> None:
         """Tell all leaders that it is read here: older calls end. Raises TakenOver as `write` does."""
         self._heed(await self._journal.ask(self._journal.live(), self._call("claim"), lambda answer: answer.accepted))
+
+    async def begin_ahead(self, whole: Callable[[], Sequence[Trace]]) -> None:
+        """From now on `ahead` tells what is new. `whole` gives all there is, for each new holder."""
+        self._whole = whole
+        await self._write_whole(self._holders)
+
+    async def ahead(self, trace: Trace) -> None:
+        """Returns when the holders have it too. Raises TakenOver as `write` does."""
+        await self._write_ahead(self._holders, trace)
 
     async def rehold(self) -> None:
         """Write it to others in the place of holders that were lost."""
@@ -105,9 +115,24 @@ class Page:
         groups = {group_id: live[group_id] for group_id in wanted if group_id in live}
         answers = await self._journal.ask(groups, self._call("write"), lambda answer: answer.accepted)
         self._heed(answers)
-        self._holders.update(group_id for group_id, answer in answers.items() if answer.accepted)
+        accepted = {group_id for group_id, answer in answers.items() if answer.accepted}
+        self._holders |= accepted
+        await self._write_whole(accepted)
         if not self._holders & live.keys():
             log.warning("no journal takes stream %s: it cannot be resumed", self.key)
+
+    async def _write_whole(self, holders: Collection[str]) -> None:
+        """Calls go out in the order in which they are made: what is new comes behind."""
+        if self._whole is not None:
+            await asyncio.gather(*(self._write_ahead(holders, trace) for trace in self._whole()))
+
+    async def _write_ahead(self, holders: Collection[str], trace: Trace) -> None:
+        live = self._journal.live()
+        groups = {group_id: live[group_id] for group_id in holders if group_id in live}
+        call = JournalCall("ahead", self.key, self.ballot, trace=trace)
+        answers = await self._journal.ask(groups, call, lambda answer: answer.accepted)
+        self._heed(answers)
+        self._holders.difference_update(g for g, answer in answers.items() if not answer.accepted)
 
     def _heed(self, answers: Mapping[str, JournalAnswer]) -> None:
         if any(answer.ballot is not None and answer.ballot > self.ballot for answer in answers.values()):

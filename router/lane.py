@@ -14,11 +14,12 @@ Noise depends on seed and position, and a text's state is the router's, so a cli
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 
-from rayline.protos.errors import Overloaded, RaylineError, Unavailable
+from rayline.protos.errors import DeadlineExceeded, Overloaded, RaylineError, Unavailable
 from rayline.protos.events import Failed, TokenEvent
 from rayline.router.choice import Choice, ChoiceEvent
 from rayline.router.docket import Case
@@ -46,9 +47,13 @@ class Lane:
         clock: Callable[[], float],
         turn: int,
         patience_s: float,
+        deadline_s: float,
         is_promised: Callable[[], bool],
     ):
-        """patience_s: how long another group is waited for. is_promised: whether the client was told that it runs."""
+        """patience_s: how long another group is waited for. deadline_s: by the clock, inf for none.
+
+        is_promised: whether the client was told that it runs.
+        """
         self._choice = choice
         self._case = case
         self._groups = groups
@@ -56,6 +61,7 @@ class Lane:
         self._clock = clock
         self._turn = turn
         self._patience_s = patience_s
+        self._deadline_s = deadline_s
         self._is_promised = is_promised
         self._attempts = 0
         self._stay: Stay | None = None
@@ -96,7 +102,7 @@ class Lane:
                     lost.append(stay.group)
                     found = await self._seek(lost, bits)
                 if found is None:
-                    yield failure if self._case.refusal is None else Failed(self._name, self._case.refusal)
+                    yield self._given_up(failure)
                     return
                 self._go_on(stay, found, bits, failure.error)
                 stay = found
@@ -136,8 +142,10 @@ class Lane:
         """Ask `group` for the rest. Each attempt has an id of its own: an earlier one may not have ended there yet."""
         rest, attempt = self._case.run(self._choice.rest, group.info.group_id), self._attempts
         self._attempts += 1
+        if self._deadline_s < math.inf:
+            rest = replace(rest, timeout_s=self._deadline_s - self._clock())
         if attempt:
-            rest = replace(rest, request_id=f"{rest.request_id}~{attempt}")
+            rest = replace(rest, request_id=f"{rest.request_id}+{attempt}")
         if lease is not None:
             return Stay(group, rest, self._clock(), lease, keeps_lease=False)
         return Stay(group, rest, self._clock(), self._ledger.lease(group.info.group_id, self._tokens_left))
@@ -202,7 +210,7 @@ class Lane:
         None: there is none, or the request may not run any more.
         """
         for _ in range(1 + int(self._patience_s / SEEK_PERIOD_S)):
-            if self._case.refusal is not None:
+            if self._case.refusal is not None or self._clock() >= self._deadline_s:
                 return None
             if self._case.must_wait:
                 await asyncio.sleep(SEEK_PERIOD_S)
@@ -216,6 +224,15 @@ class Lane:
                     continue
             await asyncio.sleep(SEEK_PERIOD_S)
         return None
+
+    def _given_up(self, failure: Failed) -> Failed:
+        """What the client is told where no group goes on."""
+        if self._case.refusal is not None:
+            return Failed(self._name, self._case.refusal)
+        if self._clock() >= self._deadline_s:
+            text = f"the time for it passed while it waited for a group: {failure.error.message}"
+            return Failed(self._name, DeadlineExceeded(text, field="timeout_s"))
+        return failure
 
     def _go_on(self, before: Stay, stay: Stay, bits: tuple[str, str], why: RaylineError) -> None:
         log.warning("%s goes on in group %s: %s", self._name, stay.name, why.message)

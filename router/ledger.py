@@ -6,12 +6,19 @@ Each request holds a lease, which is given back on every path.
 from collections import Counter
 from types import TracebackType
 
+from rayline.cluster.retry_hint import RetryHints
+
 
 class Ledger:
     """Outstanding tokens by group. A group's report is a step old; this count knows of a request at once."""
 
     def __init__(self) -> None:
         self._tokens: Counter[str] = Counter()
+        self._hints: dict[str, RetryHints] = {}
+
+    def hints(self, model: str) -> RetryHints:
+        """When those who are refused are to come again, which depends on those refused before."""
+        return self._hints.setdefault(model, RetryHints())
 
     def outstanding_tokens(self, group_id: str) -> int:
         return self._tokens[group_id]

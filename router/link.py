@@ -23,7 +23,7 @@ from rayline.protos.channel_wire import (
     submit_to_pb,
     token_of,
 )
-from rayline.protos.errors import RaylineError, Unavailable
+from rayline.protos.errors import DeadlineExceeded, RaylineError, Unavailable
 from rayline.protos.events import EngineEvent, Failed, PromptScores, TokenEvent
 from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.internal_pb2_grpc import GroupChannelStub
@@ -31,6 +31,7 @@ from rayline.protos.journal import JournalAnswer, JournalCall
 from rayline.protos.journal_wire import answer_of, call_to_pb
 from rayline.protos.types import EngineRequest
 from rayline.router.breaker import Trust
+from rayline.router.inbox import Inbox
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ LISTEN_PERIOD_S = 0.1
 BEAT_PERIOD_S = 0.5  # how often a leader hears of this router at least
 SILENCE_S = 2.0  # a leader that lives is heard of every 0.25 s
 IDLE_SILENCE_S = 4.0  # while nobody waits for it
+LATE_GRACE_S = 0.5  # a group ends what is late by itself; only one that cannot leaves it to the router
+MOST_UNREAD_TOKENS = 16_384
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -61,13 +64,22 @@ class GroupLink:
     apart: id of the request that the group computes alone, which then is to blame for its loss; "" for none.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, call: Call, info: GroupInfo, outbox: Outbox, on_suspects: OnSuspects):
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        call: Call,
+        info: GroupInfo,
+        outbox: Outbox,
+        on_suspects: OnSuspects,
+        most_unread_tokens: int,
+    ):
         self._channel = channel
         self._call = call
         self._info = info
         self._outbox = outbox
         self._on_suspects = on_suspects
-        self._streams: dict[int, tuple[str, asyncio.Queue[EngineEvent]]] = {}
+        self._most_unread_tokens = most_unread_tokens
+        self._streams: dict[int, tuple[str, Inbox]] = {}
         self._numbers = itertools.count(1)
         self._asked: dict[int, asyncio.Future[JournalAnswer]] = {}
         self._last_prompt: tuple[int, ...] = ()
@@ -82,10 +94,17 @@ class GroupLink:
         self.departing = False
 
     @classmethod
-    async def open(cls, address: str, secret: str, on_suspects: OnSuspects = lambda suspects: None) -> Self:
+    async def open(
+        cls,
+        address: str,
+        secret: str,
+        on_suspects: OnSuspects = lambda suspects: None,
+        most_unread_tokens: int = MOST_UNREAD_TOKENS,
+    ) -> Self:
         """Connect to a leader. Raises Unavailable when it does not answer or refuses the secret.
 
         on_suspects is called with what other routers say of requests that may kill groups.
+        most_unread_tokens: of a stream; a client that is further behind is given up.
         """
         channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         outbox: Outbox = asyncio.Queue()
@@ -98,7 +117,7 @@ class GroupLink:
             await channel.close()
             reason = error.details() if isinstance(error, grpc.aio.AioRpcError) else type(error).__name__
             raise Unavailable(f"the group at {address} does not answer: {reason}") from None
-        link = cls(channel, call, info_of(first.welcome), outbox, on_suspects)
+        link = cls(channel, call, info_of(first.welcome), outbox, on_suspects, most_unread_tokens)
         link._reader = asyncio.create_task(link._read(messages))
         link._listener = asyncio.create_task(link._listen())
         return link
@@ -116,21 +135,40 @@ class GroupLink:
         return self._lost is None
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineEvent]:
-        """Token events, then exactly one Finished or Failed; closing the generator aborts at the group."""
+        """Token events, then exactly one Finished or Failed; closing the generator aborts at the group.
+
+        The group ends what is late; the router does where the group cannot.
+        """
         if self._lost is not None:
             yield Failed(request.request_id, self._lost, Presence.ABSENT)
             return
         stream = next(self._numbers)
-        events: asyncio.Queue[EngineEvent] = asyncio.Queue()
+        events = Inbox(request.request_id, self._most_unread_tokens)
         self._streams[stream] = (request.request_id, events)
         self._outbox.put_nowait(self._submit(stream, request))
+        late: asyncio.TimerHandle | None = None
+        if request.timeout_s is not None:
+            wait_s = max(0.0, request.timeout_s) + LATE_GRACE_S
+            late = asyncio.get_running_loop().call_later(wait_s, self._expire, stream, request.timeout_s)
         try:
             while isinstance(event := await events.get(), TokenEvent | PromptScores):
                 yield event
             yield event
         finally:
-            if self._streams.pop(stream, None) is not None:
-                self._outbox.put_nowait(pb.RouterMessage(abort=pb.Abort(stream=stream)))
+            if late is not None:
+                late.cancel()
+            self._leave(stream)
+
+    def _leave(self, stream: int) -> None:
+        """Nobody listens to it any more."""
+        if self._streams.pop(stream, None) is not None:
+            self._outbox.put_nowait(pb.RouterMessage(abort=pb.Abort(stream=stream)))
+
+    def _expire(self, stream: int, timeout_s: float) -> None:
+        if (entry := self._streams.get(stream)) is not None:
+            text = f"timeout_s = {timeout_s:.3g} have passed, and group {self._info.group_id} has not ended it"
+            self._leave(stream)
+            entry[1].put(Failed(entry[0], DeadlineExceeded(text, field="timeout_s")))
 
     async def journal(self, call: JournalCall) -> JournalAnswer:
         """Ask the journal that the leader holds. Raises Unavailable when the group is lost."""
@@ -148,9 +186,8 @@ class GroupLink:
     def abort(self, request_id: str) -> None:
         for stream, (name, events) in list(self._streams.items()):
             if name == request_id:
-                del self._streams[stream]
-                self._outbox.put_nowait(pb.RouterMessage(abort=pb.Abort(stream=stream)))
-                events.put_nowait(Failed(request_id, Unavailable("the stream leaves its group")))
+                self._leave(stream)
+                events.put(Failed(request_id, Unavailable("the stream leaves its group")))
 
     def _submit(self, stream: int, request: EngineRequest) -> pb.RouterMessage:
         """The choices of one request come one behind the other: their prompt crosses the wire once."""
@@ -226,17 +263,17 @@ class GroupLink:
         self._load = load_of(step.load)
         for scores in step.scores:
             if (entry := self._streams.get(scores.stream)) is not None:
-                entry[1].put_nowait(prompt_scores_of(scores, entry[0]))
+                self._tell(scores.stream, entry[1], prompt_scores_of(scores, entry[0]))
         for token in step.tokens:
             if (entry := self._streams.get(token.stream)) is not None:
-                entry[1].put_nowait(token_of(token, entry[0]))
+                self._tell(token.stream, entry[1], token_of(token, entry[0]))
         for finished in step.finished:
             if (entry := self._streams.get(finished.stream)) is not None:
-                entry[1].put_nowait(finished_of(finished, entry[0]))
+                entry[1].put(finished_of(finished, entry[0]))
                 del self._streams[finished.stream]
         for failed in step.failed:
             if (entry := self._streams.get(failed.stream)) is not None:
-                entry[1].put_nowait(failed_of(failed, entry[0]))
+                entry[1].put(failed_of(failed, entry[0]))
                 del self._streams[failed.stream]
 
     def _take_blame(self, blame: pb.Blame) -> None:
@@ -247,16 +284,22 @@ class GroupLink:
         if blame.suspects:
             self._on_suspects(suspects_of(blame.suspects))
 
+    def _tell(self, stream: int, inbox: Inbox, event: EngineEvent) -> None:
+        inbox.put(event)
+        if inbox.is_given_up:
+            self._leave(stream)
+
     def _lose(self, error: RaylineError) -> None:
         if self._lost is None:
             self._lost = error
             log.warning("%s", error.message)
         for request_id, events in self._streams.values():
-            events.put_nowait(Failed(request_id, self._lost, presence(request_id, self.apart)))
+            events.put(Failed(request_id, self._lost, presence(request_id, self.apart)))
         self._streams.clear()
         for asked in self._asked.values():
             if not asked.done():
                 asked.set_exception(self._lost)
+                asked.exception()  # whoever asked may have given up meanwhile
 
 
 async def _drain(outbox: Outbox) -> AsyncIterator[pb.RouterMessage]:

@@ -14,6 +14,8 @@ LABELS = ("model", "group")
 GAUGES = {
     "rayline_running_requests": "Requests that a group computes.",
     "rayline_waiting_requests": "Requests that wait in a group's queue.",
+    "rayline_waiting_tokens": "Prompt tokens of the requests that wait in a group's queue.",
+    "rayline_drained_tokens_per_second": "Tokens of waiting requests that start, a second, while any wait.",
     "rayline_outstanding_tokens": "Prompt and output tokens that a group has yet to compute.",
     "rayline_free_kv_blocks": "KV blocks of a group that nothing holds.",
     "rayline_kv_blocks": "KV blocks of a group.",
@@ -36,7 +38,15 @@ class GroupCollector(Collector):
                 if not group.alive:
                     continue
                 load = group.load
-                values = (load.running, load.waiting, load.outstanding_tokens, load.free_blocks, load.total_blocks)
+                values = (
+                    load.running,
+                    load.waiting,
+                    load.waiting_tokens,
+                    load.tokens_per_s,
+                    load.outstanding_tokens,
+                    load.free_blocks,
+                    load.total_blocks,
+                )
                 for gauge, value in zip(gauges.values(), values, strict=True):
                     gauge.add_metric((model.name, group.info.group_id), value)
         yield from gauges.values()

@@ -6,13 +6,13 @@ from rayline.protos.events import EngineEvent, TokenEvent
 from rayline.protos.journal import Trace
 
 
-def past_of(traces: Iterable[Trace], choice: int, *, exact: bool) -> list[EngineEvent]:
+def past_of(traces: Iterable[Trace], choice: int, *, is_ahead: bool) -> list[EngineEvent]:
     """The engine's events of one choice as far as they are known: scores, tokens from the first on, the end.
 
-    Where exact is False, engines may say something else each time: only what its router wrote ahead counts, for
-    nothing else was shown.
+    is_ahead: engines may say something else each time, so only what its router wrote ahead counts: nothing else was
+    shown.
     """
-    usable = [trace for trace in traces if trace.choice == choice and (exact or trace.is_ahead)]
+    usable = [trace for trace in traces if trace.choice == choice and (trace.is_ahead or not is_ahead)]
     tokens: list[TokenEvent] = []
     for trace in sorted(usable, key=_start):
         if _start(trace) <= len(tokens):

@@ -1,15 +1,17 @@
 """Which group takes a request: filter, score in [0, 1], pick. Pure: no clock, no randomness, no I/O."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from rayline.cluster.retry_hint import excess
 from rayline.protos.errors import Overloaded, Unavailable
 from rayline.protos.group import GroupLoad
 from rayline.router.breaker import Trust
 from rayline.router.group import Group
 from rayline.router.ledger import Ledger
 
-RETRY_AFTER_S = 1.0  # what a refused client is told: a queue of requests moves on within about a second
+RETRY_AFTER_S = 1.0  # while there is no group, and nothing that could be measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,14 @@ class GroupView:
     outstanding_tokens: int
     waiting: int
     max_waiting: int
+    max_waiting_tokens: int = sys.maxsize
     trust: Trust = Trust.FULL
+
+    @property
+    def excess_tokens(self) -> float:
+        """Tokens that must leave its queue before any have room in it; 0 when there is room."""
+        load = self.load
+        return excess(self.waiting, load.waiting_tokens, self.max_waiting, self.max_waiting_tokens, 1)
 
 
 def view_of(group: Group, ledger: Ledger) -> GroupView:
@@ -43,6 +52,7 @@ def view_of(group: Group, ledger: Ledger) -> GroupView:
         waiting=group.load.waiting,
         max_waiting=group.info.max_waiting,
         trust=group.trust,
+        max_waiting_tokens=group.info.max_waiting_tokens,
     )
 
 
@@ -109,12 +119,13 @@ def open_groups(views: Sequence[GroupView]) -> list[GroupView]:
     serving = [view for view in views if view.alive and not view.draining]
     if not serving:
         raise Unavailable(f"none of the {len(views)} groups of this model can serve", retry_after_s=RETRY_AFTER_S)
-    free = [view for view in serving if view.waiting < view.max_waiting]
+    free = [view for view in serving if view.waiting < view.max_waiting and not view.excess_tokens]
     if not free:
         waiting = sum(view.waiting for view in serving)
         raise Overloaded(
             f"all {len(serving)} groups are full: {waiting} requests wait, allowed are "
-            f"{sum(view.max_waiting for view in serving)}",
+            f"{sum(view.max_waiting for view in serving)}, and {sum(view.load.waiting_tokens for view in serving)} "
+            f"tokens, allowed are {sum(view.max_waiting_tokens for view in serving)}",
             retry_after_s=RETRY_AFTER_S,
         )
     return [view for view in free if is_open(view)] or free
@@ -123,3 +134,10 @@ def open_groups(views: Sequence[GroupView]) -> list[GroupView]:
 def is_open(view: GroupView) -> bool:
     """Whether its breaker lets one more request in. Where none does, all do: better than nothing."""
     return view.trust is Trust.FULL or (view.trust is Trust.ON_TRIAL and not view.outstanding_tokens)
+
+
+def until_room(views: Sequence[GroupView]) -> tuple[float, float]:
+    """Tokens that must leave a queue before some group has room, and the tokens a second that leave all queues."""
+    serving = [view for view in views if view.alive and not view.draining]
+    missing = min((view.excess_tokens for view in serving), default=0.0)
+    return missing, sum(view.load.tokens_per_s for view in serving)

@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
-from rayline.protos.errors import Overloaded, RaylineError, Unavailable
+from rayline.protos.errors import DeadlineExceeded, Overloaded, RaylineError, Unavailable
 from rayline.protos.events import (
     Failed,
     Finished,
@@ -22,22 +24,25 @@ from rayline.router.fan_in import fan_in
 from rayline.router.group import Group
 from rayline.router.journal import Page
 from rayline.router.lane import SEEK_PERIOD_S, Lane
-from rayline.router.ledger import Ledger
+from rayline.router.ledger import Lease, Ledger
 from rayline.router.mover import Mover
 from rayline.router.past import past_of
-from rayline.router.policy import choose, view_of
+from rayline.router.policy import choose, until_room, view_of
 from rayline.router.stream_record import StreamRecord
 from rayline.router.tokenizer import Tokenizer
+from rayline.router.writer import Writer
 
+T = TypeVar("T")
 log = logging.getLogger("rayline.router")
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """When the request came and how long its text took, by the router's clock."""
+    """When the request came, how long its text took, until when its end is waited for, by the router's clock."""
 
     arrived_s: float
     tokenize_s: float
+    deadline_s: float = math.inf
 
 
 class Session:
@@ -57,8 +62,8 @@ class Session:
         clock: Callable[[], float],
         timing: Timing,
         patience_s: float,
-        page: Page,
         mover: Mover,
+        page: Page,
     ):
         """page: where the stream is written down before its first event, for whoever goes on with it."""
         self._admitted = admitted
@@ -71,8 +76,8 @@ class Session:
         self._clock = clock
         self._timing = timing
         self._patience_s = patience_s
-        self._page = page
         self._mover = mover
+        self._page = page
         self._first_token_s = 0.0
         self._is_promised = False
 
@@ -85,14 +90,15 @@ class Session:
         while True:
             group = self._choose(turn, refusals)
             self._answer = Answer(self._admitted, self._tokenizer)
-            lanes = [self._lane(choice, turn) for choice in self._answer.choices]
-            promise = replace(record, numerics=group.info.numerics, exact=group.info.exact)
+            lanes = {choice: self._lane(choice, turn) for choice in self._answer.choices}
+            promise = record.promised(group.info)
+            writer = Writer(self._page, promise, self._answer.choices)
             with (
                 self._ledger.lease(group.info.group_id, self._admitted.tokens) as lease,
-                self._mover.enlisted(lanes),
+                self._mover.enlisted(list(lanes.values())),
             ):
-                async with aclosing(fan_in([lane.events(group, lease) for lane in lanes])) as events:
-                    first = await self._written(promise, anext(events))
+                async with aclosing(self._run(lanes, writer, group, lease, promise.exact)) as events:
+                    first = await _beside(writer.write(), anext(events))
                     if isinstance(first[1], Failed):
                         refusals[group.info.group_id] = _passed_over(first[1].error)
                         continue
@@ -114,56 +120,61 @@ class Session:
 
         What engines are known to have said is played again; they go on behind that.
         """
-        await asyncio.gather(self._page.write(record), self._page.claim())
-        self._is_promised = True
         answer = self._answer
+        writer = Writer(self._page, record, answer.choices)
+        await asyncio.gather(writer.write(), self._page.claim())
+        self._is_promised = True
         yield answer.started(record.numerics, record.exact, record.created_s)
-        for event in (*answer.opening(), *self._play(traces, record.exact)):
+        for event in (*answer.opening(), *self._play(traces, record)):
             yield event
-        open_choices = [choice for choice in answer.choices if not choice.is_over]
-        if not open_choices:
-            yield self._timed(answer.finished(), record.exact, ())
+        if record.is_ahead:
+            await writer.begin_ahead()
+        lanes = {choice: self._lane(choice, turn) for choice in answer.choices if not choice.is_over}
+        if not lanes:
+            yield self._timed(answer.finished(), not record.is_ahead, lanes)
             return
-        group = await self._wait_for_group(turn, record.numerics)
-        exact = record.exact and group.info.exact and group.info.numerics == record.numerics
-        lanes = [self._lane(choice, turn) for choice in open_choices]
-        with self._ledger.lease(group.info.group_id, self._admitted.tokens) as lease, self._mover.enlisted(lanes):
+        group = await self._wait_for_group(turn, record.bits)
+        exact = not record.is_ahead and group.info.exact and group.info.bits == record.bits
+        with (
+            self._ledger.lease(group.info.group_id, self._admitted.tokens) as lease,
+            self._mover.enlisted(list(lanes.values())),
+        ):
             async with (
-                aclosing(fan_in([lane.events(group, lease) for lane in lanes])) as events,
+                aclosing(self._run(lanes, writer, group, lease, exact)) as events,
                 aclosing(self._follow(events)) as followed,
             ):
                 async for event in followed:
                     yield self._timed(event, exact, lanes) if isinstance(event, Finished) else event
 
-    async def _written(
-        self, record: StreamRecord, first: Awaitable[tuple[int, ChoiceEvent]]
-    ) -> tuple[int, ChoiceEvent]:
-        """The first event, which waits for the journal: writing takes less time than a prompt."""
-        writing = asyncio.create_task(self._page.write(record))
-        try:
-            event = await first
-            await writing
-            return event
-        finally:
-            writing.cancel()
+    def _run(
+        self, lanes: Mapping[Choice, Lane], writer: Writer, group: Group, lease: Lease, exact: bool
+    ) -> AsyncGenerator[tuple[int, ChoiceEvent], None]:
+        """What all lanes bring from `group` on. exact: whether it computes what was promised."""
 
-    def _play(self, traces: Sequence[Trace], exact: bool) -> Iterator[StreamEvent]:
+        def is_exact() -> bool:
+            return exact and all(lane.exact for lane in lanes.values())
+
+        return fan_in([writer.through(choice, lane.events(group, lease), is_exact) for choice, lane in lanes.items()])
+
+    def _play(self, traces: Sequence[Trace], record: StreamRecord) -> Iterator[StreamEvent]:
         """What the client may have seen of it, choice by choice."""
         for choice in self._answer.choices:
-            for said in past_of(traces, choice.number, exact=exact):
+            for said in past_of(traces, choice.number, is_ahead=record.is_ahead):
                 if choice.is_over:
                     break
                 for brought in choice.take(said):
                     yield from self._answer.take(brought)
 
-    async def _wait_for_group(self, turn: int, numerics: str) -> Group:
-        """One of the same numerics class if there is one; the client was promised that its stream goes on."""
+    async def _wait_for_group(self, turn: int, bits: tuple[str, str]) -> Group:
+        """One that computes the same bits if there is one; the client was promised that its stream goes on."""
         looks = 1 + int(self._patience_s / SEEK_PERIOD_S)
         for look in range(looks):
             if look:
                 await asyncio.sleep(SEEK_PERIOD_S)
+            if self._clock() >= self._timing.deadline_s:
+                raise DeadlineExceeded("the time for it passed before it could go on", field="timeout_s")
             views = [view_of(group, self._ledger) for group in self._groups.values()]
-            same = [view for view in views if self._groups[view.group_id].info.numerics == numerics]
+            same = [view for view in views if self._groups[view.group_id].info.bits == bits]
             for candidates in (same, views):
                 try:
                     return self._groups[choose(self._admitted.tokens, candidates, turn).group_id]
@@ -177,9 +188,12 @@ class Session:
         views = [view_of(group, self._ledger) for group in untried.values()]
         try:
             choice = choose(self._admitted.tokens, views, turn)
-        except (Overloaded, Unavailable):
+        except (Overloaded, Unavailable) as error:
             if refusals:
                 raise list(refusals.values())[-1] from None
+            if isinstance(error, Overloaded):
+                tokens, hints = len(self._admitted.prompt_ids), self._ledger.hints(views[0].model)
+                error.retry_after_s = hints.refuse(tokens, *until_room(views), self._clock())
             raise
         log.debug("%s goes to %s: %s", self._request_id, choice.group_id, "; ".join(choice.reasons))
         return untried[choice.group_id]
@@ -200,9 +214,19 @@ class Session:
             return self._is_promised or any(other.output_ids for other in others)
 
         case = self._cases[choice.number]
-        return Lane(choice, case, self._groups, self._ledger, self._clock, turn, self._patience_s, is_promised)
+        return Lane(
+            choice,
+            case,
+            self._groups,
+            self._ledger,
+            self._clock,
+            turn,
+            self._patience_s,
+            self._timing.deadline_s,
+            is_promised,
+        )
 
-    def _timed(self, finished: Finished, exact: bool, lanes: Sequence[Lane]) -> Finished:
+    def _timed(self, finished: Finished, exact: bool, lanes: Mapping[Choice, Lane]) -> Finished:
         """The end of the stream, with where the time went and whether its bits are those that were promised."""
         overhead = Overhead(
             tokenize_s=self._timing.tokenize_s,
@@ -210,9 +234,20 @@ class Session:
             first_token_s=self._first_token_s,
             total_s=self._clock() - self._timing.arrived_s,
             preempted=finished.preempted,
-            moves=sum(lane.moves for lane in lanes),
+            moves=sum(lane.moves for lane in lanes.values()),
         )
-        return replace(finished, overhead=overhead, exact=exact and all(lane.exact for lane in lanes))
+        return replace(finished, overhead=overhead, exact=exact and all(lane.exact for lane in lanes.values()))
+
+
+async def _beside(work: Coroutine[Any, Any, None], first: Awaitable[T]) -> T:
+    """`first`, but not before `work` is done too: writing takes less time than computing a prompt."""
+    writing = asyncio.create_task(work)
+    try:
+        event = await first
+        await writing
+        return event
+    finally:
+        writing.cancel()
 
 
 def _passed_over(error: RaylineError) -> RaylineError:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from rayline.protos import internal_pb2 as pb
+from rayline.protos.group import GroupInfo
 from rayline.protos.request_wire import spec_of, spec_to_pb
 from rayline.protos.types import Spec
 
@@ -12,8 +13,9 @@ from rayline.protos.types import Spec
 class StreamRecord:
     """spec: in its caller's name. seed: what counts where the spec has none. created_s: seconds since 1970.
 
-    numerics and exact: what the client was promised, "" and True before it was. note: of the door it came through,
-    which says how to write the stream.
+    numerics, weights and exact: what the client was promised, "" and True before it was. is_ahead: nobody can compute
+    its tokens again, so they are written down before they are shown. note: of the door it came through, which says how
+    to write the stream.
     """
 
     spec: Spec
@@ -22,6 +24,17 @@ class StreamRecord:
     numerics: str = ""
     exact: bool = True
     note: str = ""
+    weights: str = ""
+    is_ahead: bool = False
+
+    @property
+    def bits(self) -> tuple[str, str]:
+        """Of the groups that would compute the same."""
+        return self.numerics, self.weights
+
+    def promised(self, info: GroupInfo) -> Self:
+        """As it is once a group has taken it."""
+        return replace(self, numerics=info.numerics, weights=info.weights, exact=info.exact, is_ahead=not info.exact)
 
     def asks_for(self, spec: Spec) -> bool:
         """Whether `spec` is the same request, for which another caller, or the same one, may wait less long."""
@@ -31,7 +44,13 @@ class StreamRecord:
         request = spec_to_pb(self.spec)
         is_chat = self.spec.conversation is not None
         record = pb.StreamRecord(
-            seed=self.seed, created_s=self.created_s, numerics=self.numerics, exact=self.exact, note=self.note
+            seed=self.seed,
+            created_s=self.created_s,
+            numerics=self.numerics,
+            exact=self.exact,
+            note=self.note,
+            weights=self.weights,
+            is_ahead=self.is_ahead,
         )
         (record.chat if is_chat else record.generate).MergeFrom(request)  # type: ignore[arg-type]
         return record.SerializeToString()
@@ -41,7 +60,16 @@ class StreamRecord:
         record = pb.StreamRecord.FromString(data)
         request = record.chat if record.HasField("chat") else record.generate
         spec = spec_of(request, lambda: "")
-        return cls(spec, record.seed, record.created_s, record.numerics, record.exact, record.note)
+        return cls(
+            spec,
+            record.seed,
+            record.created_s,
+            record.numerics,
+            record.exact,
+            record.note,
+            record.weights,
+            record.is_ahead,
+        )
 
 
 def _plain(spec: Spec) -> Spec:

@@ -1,5 +1,6 @@
-"""The HTTP door over a loopback port, and clients of it."""
+"""The HTTP and the gRPC door over loopback ports, and clients of the first."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,9 +10,12 @@ from typing import Any
 import httpx
 import openai
 import uvicorn
+from fakes import FakeGroup, service_of
 
-from rayline.cluster.config import LimitsSection, SecuritySection, SystemConfig
+from rayline.cluster.config import LimitsSection, RouterSection, SecuritySection, SystemConfig
+from rayline.router.grpc.api import build_grpc_server
 from rayline.router.http.api import build_http_app
+from rayline.router.http.protocol import door_protocol
 from rayline.router.service import Service
 
 HI: Any = [{"role": "user", "content": "hi"}]
@@ -20,13 +24,17 @@ CHAT = {"model": "tiny", "messages": HI}
 
 
 @contextmanager
-def serving(service: Service, *, api_keys: Sequence[str] = (), max_message_bytes: int = 2**20) -> Iterator[str]:
+def serving(
+    service: Service, *, api_keys: Sequence[str] = (), max_message_bytes: int = 2**20, slow_reader_s: float = 30.0
+) -> Iterator[str]:
     """The address of a server that runs in a thread of its own."""
     config = SystemConfig(
         security=SecuritySection(api_keys=tuple(api_keys)), limits=LimitsSection(max_message_bytes=max_message_bytes)
     )
     app = build_http_app(service, config)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, http=door_protocol(slow_reader_s), port=0, log_level="error", lifespan="off")
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -58,3 +66,31 @@ def client_of(service: Service, api_key: str = "none", **options: Any) -> Iterat
 def http_of(service: Service, **options: Any) -> Iterator[httpx.Client]:
     with serving(service, **options) as url, httpx.Client(base_url=url, timeout=20) as client:
         yield client
+
+
+@contextmanager
+def served(*groups: FakeGroup, api_keys: Sequence[str] = ()) -> Iterator[str]:
+    """The address of a gRPC door that runs in a thread of its own."""
+    address: list[str] = []
+    started = threading.Event()
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def run() -> None:
+        config = SystemConfig(router=RouterSection(grpc_port=0), security=SecuritySection(api_keys=tuple(api_keys)))
+        server = build_grpc_server(service_of(*groups), config)
+        await server.start()
+        address.append(f"127.0.0.1:{server.port}")
+        started.set()
+        await stop.wait()
+        await server.stop(0)
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
+    thread.start()
+    assert started.wait(10)
+    try:
+        yield address[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()

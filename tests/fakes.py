@@ -1,6 +1,7 @@
 """Stand-ins that run the real interfaces without a model: a group in this process."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -75,21 +76,26 @@ class FakeGroup:
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         """Requests are shown under their clients' names."""
-        request = replace(request, request_id=_clients_name(request.request_id), family=_clients_name(request.family))
+        name = request.request_id
+        request = replace(request, request_id=_clients_name(name), family=_clients_name(request.family))
         self.requests.append(request)
         ended = self.aborted
         cut = self._cuts[request.request_id] = asyncio.Event()
+        now_s = asyncio.get_running_loop().time()
+        self.held.begin(request, now_s)
         try:
             async for event in self._events(request, cut):
+                if request.kept is not None:
+                    self.held.say(request.kept, event, now_s)
                 if not isinstance(event, TokenEvent | PromptScores) and not cut.is_set():
                     ended = self.finished
                 yield event
         finally:
             ended.append(request.request_id)
-            del self._cuts[request.request_id]
+            self._cuts.pop(request.request_id, None)
 
     def abort(self, request_id: str) -> None:
-        if (cut := self._cuts.get(request_id)) is not None:
+        if (cut := self._cuts.get(_clients_name(request_id))) is not None:
             cut.set()
 
     async def _events(self, request: EngineRequest, cut: asyncio.Event) -> AsyncGenerator[EngineEvent, None]:
@@ -130,8 +136,7 @@ class FakeGroup:
 
 def _clients_name(name: str) -> str:
     """Without what the router adds to tell calls apart."""
-    client, _, call = name.partition("~")
-    return client + call[call.find("/") :] if "/" in call else client
+    return re.sub(r"~[^~/]*-\d+", "", name)
 
 
 async def _is_cut(cut: asyncio.Event, delay_s: float) -> bool:
@@ -185,8 +190,9 @@ def service_of(
     clock: Callable[[], float] = lambda: 0.0,
     chat: ChatFormats = NO_FORMATS,
     patience_s: float = 0.0,
+    router: str = "router",
 ) -> Service:
     """A service of one model, "tiny", over these groups."""
     tokenizer = served("byte_level", template, bos_token="<s>", eos_token="</s>")
     model = ServedModel("tiny", tokenizer, {group.info.group_id: group for group in groups}, 1_700_000_000, chat)
-    return Service({"tiny": model}, clock, lambda: 42, patience_s, wall_clock=lambda: 0.0)
+    return Service({"tiny": model}, clock, lambda: 42, patience_s, router=router, wall_clock=lambda: 0.0)

@@ -28,6 +28,11 @@ class Server:
         return _found(r"gRPC\s+(\S+)", self.banner)
 
     @property
+    def grpc_addresses(self) -> list[str]:
+        """Of all routers."""
+        return _found(r"gRPC\s+(.*?)\n  HTTP", self.banner).replace("   (rayline.v1.InferenceService)", "").split()
+
+    @property
     def http_url(self) -> str:
         return _found(r"HTTP\s+(\S+)", self.banner)
 
@@ -81,6 +86,6 @@ def start_server(*args: str) -> Server:
 
 
 def _found(pattern: str, text: str) -> str:
-    match = re.search(pattern, text)
+    match = re.search(pattern, text, re.DOTALL)
     assert match is not None, text
     return match.group(1)

@@ -26,7 +26,8 @@ class Engine:
         self._last_result_s = -math.inf
 
     def add(self, request: EngineRequest) -> None:
-        """Accept a request: exactly one Finished will follow. Raises InvalidRequest or Overloaded instead."""
+        """Accept a request: exactly one Finished or Failed will follow. Raises InvalidRequest, Overloaded or
+        DeadlineExceeded instead."""
         self._check(request)
         self.scheduler.add(request, self._clock())
 
@@ -39,8 +40,12 @@ class Engine:
         return self.scheduler.abort(request_id)
 
     def step(self) -> list[EngineEvent]:
-        """Keep the pipeline full, then take in the oldest result."""
-        while self.pipeline.in_flight < self.pipeline.window and (plan := self.scheduler.plan(self._clock())):
+        """Keep the pipeline full, then take in the oldest result; what is late ends first, in a call of its own: a
+        result that never comes must not keep that from being told."""
+        now_s = self._clock()
+        if late := self.scheduler.expire(now_s):
+            return late
+        while self.pipeline.in_flight < self.pipeline.window and (plan := self.scheduler.plan(now_s)):
             self.pipeline.submit(plan)
             self._submitted_s.append(self._clock())
         return self.take_result() if self.pipeline.in_flight else []

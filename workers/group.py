@@ -1,5 +1,6 @@
 """Start one replica group: ranks, weights, KV cache, warm-up. What comes out is an engine that serves."""
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from rayline.cluster.config import EngineSection, ParallelSection
 from rayline.cluster.kv_memory import LEAST_TOKENS, KvPlan, KvWish, RankMemory, plan_kv, static_slots
 from rayline.cluster.machine import usable_cores
 from rayline.cluster.parallel import Parallel, ranks
-from rayline.kernels.choice import Choice, KernelOptions
+from rayline.kernels.choice import Choice, KernelOptions, default_block_tokens
 from rayline.kernels.compiled_kernels import missing_compiler
 from rayline.protos.errors import ConfigError
 from rayline.protos.group import GroupInfo
@@ -21,6 +22,7 @@ from rayline.protos.types import EngineRequest, SamplingParams
 from rayline.workers.channel import Channel
 from rayline.workers.collectives import Alone
 from rayline.workers.engine import Engine
+from rayline.workers.fingerprint import fingerprint
 from rayline.workers.in_process import InProcess
 from rayline.workers.layers import tree_fits
 from rayline.workers.models.config import ModelConfig
@@ -70,6 +72,7 @@ class GroupSpec:
     sharing: int = 1
     spare_cores: int = 0
     tenant_weights: Mapping[str, float] = field(default_factory=dict)
+    max_waiting_tokens: int = sys.maxsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,7 @@ def start_group(
     """
     began = clock()
     config = ModelConfig.load(spec.path)
+    weights = fingerprint(spec.path)  # before they are read: what changes meanwhile is no longer what it names
     dtype = config.dtype if spec.dtype == "auto" else spec.dtype
     spec = _resolved(spec, config)
     specs = _rank_specs(spec, config, dtype)
@@ -128,6 +132,8 @@ def start_group(
         total_blocks=kv.blocks,
         max_waiting=spec.max_waiting,
         epoch=spec.epoch,
+        max_waiting_tokens=spec.max_waiting_tokens,
+        weights=weights,
     )
     return StartedGroup(engine, info, numbers.why, kv, tuple(loaded.values()), loaded_s - began, clock() - loaded_s)
 
@@ -140,6 +146,15 @@ def check_group(spec: GroupSpec) -> None:
     config = ModelConfig.load(spec.path)
     _rank_specs(_resolved(spec, config), config, config.dtype if spec.dtype == "auto" else spec.dtype)
     Weights.open(spec.path).close()
+
+
+def device_type() -> str:
+    """What ranks compute on here."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def kernel_options(engine: EngineSection) -> KernelOptions:
+    return KernelOptions(engine.kernels, engine.quantize, engine.activations, engine.compile, engine.attention)
 
 
 def has_gpus() -> bool:
@@ -169,14 +184,17 @@ def numerics(spec: RankSpec, config: ModelConfig) -> Numerics:
 
 
 def _resolved(spec: GroupSpec, config: ModelConfig) -> GroupSpec:
-    """`spec` with what the cache of its kind decides about the engine."""
+    """`spec` with what attention and the cache of its kind decide about the engine."""
+    if not spec.engine.block_tokens:
+        tokens = default_block_tokens(torch.device(device_type()), kernel_options(spec.engine))
+        spec = replace(spec, engine=replace(spec.engine, block_tokens=tokens))
     if spec.engine.kv_cache != "static":
         return spec
     return replace(spec, engine=static_slots(spec.engine, spec.max_model_len or config.max_model_len))
 
 
 def _rank_specs(spec: GroupSpec, config: ModelConfig, dtype: str) -> list[RankSpec]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_type()
     places = ranks(spec.parallel.tp, spec.parallel.pp)
     for place in places:
         stage_layers(config, place, torch_dtype(dtype).itemsize)  # refuses tp and pp that do not divide
@@ -196,7 +214,7 @@ def _rank_specs(spec: GroupSpec, config: ModelConfig, dtype: str) -> list[RankSp
         )
 
     engine = spec.engine
-    options = KernelOptions(engine.kernels, engine.quantize, engine.activations, engine.compile)
+    options = kernel_options(engine)
     is_static = engine.kv_cache == "static"
 
     def rank_spec(place: Parallel) -> RankSpec:
@@ -206,7 +224,13 @@ def _rank_specs(spec: GroupSpec, config: ModelConfig, dtype: str) -> list[RankSp
     choice = kernel_choice(specs[0], config)  # refuses kernels that cannot run
     if engine.compile:
         _check_compile(spec, choice)
-    return specs
+    rows = graph_rows(engine, choice, spec.parallel.tp)
+    return [replace(each, graph_rows=rows) for each in specs]
+
+
+def graph_rows(engine: EngineSection, choice: Choice, tp_size: int) -> int:
+    """Sequences of the largest decode step that ranks capture, 0 for none: gathers between ranks are not captured."""
+    return engine.max_running if engine.decode_graphs and choice.gpu is not None and tp_size == 1 else 0
 
 
 def _check_compile(spec: GroupSpec, choice: Choice) -> None:
@@ -281,6 +305,7 @@ def _engine(spec: GroupSpec, config: ModelConfig, kv: KvPlan, pipeline: Pipeline
         max_step_tokens=spec.engine.max_step_tokens,
         max_running=spec.engine.max_running,
         max_waiting=spec.max_waiting,
+        max_waiting_tokens=spec.max_waiting_tokens,
         depth=spec.parallel.pp,
         prefix_caching=spec.engine.prefix_caching,
         max_preemptions=spec.engine.max_preemptions,

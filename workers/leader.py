@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import grpc
 
@@ -25,6 +25,7 @@ from rayline.workers.canary import Canary
 from rayline.workers.engine import Engine
 from rayline.workers.engine_thread import Abort, AskStats, EngineThread
 from rayline.workers.journal import Journal
+from rayline.workers.outbox import Outbox
 from rayline.workers.pipeline import RankStats
 from rayline.workers.suspects import Suspects
 
@@ -58,7 +59,7 @@ class Connection:
     """
 
     number: int
-    outbox: asyncio.Queue[pb.LeaderMessage | None] = field(default_factory=asyncio.Queue)
+    outbox: Outbox = field(default_factory=Outbox)
     streams: dict[str, int] = field(default_factory=dict)
     request_ids: dict[int, str] = field(default_factory=dict)
     last_prompt: tuple[int, ...] = ()
@@ -89,6 +90,7 @@ class Leader(GroupChannelServicer):
         self._server = grpc.aio.server(options=CHANNEL_OPTIONS)
         self.load = engine.load()
         self.lost = asyncio.Event()
+        self._draining = False
         self.address = ""
 
     async def start(self, host: str) -> None:
@@ -110,6 +112,19 @@ class Leader(GroupChannelServicer):
     @property
     def healthy(self) -> bool:
         return self._thread.alive
+
+    def drain(self) -> int:
+        """Have the routers take all streams elsewhere and bring no new ones. Returns how many run now."""
+        self._draining = True
+        self.load = replace(self.load, draining=True)
+        for connection in self._connections:
+            self._tell_load(connection)
+        return len(self._owners)
+
+    @property
+    def streams(self) -> int:
+        """How many run here."""
+        return len(self._owners)
 
     async def rank_stats(self) -> tuple[RankStats, ...]:
         """Every rank's share of the work since the last call."""
@@ -261,12 +276,19 @@ class Leader(GroupChannelServicer):
         """Tell the load to routers that have not heard anything since, unless they do not even take what is there."""
         for connection in self._connections:
             if connection.told_s <= told_before_s and connection.outbox.empty():
-                connection.told_s = self._loop.time()
-                connection.outbox.put_nowait(pb.LeaderMessage(step=pb.Step(load=load_to_pb(self.load))))
+                self._tell_load(connection)
+
+    def _tell_load(self, connection: Connection) -> None:
+        connection.told_s = self._loop.time()
+        connection.outbox.put_nowait(pb.LeaderMessage(step=pb.Step(load=load_to_pb(self.load))))
 
     def _listen(self) -> None:
-        """Hang up on routers that are silent: they froze, or their network is gone. What they submitted is aborted."""
+        """Hang up on routers that are silent (they froze, or their network is gone) or do not read. What they submitted
+        is aborted."""
         for connection in self._connections:
+            if connection.outbox.is_overfull and connection.call is not None:
+                log.warning("router %d does not read what the group says", connection.number)
+                connection.call.cancel()
             if connection.silence.look() > ROUTER_SILENCE_S and connection.call is not None:
                 log.warning("router %d was silent for %.1f s", connection.number, connection.silence.look())
                 connection.call.cancel()
@@ -287,7 +309,7 @@ class Leader(GroupChannelServicer):
 
     def _deliver(self, events: list[EngineEvent], load: GroupLoad) -> None:
         """Sort one step's events by router: one message to each."""
-        self.load = load
+        self.load = load = replace(load, draining=self._draining)
         steps: dict[Connection, pb.Step] = {}
         now = self._loop.time()
         for event in events:

@@ -34,8 +34,8 @@ CONNECT_TIMEOUT_S = 30.0
 PROGRESS_PERIOD_S = 0.1
 
 
-def serve_rank(addresses: Sequence[str], rank: int, secret: str) -> None:
-    """Live as rank `rank` of a group until told to stop.
+def serve_rank(addresses: Sequence[str], rank: int, secret: str) -> bool:
+    """Live as rank `rank` of a group until told to stop; False when the leader was lost instead.
 
     `addresses`: where its leader listens; a Unix socket counts only if it is on this node.
     """
@@ -49,11 +49,12 @@ def serve_rank(addresses: Sequence[str], rank: int, secret: str) -> None:
             while not orders or channel.has_frame():
                 orders.append(_order(worker, channel.receive_leader_frame()))
             if not _follow(channel, worker, orders.popleft()):
-                return
+                return True
     except Unavailable:
-        return  # the leader is gone, and with it the group
+        return False  # the leader is gone, and with it the group
     except RaylineError as error:
         _report(channel, error)
+        return True
     except Exception as error:
         _report(channel, InternalError(f"rank {rank}: {type(error).__name__}: {error}"))
         raise

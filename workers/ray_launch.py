@@ -1,5 +1,6 @@
 """Ranks as Ray actors inside the leader's placement group: one bundle a stage."""
 
+import os
 import secrets
 import shutil
 import tempfile
@@ -21,13 +22,15 @@ from rayline.workers.spec import RankSpec
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 5.0
+NAMESPACE = "rayline"  # where the actors of ranks are known by name
 
 
 class RankActor:
     """The process of one rank. `run` never returns while the group lives: its end is the rank's end."""
 
     def run(self, addresses: list[str], rank: int, secret: str) -> None:
-        serve_rank(addresses, rank, secret)
+        if not serve_rank(addresses, rank, secret):
+            os._exit(1)  # Ray ends an actor with its owner too, but not while its head is away
 
     def node(self) -> str:
         """Ray's id of the node this rank is on."""
@@ -86,6 +89,8 @@ class RayLauncher:
             .options(
                 num_cpus=1,
                 num_gpus=gpus,
+                name=f"rank-{spec.parallel.rank}-{secrets.token_hex(4)}",
+                namespace=NAMESPACE,
                 max_restarts=0,
                 max_concurrency=2,  # `node` answers while `run` runs
                 scheduling_strategy=PlacementGroupSchedulingStrategy(

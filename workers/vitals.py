@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from rayline.workers.peer import PeerProcess
 
 LOOK_S = 0.5
-WORKING_SHARE = 0.2  # of a core; a rank that waits for another one of its stage uses less
+WORKING_SHARE = 0.2  # of a core, used or waited for; a rank that waits for another one of its stage asks for less
 
 
 class Vitals:
@@ -14,28 +14,29 @@ class Vitals:
     def __init__(self, processes: Mapping[int, PeerProcess | None], stages: Mapping[int, int]):
         self._processes = dict(processes)
         self._stages = dict(stages)
-        self._used_s: dict[int, float] = {}
+        self._wanted_s: dict[int, float] = {}
         self._looked_s = 0.0
         self._works = False
 
     def begin(self) -> None:
         """Start watching, at 0 s."""
-        self._used_s = self._used()
+        self._wanted_s = self._wanted()
         self._looked_s = 0.0
         self._works = False
 
     def working(self, now_s: float) -> bool:
-        """Whether since the last look, or one not older than LOOK_S, all ranks of some stage have computed.
+        """Whether since the last look, or one not older than LOOK_S, all ranks of some stage have computed, or would
+        have, had they got a core.
 
         One rank that does not is enough to hold up its stage, and the others of that stage wait actively; a stage
         whose ranks all compute gets on.
         """
         if now_s - self._looked_s >= LOOK_S:
-            used = self._used()
-            busy = {r for r in used if used[r] - self._used_s[r] >= WORKING_SHARE * (now_s - self._looked_s)}
+            wanted = self._wanted()
+            busy = {r for r in wanted if wanted[r] - self._wanted_s[r] >= WORKING_SHARE * (now_s - self._looked_s)}
             waiting = {stage for rank, stage in self._stages.items() if rank not in busy}
             self._works = bool(set(self._stages.values()) - waiting)
-            self._used_s, self._looked_s = used, now_s
+            self._wanted_s, self._looked_s = wanted, now_s
         return self._works
 
     def summary(self) -> str:
@@ -57,5 +58,5 @@ class Vitals:
                 process.close()
         self._processes = dict.fromkeys(self._processes)
 
-    def _used(self) -> dict[int, float]:
-        return {rank: process.cpu_s() for rank, process in self._processes.items() if process is not None}
+    def _wanted(self) -> dict[int, float]:
+        return {rank: process.wanted_s() for rank, process in self._processes.items() if process is not None}

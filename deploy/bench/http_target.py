@@ -8,7 +8,7 @@ import aiohttp
 
 from rayline.deploy.bench.load import Piece, TargetModel
 from rayline.deploy.bench.workload import Job
-from rayline.deploy.client import check_address
+from rayline.protos.addresses import check_address
 from rayline.protos.errors import InternalError, ModelNotFound, RaylineError, Unavailable
 
 

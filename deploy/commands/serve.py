@@ -18,7 +18,8 @@ from rayline.protos.errors import ConfigError
 def command(model: str | None, config_file: Path | None, **flags: Any) -> int:
     """Serve MODEL (a directory, a hub id, or by default the embedded model) to gRPC and OpenAI-HTTP clients.
 
-    Ctrl-C drains: running streams finish within --drain-timeout-s, then everything stops.
+    Ctrl-C drains: running streams finish within --drain-timeout-s, then everything stops. SIGHUP reads the file
+    again: groups come, go or are replaced one by one, and their streams move.
     """
     config = config_from(model, config_file, flags)
     prepare_ray()
@@ -28,4 +29,4 @@ def command(model: str | None, config_file: Path | None, **flags: Any) -> int:
         if error.name in {"ray", "grpc", "fastapi", "uvicorn"}:
             raise ConfigError(f"{error.name} is not installed: pip install 'rayline[serve]'") from None
         raise
-    return serve(config)
+    return serve(config, reread=lambda: config_from(model, config_file, flags))

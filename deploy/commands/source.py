@@ -18,7 +18,9 @@ Stream = Callable[[Spec], Iterator[StreamEvent]]
 
 @contextmanager
 def open_source(address: str | None, api_key: str | None, model: str, values: Mapping[str, Any]) -> Iterator[Stream]:
-    """Answers from the server at `address`, or from `model` loaded in this process for as long as this is open.
+    """Answers from the server at `address` or from `model`, loaded in this process for as long as this is open.
+
+    address: of a router or several, with commas between them.
 
     Raises ConfigError for flags of an engine (in `values`) beside an address: the server has its own.
     """
@@ -31,13 +33,13 @@ def open_source(address: str | None, api_key: str | None, model: str, values: Ma
         names = ", ".join("--" + name.replace("_", "-") for name in sorted(flags))
         raise ConfigError(f"{names} cannot be set for a running server", field=min(flags))
     try:
-        from rayline.deploy.client import Client  # needs gRPC, which an offline install lacks
+        from rayline.deploy.commands.server import open_server  # needs gRPC, which an offline install lacks
     except ModuleNotFoundError as error:
-        if error.name not in {"grpc", "grpc_health"}:
+        if error.name != "grpc":
             raise
         raise ConfigError("--address needs gRPC: pip install 'rayline[serve]'", field="address") from None
-    with Client(address, api_key) as client:
-        yield client.stream
+    with open_server(address, api_key) as stream:
+        yield stream
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 """The gRPC door: rayline.v1.InferenceService, and the server around it with health, reflection and API keys."""
 
+import asyncio
 import logging
+import math
 import uuid
 from collections.abc import AsyncGenerator, Awaitable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import grpc
@@ -13,20 +15,27 @@ from grpc_reflection.v1alpha import reflection
 from rayline.cluster.config import SystemConfig
 from rayline.protos import inference_pb2 as pb
 from rayline.protos import inference_pb2_grpc as pb_grpc
+from rayline.protos import operator_pb2_grpc
 from rayline.protos.errors import InternalError, InvalidRequest, PortInUse, RaylineError
 from rayline.protos.event_wire import event_to_pb
 from rayline.protos.events import Failed, StreamEvent
-from rayline.protos.position import CAN_RESUME, Position, Reading
+from rayline.protos.metadata import CAN_RESUME, ROUTERS
+from rayline.protos.position import Position, Reading
 from rayline.protos.request_wire import conversation_of, spec_of
 from rayline.router.auth import TENANT_HEADER, ApiKeys
 from rayline.router.doors import Neighbours, alone
 from rayline.router.grpc.gate import Gate, metadata_text
 from rayline.router.grpc.health import LiveHealth
+from rayline.router.grpc.operator import OperatorServicer
 from rayline.router.grpc.status import abort_with
+from rayline.router.operations import Operations
 from rayline.router.ports import probe_port
 from rayline.router.service import ServedModel, Service
+from rayline.router.slow_readers import Reader, SlowReaders
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
+ABORT_TIMEOUT_S = 2.0
+KEEPALIVE_MS = 20_000
 MAX_CONNECTION_AGE_MS = 3_600_000  # clients behind a balancer find new routers within the hour; streams may end first
 
 log = logging.getLogger("rayline.router")
@@ -43,10 +52,11 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
     cancelled or is past its deadline; that closes the stream's generator, which aborts the request.
     """
 
-    def __init__(self, service: Service, keys: ApiKeys, neighbours: Neighbours):
+    def __init__(self, service: Service, keys: ApiKeys, neighbours: Neighbours, slow_reader_s: float):
         self._service = service
         self._keys = keys
         self._neighbours = neighbours
+        self._slow = SlowReaders(slow_reader_s)
 
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:
         await self._stream(request, context)
@@ -89,20 +99,42 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         metadata = context.invocation_metadata()
         named = metadata_text(metadata, TENANT_HEADER)
         spec = self._keys.sign(spec_of(request, _new_id), metadata_text(metadata, "authorization"), named)
-        can_resume = metadata_text(metadata, CAN_RESUME) is not None
+        can_resume = await self._tell_routers(context)
         is_known = None if request.request_id else False
-        return spec.params.n, self._service.generate(spec, is_known=is_known, can_resume=can_resume)
+        return spec.params.n, self._service.generate(
+            spec, within_s=_seconds_left(context), is_known=is_known, can_resume=can_resume
+        )
 
     async def _resumed(self, request: pb.ResumeRequest, context: Context) -> Opened:
         metadata = context.invocation_metadata()
         named = request.tenant or metadata_text(metadata, TENANT_HEADER)
         tenant = self._keys.tenant(metadata_text(metadata, "authorization"), named)
         found = await self._service.find(tenant, request.request_id)
-        can_resume = metadata_text(metadata, CAN_RESUME) is not None
-        return found.record.spec.params.n, self._service.resume(found, can_resume=can_resume)
+        can_resume = await self._tell_routers(context)
+        return found.record.spec.params.n, self._service.resume(
+            found, within_s=_seconds_left(context), can_resume=can_resume
+        )
+
+    async def _tell_routers(self, context: Context) -> bool:
+        """Whether the caller resumes by itself: then it is told where else it may."""
+        if metadata_text(context.invocation_metadata(), CAN_RESUME) is None:
+            return False
+        addresses = ",".join(doors.grpc_address for doors in self._neighbours())
+        await context.send_initial_metadata(((ROUTERS, addresses),) if addresses else ())
+        return True
 
     async def _events(self, opening: Awaitable[Opened], start: Position, context: Context) -> None:
-        """Write what is new to a caller who has read up to `start`."""
+        with self._slow.reader() as reader:
+            failure = await self._send(opening, start, context, reader)
+        if failure is None:
+            return
+        with suppress(TimeoutError):  # behind what a slow reader has not taken, the end would wait for ever
+            await asyncio.wait_for(abort_with(context, failure), ABORT_TIMEOUT_S)
+
+    async def _send(
+        self, opening: Awaitable[Opened], start: Position, context: Context, reader: Reader
+    ) -> RaylineError | None:
+        """Write what is new to a caller who has read up to `start`; the error that the call ends with."""
         failure: RaylineError | None = None
         try:
             choices, stream = await opening
@@ -110,16 +142,22 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
             async with aclosing(stream) as events:
                 async for event in events:
                     if (index := reading.take(event)) is not None:
+                        reader.sending = True
                         await context.write(event_to_pb(index, event))
+                        reader.sending = False
+                        reader.sent += 1
                     if isinstance(event, Failed):
                         failure = event.error
+        except asyncio.CancelledError:
+            if not reader.swallows_cancellation():
+                raise
+            failure = self._slow.error
         except RaylineError as error:
             failure = error
         except Exception as error:
             log.exception("a call failed")
             failure = InternalError(f"{type(error).__name__}: {error}")
-        if failure is not None:
-            await abort_with(context, failure)
+        return failure
 
     async def _token_ids(self, request: pb.TokenizeRequest) -> tuple[int, ...]:
         match request.WhichOneof("input"):
@@ -147,14 +185,27 @@ class GrpcDoor:
         await self._server.stop(grace_s)
 
 
-def build_grpc_server(service: Service, config: SystemConfig, neighbours: Neighbours = alone) -> GrpcDoor:
-    """The door for `service` on config.router's host and grpc_port. Raises PortInUse."""
+def build_grpc_server(
+    service: Service,
+    config: SystemConfig,
+    neighbours: Neighbours = alone,
+    operations: Operations | None = None,
+) -> GrpcDoor:
+    """The door for `service` on config.router's host and grpc_port. Raises PortInUse.
+
+    operations: what operators may ask for; None: nothing.
+    """
     host, port = config.router.host, config.router.grpc_port
     probe_port(host, port, "grpc_port")
     keys = ApiKeys(config.security)
     gate = Gate(keys, f"/{SERVICE_NAME}/")
     server = grpc.aio.server(interceptors=[gate], options=_options(config.limits.max_message_bytes))
-    pb_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(service, keys, neighbours), server)
+    pb_grpc.add_InferenceServiceServicer_to_server(
+        InferenceServicer(service, keys, neighbours, config.limits.slow_reader_s), server
+    )
+    if operations is not None:
+        operator = OperatorServicer(operations, config.security.operator_keys)
+        operator_pb2_grpc.add_OperatorServiceServicer_to_server(operator, server)
     health_pb2_grpc.add_HealthServicer_to_server(LiveHealth(service, SERVICE_NAME), server)
     reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     try:
@@ -174,7 +225,15 @@ def _options(max_message_bytes: int) -> list[tuple[str, int]]:
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE_MS),
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),  # a client that is gone without a word is noticed
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
     ]
+
+
+def _seconds_left(context: Context) -> float:
+    """Until the call's own deadline."""
+    left_s = context.time_remaining()
+    return math.inf if left_s is None else left_s
 
 
 def _new_id() -> str:

@@ -10,11 +10,12 @@ from fastapi.responses import JSONResponse, Response
 from rayline.cluster.config import SystemConfig
 from rayline.protos.errors import StreamNotFound
 from rayline.protos.events import Started, StreamEvent
+from rayline.protos.metadata import CAN_RESUME
 from rayline.protos.openai import DetokenizeBody
 from rayline.protos.openai_chat import ChatCompletionBody, TokenizeBody
 from rayline.protos.openai_completion import CompletionBody
 from rayline.protos.openai_sampling import SamplingBody
-from rayline.protos.position import CAN_RESUME, Reading
+from rayline.protos.position import Reading
 from rayline.protos.types import Spec
 from rayline.router import metrics
 from rayline.router.auth import TENANT_HEADER, ApiKeys
@@ -26,6 +27,7 @@ from rayline.router.http.last_event import positions_of
 from rayline.router.http.openai_answer import Head, Numbered, Shown, Style, after_first, chunks, fingerprint, whole
 from rayline.router.http.openai_styles import ChatStyle, CompletionStyle
 from rayline.router.http.stream import EventStream, unless_gone
+from rayline.router.http.timeout import seconds_of
 from rayline.router.http.view import View
 from rayline.router.journal import Found
 from rayline.router.service import ServedModel, Service
@@ -100,7 +102,8 @@ class HttpDoor:
         is_chat = found[0].record.spec.conversation is not None
         style = ChatStyle(model.tokenizer, view.shown) if is_chat else CompletionStyle(view.shown)
         can_resume = CAN_RESUME in request.headers
-        streams = [self._service.resume(each, can_resume=can_resume) for each in found]
+        within_s = seconds_of(request.headers, is_streamed=view.is_streamed)
+        streams = [self._service.resume(each, within_s=within_s, can_resume=can_resume) for each in found]
         return await self._answer(request, request_id, model.name, streams, style, view)
 
     async def tokenize(self, body: TokenizeBody) -> dict[str, Any]:
@@ -125,9 +128,11 @@ class HttpDoor:
         starts = positions_of(request.headers.get(LAST_EVENT), len(specs))
         caller = (request.headers.get("authorization"), request.headers.get(TENANT_HEADER))
         is_new = REQUEST_ID not in request.headers
+        within_s = seconds_of(request.headers, is_streamed=bool(body.stream))
         streams = [
             self._service.generate(
                 self._keys.sign(spec, *caller),
+                within_s=within_s,
                 is_known=True if start.next_index else False if is_new else None,
                 can_resume=CAN_RESUME in request.headers,
                 note=view.to_note(),

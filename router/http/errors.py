@@ -9,14 +9,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from rayline.protos.errors import InvalidRequest, RaylineError
+from rayline.protos.errors import DeadlineExceeded, InvalidRequest, RaylineError
 
 TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 CODES = {
     "PromptTooLong": "context_length_exceeded",
     "ModelNotFound": "model_not_found",
     "Unauthenticated": "invalid_api_key",
+    "DeadlineExceeded": "deadline_exceeded",
     "Overloaded": "rate_limit_exceeded",
+    "SlowReader": "slow_reader",
     "Unavailable": "unavailable",
 }
 
@@ -34,10 +36,13 @@ def error_body(error: RaylineError) -> dict[str, dict[str, str | None]]:
 
 
 def error_response(error: RaylineError) -> JSONResponse:
-    """The whole answer, with Retry-After in whole seconds and WWW-Authenticate where they belong."""
+    """The whole answer, with Retry-After, the same in milliseconds, and WWW-Authenticate where they belong."""
     headers: dict[str, str] = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
+        headers["retry-after-ms"] = str(round(error.retry_after_s * 1000))  # openai's client prefers it
+    if isinstance(error, DeadlineExceeded):
+        headers["x-should-retry"] = "false"  # openai's client tries any other 5xx again
     if error.http_code == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error_body(error), error.http_code, headers)

@@ -64,8 +64,8 @@ def test_each_flag_sets_its_key_and_no_other(key: Any) -> None:
     elif key.type in OTHER_VALUES:
         value = FROM_1_UP.get(key.name, OTHER_VALUES[key.type])
         arguments = [key.flag, str(value)]
-    elif key.name == "api_keys":
-        arguments, value = ["--api-keys", "one", "--api-keys", "two"], ("one", "two")
+    elif key.name in ("api_keys", "operator_keys"):
+        arguments, value = [key.flag, "one", key.flag, "two"], ("one", "two")
     else:
         value = get_args(key.type)[-1]
         arguments = [key.flag, value]

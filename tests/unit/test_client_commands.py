@@ -1,59 +1,30 @@
 """`generate`, `chat`, `status` and `bench serve` against a real gRPC front door over a fake group."""
 
-import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 from click.testing import CliRunner
-from fakes import FakeGroup, saying, service_of
+from doors import served
+from fakes import FakeGroup, saying
 
-from rayline.cluster.config import RouterSection, SecuritySection, SystemConfig
 from rayline.deploy import cli
 from rayline.deploy.bench.grpc_target import GrpcTarget
 from rayline.deploy.bench.http_target import HttpTarget
 from rayline.deploy.bench.load import closed_loop
 from rayline.deploy.bench.workload import Shape
-from rayline.deploy.client import Client, check_address
+from rayline.deploy.commands.server import open_server
+from rayline.protos.addresses import check_address
 from rayline.protos.errors import ConfigError, ModelNotFound, Overloaded, RaylineError, Unauthenticated, Unavailable
 from rayline.protos.events import Delta, Failed, Finished, Started
 from rayline.protos.types import SamplingParams, Spec
-from rayline.router.grpc.api import build_grpc_server
 
 SHAPE = Shape(input_tokens=5, output_tokens=4, vocab_size=300, seed=1)
-
-
-@contextmanager
-def served(*groups: FakeGroup, api_keys: Sequence[str] = ()) -> Iterator[str]:
-    """The address of a front door that runs in a thread of its own."""
-    address: list[str] = []
-    started = threading.Event()
-    loop = asyncio.new_event_loop()
-    stop = asyncio.Event()
-
-    async def run() -> None:
-        config = SystemConfig(router=RouterSection(grpc_port=0), security=SecuritySection(api_keys=tuple(api_keys)))
-        server = build_grpc_server(service_of(*groups), config)
-        await server.start()
-        address.append(f"127.0.0.1:{server.port}")
-        started.set()
-        await stop.wait()
-        await server.stop(0)
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
-    thread.start()
-    assert started.wait(10)
-    try:
-        yield address[0]
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
-        loop.close()
 
 
 def spec(**changes: Any) -> Spec:
@@ -68,8 +39,8 @@ def run(*arguments: str, text: str | None = None) -> Any:
 
 
 def test_a_client_streams_events_and_the_last_one_ends_it() -> None:
-    with served(FakeGroup(saying("hello"))) as address, Client(address) as client:
-        events = list(client.stream(spec()))
+    with served(FakeGroup(saying("hello"))) as address, open_server(address, None) as stream:
+        events = list(stream(spec()))
     assert isinstance(events[0], Started)
     assert isinstance(events[-1], Finished)
     assert "".join(event.text for event in events if isinstance(event, Delta)) == "hello"
@@ -77,10 +48,11 @@ def test_a_client_streams_events_and_the_last_one_ends_it() -> None:
 
 def test_leaving_a_stream_early_cancels_it() -> None:
     group = FakeGroup(saying("x" * 500), delay_s=0.01)
-    with served(group) as address, Client(address) as client:
-        events = client.stream(spec(params=SamplingParams(max_tokens=40)))
+    with served(group) as address, open_server(address, None) as stream:
+        events = stream(spec(params=SamplingParams(max_tokens=40)))
         assert isinstance(next(events), Started)
         next(events)
+        assert isinstance(events, Generator)
         events.close()
         for _ in range(200):
             if group.aborted:
@@ -90,42 +62,43 @@ def test_leaving_a_stream_early_cancels_it() -> None:
 
 
 def test_a_client_raises_the_error_the_server_meant() -> None:
-    with served(FakeGroup(saying("x"))) as address, Client(address) as client:
+    with served(FakeGroup(saying("x"))) as address, open_server(address, None) as stream:
         with pytest.raises(RaylineError) as refused:
-            list(client.stream(spec(params=SamplingParams(temperature=1000.0))))
+            list(stream(spec(params=SamplingParams(temperature=1000.0))))
         assert refused.value.kind == "InvalidRequest"
         assert refused.value.field == "temperature"
         with pytest.raises(RaylineError) as missing:
-            list(client.stream(spec(model="other")))
+            list(stream(spec(model="other")))
         assert missing.value.kind == "ModelNotFound"
 
 
 def test_a_failure_in_the_middle_arrives_as_an_event() -> None:
     group = FakeGroup(saying("hello"), loss=RuntimeError("burnt"), loss_after=2)
-    with served(group) as address, Client(address) as client:
-        last = list(client.stream(spec()))[-1]
+    with served(group) as address, open_server(address, None) as stream:
+        last = list(stream(spec()))[-1]
     assert isinstance(last, Failed)
     assert "burnt" in last.error.message
 
 
 def test_a_refusal_keeps_its_kind_and_its_waiting_time() -> None:
     group = FakeGroup(saying("x"), refusal=Overloaded("full", retry_after_s=1.5))
-    with served(group) as address, Client(address) as client, pytest.raises(Overloaded) as refused:
-        list(client.stream(spec()))
+    with served(group) as address, open_server(address, None) as stream, pytest.raises(Overloaded) as refused:
+        list(stream(spec()))
     assert refused.value.retry_after_s == pytest.approx(1.5)
 
 
 def test_a_key_is_shown_to_the_server() -> None:
     with served(FakeGroup(saying("hi")), api_keys=["secret"]) as address:
-        with Client(address, "secret") as client:
-            assert isinstance(list(client.stream(spec()))[-1], Finished)
-        with Client(address) as client, pytest.raises(Unauthenticated):
-            list(client.stream(spec()))
+        with open_server(address, "secret") as stream:
+            assert isinstance(list(stream(spec()))[-1], Finished)
+        with open_server(address, None) as stream, pytest.raises(Unauthenticated):
+            list(stream(spec()))
 
 
 def test_no_server_is_unavailable_and_names_the_address() -> None:
-    with Client("127.0.0.1:1") as client, pytest.raises(Unavailable, match=r"127\.0\.0\.1:1"):
-        client.health(timeout_s=2)
+    for command in (["status"], ["generate", "a"]):
+        error = run(*command, "--address", "127.0.0.1:1").exception
+        assert isinstance(error, Unavailable) and "127.0.0.1:1" in error.message
 
 
 @pytest.mark.parametrize("address", ["", "localhost", ":9000", "host:", "host:99999", "host:http"])

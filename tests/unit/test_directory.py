@@ -2,14 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
 from simulated_group import SECRET, TimedRanks, answer, engine_over, leading, request
 
-from rayline.protos.events import TokenEvent
-from rayline.router.directory import Directory, GroupAddress
+from rayline.protos.errors import Unavailable
+from rayline.protos.events import Failed, TokenEvent
+from rayline.router.directory import Directory, GroupAddress, Listing
 from rayline.router.group import Group
 from rayline.router.link import GroupLink
 from rayline.workers.leader import Leader
@@ -24,12 +25,13 @@ class Book:
     addresses: list[GroupAddress] = field(default_factory=list)
     troubles: list[Exception] = field(default_factory=list)
     asked: int = 0
+    is_whole: bool = True
 
-    async def describe(self) -> Sequence[GroupAddress]:
+    async def describe(self) -> Listing:
         self.asked += 1
         if self.troubles:
             raise self.troubles.pop(0)
-        return self.addresses
+        return Listing(tuple(self.addresses), self.is_whole)
 
     def add(self, leader: Leader) -> None:
         self.addresses.append(GroupAddress(leader.info.group_id, leader.address))
@@ -106,6 +108,64 @@ async def test_a_lost_group_leaves_and_the_others_stay() -> None:
         await directory.refresh()
         assert set(directory.groups) == {"stays"}
         assert await tokens(directory.groups["stays"]) == answer(request("r"))
+        await directory.close()
+
+
+async def test_a_group_that_lives_but_is_listed_no_more_counts_as_draining() -> None:
+    book = Book()
+    directory = Directory(book.describe, SECRET, as_it_is)
+    async with leading(engine_over(TimedRanks()), "a") as one, leading(engine_over(TimedRanks()), "b") as two:
+        book.add(one)
+        book.add(two)
+        await directory.refresh()
+        gone = book.addresses.pop(0)
+        book.is_whole = False
+        for _ in range(3):
+            await directory.refresh()
+        assert not directory.groups["a"].load.draining, "not all have answered: nothing is known"
+        book.is_whole = True
+        await directory.refresh()
+        assert not directory.groups["a"].load.draining, "it may have been missed once"
+        await directory.refresh()
+        assert directory.groups["a"].load.draining and not directory.groups["b"].load.draining
+        assert await tokens(directory.groups["a"]) == answer(request("r")), "it lives as long as it is needed"
+        book.addresses.append(gone)
+        await directory.refresh()
+        assert not directory.groups["a"].load.draining
+        await directory.close()
+
+
+async def test_a_leader_that_drains_says_so_at_once_and_for_good() -> None:
+    book = Book()
+    directory = Directory(book.describe, SECRET, as_it_is)
+    async with leading(engine_over(TimedRanks()), "a") as leader:
+        book.add(leader)
+        await directory.refresh()
+        group = directory.groups["a"]
+        assert not group.load.draining and leader.drain() == 0
+        await until(lambda: group.load.draining)
+        assert await tokens(group) == answer(request("r")) and group.load.draining
+        await directory.close()
+
+
+async def test_an_aborted_stream_brings_what_has_come_and_then_one_end() -> None:
+    book = Book()
+    directory = Directory(book.describe, SECRET, as_it_is)
+    async with leading(engine_over(TimedRanks(0.01)), "a") as leader:
+        book.add(leader)
+        await directory.refresh()
+        group = directory.groups["a"]
+        events = []
+        async for event in group.generate(request("r", tokens=40)):
+            events.append(event)
+            if len(events) == 3:
+                group.abort("r")
+                group.abort("unknown")
+        assert len(events) >= 4 and all(isinstance(event, TokenEvent) for event in events[:-1])
+        last = events[-1]
+        assert isinstance(last, Failed) and type(last.error) is Unavailable and last.presence is None
+        await until(lambda: leader.streams == 0)
+        group.abort("r")
         await directory.close()
 
 

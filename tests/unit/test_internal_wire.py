@@ -111,9 +111,21 @@ requests = st.builds(
     st.booleans(),
     st.none() | kept,
 )
-infos = st.builds(GroupInfo, text, text, text, st.booleans(), uint32, uint32, uint32, uint32, uint32, uint32, text)
+infos = st.builds(
+    GroupInfo, text, text, text, st.booleans(), uint32, uint32, uint32, uint32, uint32, uint32, uint64, text
+)
 loads = st.builds(
-    GroupLoad, uint32, uint32, uint64, uint32, uint32, st.booleans(), st.lists(uint64, max_size=3).map(tuple), uint64
+    GroupLoad,
+    uint32,
+    uint32,
+    uint64,
+    uint32,
+    uint32,
+    st.booleans(),
+    st.lists(uint64, max_size=3).map(tuple),
+    uint64,
+    real,
+    uint64,
 )
 begun = st.none() | st.builds(Begun, uint32, real)
 tokens = st.builds(TokenEvent, text, uint32, uint32, st.none() | real, top, begun)

@@ -82,7 +82,7 @@ def test_a_stream_cut_after_any_token_shows_the_same_as_an_undisturbed_one(token
     said = first.script(first.requests[0])
     assert all(list(request.output_ids) == list(said[:tokens]) for request in second.requests)
     assert all(
-        replace(r, output_ids=(), request_id=r.request_id.removesuffix("~1")) in first.requests for r in second.requests
+        replace(r, output_ids=(), request_id=r.request_id.removesuffix("+1")) in first.requests for r in second.requests
     )
     assert not service._ledger.outstanding_tokens("g0") and not service._ledger.outstanding_tokens("g1")
 

@@ -109,7 +109,7 @@ async def test_the_old_group_goes_on_until_the_new_one_is_near() -> None:
     rounds = [len(request.output_ids) for request in second.requests]
     assert rounds[0] == 14 and len(rounds) > 1 and rounds == sorted(set(rounds))
     assert len(gaps) == 32 and max(gaps) < 0.4
-    assert first.aborted == ["r1"] and second.finished == [f"r1~{len(rounds)}"]
+    assert first.aborted == ["r1"] and second.finished == ["r1"]
 
 
 async def test_a_stream_that_gets_nowhere_in_its_group_is_taken_away_all_the_same() -> None:
@@ -134,7 +134,7 @@ async def test_a_client_that_does_not_read_holds_up_no_move() -> None:
         await asyncio.sleep(0)
     for _ in range(50):
         await asyncio.sleep(0)
-    assert first._cuts["r1"].is_set(), "the old group was left although nobody reads"
+    assert all(cut.is_set() for cut in first._cuts.values()), "the old group was left although nobody reads"
     said += [event async for event in events]
     assert "".join(e.text for e in said if isinstance(e, Delta)) == SAYING
 
@@ -144,7 +144,7 @@ async def test_a_stream_that_ends_on_the_way_ends_its_other_half_too() -> None:
     routed = service(first, second)
     events = await collect(routed, spec(), {3: lambda: drain(routed, first)})
     assert "".join(e.text for e in events if isinstance(e, Delta)) == SAYING
-    assert first.finished == ["r1"] and second.aborted == ["r1~1"] and moves(events) == 0
+    assert first.finished == ["r1"] and second.aborted == ["r1"] and moves(events) == 0
 
 
 @pytest.mark.parametrize("error", [Overloaded("full"), Unavailable("gone"), InvalidRequest("another context")])

@@ -20,7 +20,7 @@ from rayline.protos.errors import Unavailable
 from rayline.protos.events import EngineEvent, Failed, TokenEvent
 from rayline.protos.internal_pb2_grpc import GroupChannelStub
 from rayline.router import link as link_module
-from rayline.router.directory import Directory, GroupAddress
+from rayline.router.directory import Directory, GroupAddress, Listing
 from rayline.router.link import SILENCE_S, GroupLink
 from rayline.workers.leader import ROUTER_SILENCE_S
 
@@ -159,8 +159,8 @@ async def test_a_silent_group_is_ended_once_and_no_other(monkeypatch: pytest.Mon
     async with process(0.02) as (frozen, address), leading(engine_over(TimedRanks()), "lives") as lives:
         found = [GroupAddress("g0", address, "frozen one"), GroupAddress("lives", lives.address, "other one")]
 
-        async def describe() -> list[GroupAddress]:
-            return found
+        async def describe() -> Listing:
+            return Listing(tuple(found))
 
         directory = Directory(describe, SECRET, lambda link: link, fence)
         directory.start()
@@ -187,8 +187,8 @@ async def test_a_group_that_hangs_up_is_not_ended_by_its_routers() -> None:
     async with process(0.02) as (dies, address):
         found = [GroupAddress("g0", address)]
 
-        async def describe() -> list[GroupAddress]:
-            return found
+        async def describe() -> Listing:
+            return Listing(tuple(found))
 
         directory = Directory(describe, SECRET, lambda link: link, fence)
         await directory.refresh()

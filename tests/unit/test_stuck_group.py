@@ -3,8 +3,6 @@
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -14,9 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from busy_group import embedded
 from simulated_group import SECRET, TimedRanks, engine_over, leading, request
 
+from rayline.cluster.config import EngineSection, ParallelSection
+from rayline.deploy.model_path import resolve_model
 from rayline.protos.errors import InternalError, RaylineError, Unavailable
 from rayline.protos.events import EngineEvent, Failed
 from rayline.protos.plan import Plan, Slice, StepResult
@@ -24,13 +23,17 @@ from rayline.protos.types import EngineRequest, SamplingParams
 from rayline.router.link import GroupLink
 from rayline.workers.deadline import LEAST_LIMIT_S
 from rayline.workers.engine import Engine
-from rayline.workers.group import start_group
+from rayline.workers.group import GroupSpec, start_group
 from rayline.workers.local_launch import LocalLauncher
 
-TESTS = Path(__file__).parents[1]
-SOAK_S = 3.0
 SLACK_S = 1.5  # for machines that run other things beside
 TOKENS = 1000
+
+
+def embedded(tp: int, pp: int) -> GroupSpec:
+    """A group of the embedded model in `tp` x `pp` processes of this machine."""
+    engine, parallel = EngineSection(threads=1, kv_bytes=2**24), ParallelSection(tp, pp)
+    return GroupSpec("g0", "embedded", resolve_model("embedded"), "auto", 0, engine, parallel, 100)
 
 
 @contextmanager
@@ -123,24 +126,6 @@ def test_a_rank_that_fails_says_why_and_its_peers_end_too() -> None:
         assert isinstance(error, InternalError) and "KeyError" in error.message
         assert seconds < 1.0 + SLACK_S
     assert not [pid for pid in process_ids if psutil.pid_exists(pid)]
-
-
-def test_busy_loops_on_every_core_and_a_suspended_machine_are_no_reason_for_an_alarm() -> None:
-    """Twice as many busy processes as cores; and for a while leader and ranks sleep, as with their machine."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS / "typing")])}
-    command = [sys.executable, str(TESTS / "busy_group.py"), str(SOAK_S)]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.5)
-        whole = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        for each in whole:
-            each.suspend()
-        time.sleep(2 * LEAST_LIMIT_S)
-        for each in reversed(whole):
-            each.resume()
-        assert process.stdout.read().endswith(" steps\n")
-        assert process.wait(60) == 0
 
 
 # ---- the leader's own thread

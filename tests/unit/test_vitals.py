@@ -1,5 +1,6 @@
 """Processes at the other end of a socket: known, ended though they are stopped, told apart by whether they compute."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from rayline.workers.channel import listen
 from rayline.workers.peer import PeerProcess
-from rayline.workers.vitals import LOOK_S, Vitals
+from rayline.workers.vitals import LOOK_S, WORKING_SHARE, Vitals
 
 CONNECT = "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
 BUSY = "exec('while True: pass')"
@@ -106,9 +107,32 @@ def test_ranks_work_if_all_of_some_stage_compute(start: Start) -> None:
     assert not working({0: busy[0], 1: None}, {0: 0, 1: 0}), "nobody knows of the other"
 
 
+@pytest.mark.skipif(os.getloadavg()[0] > psutil.cpu_count(), reason="a napping rank waits for a core most of the time")
 def test_a_rank_that_naps_between_looks_at_another_one_does_not_compute(start: Start) -> None:
     napping = start(NAPPING)
     assert not working({0: napping}, {0: 0})
+
+
+def test_ranks_work_though_others_take_nearly_all_of_their_core(start: Start) -> None:
+    crowd, core = [start(BUSY) for _ in range(12)], min(os.sched_getaffinity(0))
+    for peer in crowd:
+        psutil.Process(peer.pid).cpu_affinity([core])
+    used = [psutil.Process(peer.pid).cpu_times().user for peer in crowd[:2]]
+    began = time.monotonic()
+    assert ever_working({0: crowd[0], 1: crowd[1]}, {0: 0, 1: 0})
+    shares = [
+        (psutil.Process(peer.pid).cpu_times().user - before) / (time.monotonic() - began)
+        for peer, before in zip(crowd, used, strict=False)
+    ]
+    assert min(shares) < WORKING_SHARE, "what they got alone would not tell"
+
+
+def test_a_stopped_rank_does_not_work_however_crowded_its_core_is(start: Start) -> None:
+    stopped, busy = start(BUSY), start(BUSY)
+    psutil.Process(stopped.pid).suspend()
+    while Vitals({0: stopped}, {0: 0}).summary() != "rank 0 is stopped":
+        time.sleep(0.01)
+    assert not any(working({0: stopped, 1: busy}, {0: 0, 1: 0}) for _ in range(3))
 
 
 def test_a_stopped_rank_is_named_as_such(start: Start) -> None:

@@ -41,6 +41,10 @@ class Families:
         self.waiting += 1
         return True
 
+    def has(self, name: str) -> bool:
+        """Whether somebody computes the prompt of this family."""
+        return name in self._by_name
+
     def is_trunk(self, sequence: Sequence) -> bool:
         family = self._by_name.get(sequence.request.family)
         return family is not None and family.trunk is sequence

@@ -23,6 +23,8 @@ class WaitingQueue:
        old requests compete with new ones as equals, so that a tenant's long queue cannot push others aside
     3. the tenant with the smallest counter
     4. the earliest arrival
+
+    tokens: that those who wait bring along.
     """
 
     def __init__(self, tenants: TenantCounters, aging_s: float = 0.0) -> None:
@@ -31,6 +33,7 @@ class WaitingQueue:
         self._lines: dict[tuple[int, str], list[Sequence]] = {}  # by priority and tenant, each in order of arrival
         self._beams: dict[int, Sequence] = {}
         self._length = 0
+        self.tokens = 0
 
     def __len__(self) -> int:
         return self._length
@@ -40,6 +43,7 @@ class WaitingQueue:
         insort(self._lines.setdefault((request.priority, request.tenant), []), sequence, key=_rank)
         self._tenants.enter(request.tenant)
         self._length += 1
+        self.tokens += sequence.given
         if sequence.is_beam:
             self._beams[sequence.number] = sequence
 
@@ -57,6 +61,11 @@ class WaitingQueue:
 
         return min((line[0] for line in self._lines.values()), key=place, default=None)
 
+    def tokens_before(self, tenant: str, priority: int) -> int:
+        """Tokens of those that start before a request that comes now, whatever other tenants get."""
+        lines = (line for (of, name), line in self._lines.items() if name == tenant and of <= priority)
+        return sum(sequence.given for line in lines for sequence in line)
+
     def remove(self, sequence: Sequence) -> None:
         request = sequence.request
         line = self._lines[request.priority, request.tenant]
@@ -66,6 +75,7 @@ class WaitingQueue:
         self._beams.pop(sequence.number, None)
         self._tenants.leave(request.tenant)
         self._length -= 1
+        self.tokens -= sequence.given
 
 
 def _rank(sequence: Sequence) -> tuple[int, float, int, int]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from rayline.protos.errors import InvalidRequest
+from rayline.protos.errors import DeadlineExceeded, InvalidRequest
 from rayline.protos.events import (
     Begun,
     EngineEvent,
@@ -74,6 +74,18 @@ class Results:
             queue_s=first.queue_s,
             stop_reason=stop_token,
             preempted=first.preempted,
+        )
+
+    def expire(self, request_id: str) -> Failed:
+        """End a request whose time is up."""
+        first = self._roster.end(request_id)
+        state = f"{len(first.output_ids)} tokens of output" if first.started_s is not None else "its turn"
+        return Failed(
+            request_id,
+            DeadlineExceeded(
+                f"timeout_s = {first.request.timeout_s:.3g} have passed, and it has got as far as {state}",
+                field="timeout_s",
+            ),
         )
 
     def _refuse(self, sequence: Sequence, message: str) -> Failed:

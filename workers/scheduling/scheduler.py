@@ -6,18 +6,20 @@ A request is one sequence, or as many as it has beams; choices of one family for
 """
 
 import math
+import sys
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from rayline.protos.errors import Overloaded
 from rayline.protos.events import EngineEvent, FinishReason
 from rayline.protos.group import GroupLoad, PreemptionReason
 from rayline.protos.plan import Admission, Plan, Slice, StepResult
 from rayline.protos.types import EngineRequest
 from rayline.workers.scheduling.beams import rules_of
 from rayline.workers.scheduling.blocks import BlockPool
+from rayline.workers.scheduling.deadlines import Deadlines
 from rayline.workers.scheduling.draft import Draft
+from rayline.workers.scheduling.gate import Gate, given_tokens
 from rayline.workers.scheduling.pace import Pace, Work
 from rayline.workers.scheduling.preemption import Preemption
 from rayline.workers.scheduling.queue import WaitingQueue
@@ -35,6 +37,7 @@ from rayline.workers.scheduling.tenants import CACHED_COST, INPUT_COST, TenantCo
 class SchedulerLimits:
     """What one group takes on. `depth` is the number of pipeline stages: plans that run at once.
 
+    max_waiting_tokens: of the prompts that wait; one may always wait.
     max_preemptions: of one request. priority_aging_s: of waiting for one class of priority, 0 for never.
     decode_stretch: how many times longer a step of running streams may get by others' prompts.
     """
@@ -50,6 +53,7 @@ class SchedulerLimits:
     priority_aging_s: float = 5.0
     tenant_weights: Mapping[str, float] = field(default_factory=dict)
     decode_stretch: float = math.inf
+    max_waiting_tokens: int = sys.maxsize
 
 
 class Scheduler:
@@ -69,6 +73,14 @@ class Scheduler:
         self._tables = BlockTables(pool, limits.block_tokens, limits.prefix_caching)
         self._tenants = TenantCounters(limits.tenant_weights)
         self._roster = Roster(self._tables, self._draft, WaitingQueue(self._tenants, limits.priority_aging_s))
+        self._deadlines = Deadlines()
+        self._gate = Gate(
+            self._roster,
+            limits.max_waiting,
+            limits.max_waiting_tokens,
+            limits.max_model_len,
+            limits.max_step_tokens,
+        )
         self._results = Results(self._roster, self._tables, self._draft, self.stats, self._tenants, eos_token_ids)
         self._solo = Solo(self._roster)
         self._preemption = Preemption(
@@ -78,16 +90,14 @@ class Scheduler:
     # ---- requests come and go
 
     def add(self, request: EngineRequest, now_s: float) -> None:
-        """Queue a request the caller has checked. Raises Overloaded when the waiting queue is full."""
-        if self._roster.waiting >= self.limits.max_waiting:
-            raise Overloaded(
-                f"waiting = {self._roster.waiting} requests: at most {self.limits.max_waiting} may wait in a group",
-                field="max_waiting",
-                retry_after_s=1.0,
-            )
+        """Queue a request the caller has checked. Raises Overloaded when the waiting queue has no room for it,
+        DeadlineExceeded when it cannot be done in its time."""
+        self._gate.check(request, now_s, lambda: self._cached_tokens(request))
         asked = request.params.max_tokens or self.limits.max_model_len
         limit = min(len(request.prompt_ids) + asked, self.limits.max_model_len)
         sequence = self._roster.add(request, limit, now_s)
+        if request.timeout_s is not None:
+            self._deadlines.add(sequence, now_s + request.timeout_s, self._roster.firsts)
         if sequence.is_beam:
             rules = rules_of(request.params, request.rules, self.eos_token_ids, limit - len(request.prompt_ids))
             self._roster.searches[request.request_id] = BeamSearch(rules, [sequence])
@@ -95,6 +105,11 @@ class Scheduler:
     def abort(self, request_id: str) -> list[EngineEvent]:
         """Forget a request at once: its blocks are free before the next plan. Unknown ids are ignored."""
         return [self._results.finish(request_id, FinishReason.ABORT)] if self.holds(request_id) else []
+
+    def expire(self, now_s: float) -> list[EngineEvent]:
+        """End the requests whose time is up, wherever they are: their blocks are free before the next plan."""
+        late = self._deadlines.due(now_s, self._roster.firsts)
+        return [self._results.expire(request_id) for request_id in late]
 
     @property
     def has_work(self) -> bool:
@@ -130,6 +145,8 @@ class Scheduler:
             total_blocks=self.pool.total,
             preemptions=tuple(self.stats.preemptions_by[reason] for reason in PreemptionReason),
             recomputed_tokens=self.stats.recomputed_tokens,
+            tokens_per_s=self._gate.drain.tokens_per_s,
+            waiting_tokens=self._roster.queue.tokens,
         )
 
     # ---- one step
@@ -137,6 +154,7 @@ class Scheduler:
     def plan(self, now_s: float) -> Plan | None:
         """The next step, or None when every sequence waits for a result or nothing is left to do."""
         draft, self._now_s = self._draft, now_s
+        self._gate.drain.look(len(self._roster.queue), now_s)
         draft.open(self.limits.max_step_tokens)
         if self._solo.request_id:
             self._plan_solo()
@@ -152,7 +170,9 @@ class Scheduler:
 
     def commit(self, result: StepResult, step_s: float = 0.0) -> list[EngineEvent]:
         """Take in what the workers answered to the oldest plan, in `step_s` seconds; 0 when nobody measured."""
-        self._pace.observe(self._works.popleft(), step_s)
+        work = self._works.popleft()
+        self._pace.observe(work, step_s)
+        self._gate.speed.observe(work, step_s)
         return self._results.commit(result)
 
     # ---- planning
@@ -290,6 +310,13 @@ class Scheduler:
         search = self._roster.searches.get(sequence.request.request_id)
         return self._tables.reusable(sequence, search.beams if search else ())
 
+    def _cached_tokens(self, request: EngineRequest) -> int:
+        """Of the tokens it brings along, those that need not be computed again for it."""
+        if self._roster.families.has(request.family):
+            return given_tokens(request)
+        sequence = Sequence(-1, request, self.limits.max_model_len, 0.0, -1, output_ids=list(request.output_ids))
+        return len(self._tables.reusable(sequence)) * self.limits.block_tokens
+
     def _start(self, sequence: Sequence) -> None:
         reused = self._reusable(sequence)
         self._preemption.reserve(sequence, reused)
@@ -298,6 +325,7 @@ class Scheduler:
         sequence.computed = max(sequence.computed, sequence.planned)
         if sequence.started_s is None:
             self._count_start(sequence, sequence.planned)
+            self._gate.drain.started(sequence.given)
         self._roster.run(sequence)
 
     def _count_start(self, sequence: Sequence, reused_tokens: int) -> None:

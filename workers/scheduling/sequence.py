@@ -64,12 +64,14 @@ class Sequence:
     awaited: bool = False
     rank: tuple[int, float, int, int] = field(init=False)
     prompt_tokens: int = field(init=False)
+    given: int = field(init=False)  # tokens that the request brought along
     is_beam: bool = field(init=False)
 
     def __post_init__(self) -> None:
         """rank: smaller runs first, and may preempt larger. No request stands between the beams of another one."""
         self.rank = (self.request.priority, self.arrived_s, self.order, self.number)
         self.prompt_tokens = len(self.request.prompt_ids)
+        self.given = self.prompt_tokens + len(self.request.output_ids)
         self.is_beam = self.request.params.beam_width > 0
 
     @property

@@ -1,0 +1,149 @@
+"""How `rayline chaos` finds what it breaks, and how it breaks it: tables, doors, exceptions from outside, cut wires."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from rayline.deploy.chaos.inflict import Injected, raise_inside
+from rayline.deploy.chaos.network import Network, refusal
+from rayline.deploy.chaos.pairs import Target
+from rayline.deploy.chaos.serving import free_ports, grpc_addresses
+from rayline.deploy.chaos.targets import Victim, changed, part_of
+
+BANNER = """Rayline is ready.
+  gRPC   10.0.0.1:9000   (rayline.v1.InferenceService)
+         10.0.0.2:9000
+         [::1]:9001
+  HTTP   http://10.0.0.1:8080/v1   (OpenAI)
+Ctrl-C stops: running streams get to finish.
+"""
+
+
+def actor(kind: str, node: str = "n1", port: int = 1, owner_port: int = 2) -> dict[str, object]:
+    """A row of Ray's table of actors."""
+    return {
+        "ActorClassName": kind,
+        "Name": "name",
+        "Pid": 77,
+        "Address": {"NodeID": node, "IPAddress": "10.0.0.1", "Port": port},
+        "OwnerAddress": {"NodeID": "n1", "IPAddress": "10.0.0.1", "Port": owner_port},
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [
+        ("RankActor", Target.RANK),
+        ("ServeReplica:app:group-rayline-python", Target.LEADER),
+        ("ServeReplica:app:router", Target.ROUTER),
+        ("ServeController", Target.CONTROLLER),
+    ],
+)
+def test_actors_play_the_parts_that_their_classes_name(kind: str, target: Target) -> None:
+    found = part_of(actor(kind), "app", "n1")
+    assert found is not None
+    assert (found.target, found.pid, found.node_id, found.name, found.is_head) == (target, 77, "n1", "name", True)
+
+
+def test_other_applications_and_other_actors_play_none() -> None:
+    for kind in ("ServeReplica:other:router", "ProxyActor", "Agent"):
+        assert part_of(actor(kind), "app", "n1") is None
+
+
+def test_ranks_are_of_the_group_whose_leader_made_them() -> None:
+    leader = part_of(actor("ServeReplica:app:group-m", port=5), "app", "")
+    rank = part_of(actor("RankActor", node="n2", port=9, owner_port=5), "app", "")
+    other = part_of(actor("RankActor", node="n2", port=8, owner_port=6), "app", "")
+    assert leader is not None and rank is not None and other is not None
+    assert rank.group == leader.group != other.group
+
+
+def test_a_process_of_another_node_is_another_one() -> None:
+    here, there = Victim(Target.RANK, 5, "n1", ""), Victim(Target.RANK, 5, "n2", "")
+    assert changed([here, there], [there]) == [here]
+
+
+def test_every_door_of_the_banner_is_found() -> None:
+    assert grpc_addresses(BANNER) == ("10.0.0.1:9000", "10.0.0.2:9000", "[::1]:9001")
+
+
+def test_ports_that_are_held_are_not_free() -> None:
+    first = free_ports(3)
+    with closing(socket.create_server(("127.0.0.1", first + 1))):
+        taken = {first + 1}
+        for _ in range(20):
+            again = free_ports(3)
+            assert not taken & set(range(again, again + 3))
+
+
+# ---- an exception from outside
+
+
+def loop_until_told(raised: list[BaseException], end_s: float) -> None:
+    try:
+        while time.monotonic() < end_s:
+            time.sleep(0.001)
+    except Injected as error:
+        raised.append(error)
+
+
+def test_an_exception_is_raised_in_the_thread_that_runs_the_function_and_in_no_other() -> None:
+    raised: list[BaseException] = []
+    thread = threading.Thread(target=loop_until_told, args=(raised, time.monotonic() + 30.0))
+    other = threading.Thread(target=time.sleep, args=(0.5,))
+    thread.start()
+    other.start()
+    while not raised and thread.is_alive():
+        raise_inside(None, __name__, "loop_until_told")
+        time.sleep(0.05)
+    thread.join(10.0)
+    other.join(10.0)
+    assert [type(error) for error in raised] == [Injected]
+
+
+def test_no_thread_that_runs_it_is_no_harm() -> None:
+    raise_inside(None, "rayline.workers.rank", "serve_rank")
+
+
+# ---- a wire
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    if (reason := refusal()) is not None:
+        pytest.skip(reason)
+    made = Network(number=251)
+    try:
+        made.open()
+        yield made
+    finally:
+        made.close()
+
+
+def reaches(source: str, target: tuple[str, int]) -> bool:
+    with closing(socket.socket()) as sock:
+        sock.settimeout(1.0)
+        sock.bind((source, 0))
+        try:
+            sock.connect(target)
+        except ConnectionRefusedError:
+            return True  # by a machine that is there
+        except OSError:
+            return False
+        return True
+
+
+def test_a_wire_is_cut_and_joined(network: Network) -> None:
+    first, second = network.add(), network.add()
+    assert first != second and network.inside(first) != network.inside(second)
+    assert reaches(network.head, (first, 9)) and reaches(network.head, (second, 9))
+    network.cut(first)
+    assert not reaches(network.head, (first, 9)) and reaches(network.head, (second, 9))
+    network.join(first)
+    end = time.monotonic() + 10.0
+    while not reaches(network.head, (first, 9)):
+        assert time.monotonic() < end
