@@ -29,6 +29,7 @@ from rayline.protos.events import EngineEvent
 from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.journal import JournalAnswer, JournalCall
 from rayline.protos.types import EngineRequest
+from rayline.router.breaker import Trust
 from rayline.router.directory import Directory, GroupAddress, Listing
 from rayline.router.docket import BlameLimits, Docket
 from rayline.router.doors import Doors
@@ -77,6 +78,10 @@ class CountedGroup:
     @property
     def load(self) -> GroupLoad:
         return self._link.load
+
+    @property
+    def trust(self) -> Trust:
+        return self._link.trust
 
     @property
     def alive(self) -> bool:

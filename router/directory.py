@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, Set
 from dataclasses import dataclass
 
 from rayline.protos.errors import RaylineError
+from rayline.router.breaker import Breaker
 from rayline.router.docket import Docket
 from rayline.router.group import Group
 from rayline.router.link import MOST_UNREAD_TOKENS, GroupLink
@@ -65,6 +67,7 @@ class Directory:
         self._secret = secret
         self._wrap = wrap
         self._docket = docket or Docket()
+        self._breaker = Breaker(time.monotonic)
         self._fence = fence
         self._most_unread_tokens = most_unread_tokens
         self._fencing: set[asyncio.Task[None]] = set()
@@ -96,9 +99,11 @@ class Directory:
     async def refresh(self) -> None:
         """One look: drop what is lost, link what is new."""
         for group_id, link in list(self._links.items()):
+            link.trust = self._breaker.trust(group_id)
             if not link.alive:
                 del self._links[group_id], self._groups[group_id]
                 self._docket.disconnect(link.tell)
+                self._breaker.left(group_id, is_explained=link.departing or bool(link.apart))
                 if link.silent:
                     self._begin_fence(self._addresses[group_id])
                 await link.close()
@@ -113,6 +118,8 @@ class Directory:
                 log.warning("group %s cannot be reached: %s", found.group_id, error.message)
                 continue
             self._docket.connect(link.tell)
+            self._breaker.joined(found.group_id, place=found.address.rpartition(":")[0])
+            link.trust = self._breaker.trust(found.group_id)
             self._links[found.group_id] = link
             self._addresses[found.group_id] = found
             self._groups[found.group_id] = self._wrap(link)

@@ -7,6 +7,7 @@ from rayline.protos.events import EngineEvent
 from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.journal import JournalAnswer, JournalCall
 from rayline.protos.types import EngineRequest
+from rayline.router.breaker import Trust
 
 
 class Group(Protocol):
@@ -25,6 +26,11 @@ class Group(Protocol):
     @property
     def alive(self) -> bool:
         """False once the group is known to be lost; it never comes back as this object."""
+        ...
+
+    @property
+    def trust(self) -> Trust:
+        """How many requests it gets: groups where others have died again and again get few at first."""
         ...
 
     def generate(self, request: EngineRequest) -> AsyncIterator[EngineEvent]:

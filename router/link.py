@@ -30,6 +30,7 @@ from rayline.protos.internal_pb2_grpc import GroupChannelStub
 from rayline.protos.journal import JournalAnswer, JournalCall
 from rayline.protos.journal_wire import answer_of, call_to_pb
 from rayline.protos.types import EngineRequest
+from rayline.router.breaker import Trust
 from rayline.router.inbox import Inbox
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class GroupLink:
     """A Group reached through its leader's channel. Made by `GroupLink.open`; lost for good at end-of-stream.
 
     departing: those who started the group want to end it: it lives, and counts as draining.
+    trust: set by whoever knows how groups in its place fared.
     apart: id of the request that the group computes alone, which then is to blame for its loss; "" for none.
     """
 
@@ -88,6 +90,7 @@ class GroupLink:
         self._heard = asyncio.Event()
         self.silent = False
         self.apart = ""
+        self.trust = Trust.FULL
         self.departing = False
 
     @classmethod

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rayline.cluster.retry_hint import excess
 from rayline.protos.errors import Overloaded, Unavailable
 from rayline.protos.group import GroupLoad
+from rayline.router.breaker import Trust
 from rayline.router.group import Group
 from rayline.router.ledger import Ledger
 
@@ -30,6 +31,7 @@ class GroupView:
     waiting: int
     max_waiting: int
     max_waiting_tokens: int = sys.maxsize
+    trust: Trust = Trust.FULL
 
     @property
     def excess_tokens(self) -> float:
@@ -49,6 +51,7 @@ def view_of(group: Group, ledger: Ledger) -> GroupView:
         outstanding_tokens=ledger.outstanding_tokens(group.info.group_id),
         waiting=group.load.waiting,
         max_waiting=group.info.max_waiting,
+        trust=group.trust,
         max_waiting_tokens=group.info.max_waiting_tokens,
     )
 
@@ -125,7 +128,12 @@ def open_groups(views: Sequence[GroupView]) -> list[GroupView]:
             f"tokens, allowed are {sum(view.max_waiting_tokens for view in serving)}",
             retry_after_s=RETRY_AFTER_S,
         )
-    return free
+    return [view for view in free if is_open(view)] or free
+
+
+def is_open(view: GroupView) -> bool:
+    """Whether its breaker lets one more request in. Where none does, all do: better than nothing."""
+    return view.trust is Trust.FULL or (view.trust is Trust.ON_TRIAL and not view.outstanding_tokens)
 
 
 def until_room(views: Sequence[GroupView]) -> tuple[float, float]:

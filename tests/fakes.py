@@ -23,6 +23,7 @@ from rayline.protos.events import (
 from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.journal import JournalAnswer, JournalCall
 from rayline.protos.types import EngineRequest
+from rayline.router.breaker import Trust
 from rayline.router.output_form import NO_FORMATS, ChatFormats
 from rayline.router.service import ServedModel, Service
 from rayline.router.tokenizer import Tokenizer
@@ -53,6 +54,7 @@ class FakeGroup:
     info: GroupInfo = field(default_factory=info)
     load: GroupLoad = field(default_factory=GroupLoad)
     alive: bool = True
+    trust: Trust = Trust.FULL
     delay_s: float = 0.0
     refusal: RaylineError | None = None
     loss: Exception | None = None

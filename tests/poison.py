@@ -15,8 +15,11 @@ from rayline.protos.blame import Presence, presence
 from rayline.protos.errors import Unavailable
 from rayline.protos.events import EngineEvent, Failed
 from rayline.protos.group import GroupLoad
+from rayline.protos.journal import JournalAnswer, JournalCall
 from rayline.protos.plan import Plan, Slice, StepResult
 from rayline.protos.types import EngineRequest
+from rayline.router.breaker import Trust
+from rayline.workers.journal import Journal
 
 STEP_S = 0.01
 REBUILD_S = 2.0
@@ -62,15 +65,19 @@ class EngineGroup:
 
     def __init__(self, group_id: str, depth: int = 1):
         self.info = info(group_id, vocab_size=VOCAB)
-        self.alive = True
+        self.alive, self.trust = True, Trust.FULL
         self.ranks = DeadlyRanks(depth)
         self.engine = engine_over(self.ranks, depth=depth)
         self._streams: dict[str, asyncio.Queue[EngineEvent]] = {}
         self.apart = ""
+        self._held = Journal(2**20, 0.0)
 
     @property
     def load(self) -> GroupLoad:
         return self.engine.load()
+
+    async def journal(self, call: JournalCall) -> JournalAnswer:
+        return self._held.take(call, 0, asyncio.get_running_loop().time())
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineEvent, None]:
         if not self.alive:
@@ -165,4 +172,8 @@ def in_no_time(work: Coroutine[Any, Any, T]) -> T:
     try:
         return loop.run_until_complete(work)
     finally:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         loop.close()

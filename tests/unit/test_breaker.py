@@ -1,13 +1,12 @@
 """Groups whose place keeps killing them: new ones are kept out for longer and longer, then tried, then trusted."""
 
-from dataclasses import replace
-
 import pytest
 from fakes import FakeGroup, info, saying, service_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rayline.protos.group import GroupLoad
+from rayline.protos.types import SamplingParams, Spec
 from rayline.router.breaker import (
     FIRST_HOLD_S,
     LONGEST_HOLD_S,
@@ -118,9 +117,8 @@ def test_full_groups_are_not_chosen_for_being_trusted() -> None:
 async def test_a_service_leaves_out_what_is_kept_out() -> None:
     kept, other = group("g0", Trust.NONE), group("g1", Trust.FULL)
     service = service_of(kept, other)
-    from rayline.protos.types import SamplingParams, Spec
 
     for n in range(4):
         wanted = Spec(f"r{n}", "tiny", SamplingParams(max_tokens=3), prompt="the dog")
-        assert [event async for event in service.generate(replace(wanted))]
+        assert [event async for event in service.generate(wanted)]
     assert not kept.requests and len(other.requests) == 4

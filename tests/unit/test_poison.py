@@ -28,7 +28,8 @@ def service_over(world: World, docket: Docket | None = None) -> Service:
     loop = asyncio.get_running_loop()
     tokenizer = served("byte_level", CHAT, bos_token="<s>", eos_token="</s>")
     model = ServedModel("tiny", tokenizer, world.groups, 0)  # type: ignore[arg-type]
-    return Service({"tiny": model}, loop.time, lambda: 7, 60.0, {"tiny": docket or Docket(LIMITS, loop.time)})
+    dockets = {"tiny": docket or Docket(LIMITS, loop.time)}
+    return Service({"tiny": model}, loop.time, lambda: 7, 60.0, wall_clock=loop.time, dockets=dockets)
 
 
 def spec(name: str, first: int = 1, tokens: int = 25, **params: Any) -> Spec:
@@ -174,7 +175,7 @@ poisons = st.lists(st.sampled_from(POISONS), max_size=2)
 shapes = st.lists(st.sampled_from([{}, {}, {"n": 2}, {"beam_width": 2, "seed": None}]), min_size=1, max_size=5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(strikes, poisons, shapes, st.integers(1, 3), st.integers(1, 2))
 def test_whatever_strikes_when_innocents_end_well_and_poison_is_found_in_time(
     faults: list[tuple[int, int]], kinds: list[int], innocents: list[dict[str, Any]], groups: int, depth: int

@@ -49,6 +49,11 @@ class Families:
         family = self._by_name.get(sequence.request.family)
         return family is not None and family.trunk is sequence
 
+    def trunk_of(self, sequence: Sequence) -> Sequence:
+        """Who computes the prompt of `sequence`: itself, or the choice that it waits for."""
+        family = self._by_name.get(sequence.request.family)
+        return family.trunk if family is not None and sequence in family.siblings else sequence
+
     def split(self, trunk: Sequence, room: int) -> tuple[list[Sequence], list[Sequence]]:
         """The trunk begins to sample: the first `room` siblings, which fork, and those that start by themselves."""
         siblings = self._by_name.pop(trunk.request.family).siblings

@@ -128,8 +128,9 @@ class Scheduler:
         return self._solo.request_id
 
     def is_running(self, request_id: str) -> bool:
-        """Whether anything of it may be in the plans that no result has come for."""
-        return any(s.request.request_id == request_id for s in self._roster.running)
+        """Whether anything of it, its prompt at least, may be in the plans that no result has come for."""
+        trunk = self._roster.families.trunk_of(self._roster.firsts[request_id])
+        return any(s.request.request_id == trunk.request.request_id for s in self._roster.running)
 
     @property
     def live(self) -> tuple[Sequence, ...]:
