@@ -1,5 +1,6 @@
 """Routers that die or freeze under running streams: clients of ours notice nothing but a pause."""
 
+import itertools
 import json
 import random
 import subprocess
@@ -74,8 +75,9 @@ class Stream:
         assert self.error is None, self.error
 
     def pause_s(self, since_s: float) -> float:
-        """From a moment to the next event; 0 for a stream that had ended."""
-        return next((at for at in self.times if at > since_s), since_s) - since_s
+        """The longest time without an event from a moment on: some that were on their way still come."""
+        times = [since_s, *(at for at in self.times if at > since_s)]
+        return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
 
 
 class Routers:
