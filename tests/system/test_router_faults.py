@@ -16,7 +16,7 @@ from server import Server, command, environment
 from rayline.protos import inference_pb2 as pb
 from rayline.protos.client import Client
 from rayline.protos.errors import PortInUse
-from rayline.protos.resuming import Request
+from rayline.protos.resuming import Patience, Request
 from rayline.router.ports import probe_port
 
 PROMPT = "def fibonacci(n):\n"
@@ -204,6 +204,7 @@ def test_no_stream_is_lost_with_its_router(
             assert shown(stream.events) == shown(undisturbed[name]), name
         print(f"{fault}: longest pause {max(pauses):.2f} s of {len(streams)} streams")
         back_s = until(lambda: routers.answers(victim) and routers.process(victim) != process, BACK_S * SLACK)
+    with Client(routers.addresses, patience=Patience(connect_s=BACK_S)) as client:
         assert shown(list(client.stream(REQUESTS["grammar"]))) == shown(undisturbed["grammar"])
     print(f"{fault}: router back within {back_s:.1f} s of the last stream's end")
     assert max(pauses) < GOES_ON_S[fault] * SLACK
