@@ -52,17 +52,31 @@ def build(config: SystemConfig, models: Sequence[ResolvedModel], wiring: Wiring)
         graceful_shutdown_timeout_s=config.router.drain_timeout_s + 5.0,
         graceful_shutdown_wait_loop_s=0.1,
     )(serve.ingress()(RouterReplica))
-    names = [model.name for model in models]
-    return _versioned(router, router_share(config), names).bind(config, routed, wiring.secret)
+    return _versioned(router, router_version(config, models)).bind(config, routed, wiring.secret)
 
 
-def _versioned(deployment: Deployment, *parts: object) -> Deployment:
-    """Named by what it is made of: Serve would take every build for another version and replace all replicas.
+def _versioned(deployment: Deployment, version: str) -> Deployment:
+    """Serve would take every build for another version and replace all replicas.
 
     The option is kept for Serve's own use; there is no public way to the same.
     """
-    version = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
     return deployment.options(version=version, _internal=True)
+
+
+def router_version(config: SystemConfig, models: Sequence[ResolvedModel]) -> str:
+    """Routers of one version need not be replaced by each other."""
+    return _digest(router_share(config), [model.name for model in models])
+
+
+def group_version(config: SystemConfig, model: ResolvedModel) -> str:
+    """Groups of one version need not be replaced by each other: how many there are is not part of it."""
+    spec = group_spec(config, model)
+    alike = replace(spec, sharing=1, parallel=replace(spec.parallel, groups=1))
+    return _digest(alike, fingerprint(model.path), config.router.drain_timeout_s, config.limits)
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def group_name(model: str) -> str:
@@ -91,11 +105,10 @@ def group_spec(config: SystemConfig, model: ResolvedModel) -> GroupSpec:
 def _groups(config: SystemConfig, model: ResolvedModel, wiring: Wiring) -> Application:
     bundles = group_bundles(config.parallel.tp, config.parallel.pp, wiring.gpus)
     leader = bundles[0]
-    spec = group_spec(config, model)
     group = serve.deployment(
         name=group_name(model.name),
         num_replicas=config.parallel.groups,
-        max_surge_percent=100,  # an update starts new groups first: streams have somewhere to go
+        max_surge_percent=max(1, 100 // config.parallel.groups),  # an update starts a new one first
         max_ongoing_requests=MANY,
         ray_actor_options={"num_cpus": leader["CPU"], "num_gpus": leader.get("GPU", 0.0)},
         placement_group_bundles=bundles,
@@ -106,10 +119,8 @@ def _groups(config: SystemConfig, model: ResolvedModel, wiring: Wiring) -> Appli
         graceful_shutdown_wait_loop_s=0.1,
         request_router_config=RequestRouterConfig(request_router_class=ChosenGroupRouter),  # type: ignore[arg-type]  # Ray types ** as dict
     )(GroupReplica)
-    alike = replace(spec, sharing=1)  # groups that stay when others come or go are not replaced for that
-    names = (fingerprint(model.path), config.router.drain_timeout_s, config.limits)
-    return _versioned(group, alike, *names).bind(
-        spec,
+    return _versioned(group, group_version(config, model)).bind(
+        group_spec(config, model),
         wiring.secret,
         wiring.progress_address,
         config.observability.log_level,

@@ -82,12 +82,9 @@ def sample(logits: Tensor, rows: SamplingRows) -> SampledRows:
     if greedy:
         token_ids[greedy] = _take(allowed, greedy).argmax(-1)
     for part in _chunks(noisy, logits.shape[-1]):
-        token_ids[part] = _draw(_take(allowed, part), rows, part)
-    logprobs = tuple(
-        None if n is None else _logprobs(logits[i], int(token_ids[i]), n) for i, n in enumerate(rows.logprobs)
-    )
+        token_ids[part] = draw(_take(allowed, part), rows, part)
     stuck = [i for i, edit in enumerate(rows.edits) if edit is not None and allowed[i].max() == -torch.inf]
-    return SampledRows(token_ids, logprobs, tuple(stuck))
+    return SampledRows(token_ids, logprobs_of(logits, token_ids, rows), tuple(stuck))
 
 
 def best_candidates(logits: Tensor, rows: SamplingRows, most: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:
@@ -110,7 +107,12 @@ def score(logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list
     return [_logprobs(row, token, top) for row, token, top in zip(logits, token_ids, tops, strict=True)]
 
 
-def _draw(logits: Tensor, rows: SamplingRows, part: list[int]) -> Tensor:
+def logprobs_of(logits: Tensor, token_ids: Tensor, rows: SamplingRows) -> tuple[RowLogprobs | None, ...]:
+    """What the rows want to know of their tokens, under the raw logits."""
+    return tuple(None if n is None else _logprobs(logits[i], int(token_ids[i]), n) for i, n in enumerate(rows.logprobs))
+
+
+def draw(logits: Tensor, rows: SamplingRows, part: list[int]) -> Tensor:
     """Tokens of the noisy rows `part` of the batch; `logits` [P, V] are theirs."""
     device = logits.device
 

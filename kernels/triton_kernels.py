@@ -9,12 +9,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rayline.kernels import triton_elementwise, triton_product, triton_quant
+from rayline.kernels import triton_elementwise, triton_product, triton_quant, triton_sampling
 from rayline.kernels.backend import AttentionShape, KvLayer, RopeTables, Weight
 from rayline.kernels.context import ForwardContext
 from rayline.kernels.graphs import CudaRecorder, DecodeGraphs, DecodeLimits, Function, Recorder
 from rayline.kernels.library_attention import Attention, ChosenAttention, Library
 from rayline.kernels.native_quant import Quantisation
+from rayline.kernels.sampling import SamplingRows
 from rayline.kernels.torch_kernels import TorchKernels
 from rayline.kernels.triton_attention import EXACT, ORDINARY, PagedAttention
 from rayline.kernels.triton_quant import QuantisedWeight
@@ -109,6 +110,10 @@ class TritonKernels(TorchKernels):
         self, q: Tensor, shape: AttentionShape, layer: KvLayer, context: ForwardContext, sinks: Tensor | None = None
     ) -> Tensor:
         return self._attention.attend(q, shape, layer, context, sinks)
+
+    def draw(self, logits: Tensor, rows: SamplingRows) -> tuple[Tensor, Tensor]:
+        """`DrawingKernels.draw` of workers/token_sampler.py."""
+        return triton_sampling.draw(logits, rows, self._units)
 
     def replay(self, function: Function, limits: DecodeLimits | None = None) -> Function:
         if limits is None:

@@ -455,13 +455,13 @@ class StreamRecord(_message.Message):
     generate: _inference_pb2.GenerateRequest
     chat: _inference_pb2.ChatRequest
     seed: int
-    created_s: int
+    created_s: float
     numerics: str
     exact: bool
     note: str
     weights: str
     is_ahead: bool
-    def __init__(self, generate: _Optional[_Union[_inference_pb2.GenerateRequest, _Mapping]] = ..., chat: _Optional[_Union[_inference_pb2.ChatRequest, _Mapping]] = ..., seed: _Optional[int] = ..., created_s: _Optional[int] = ..., numerics: _Optional[str] = ..., exact: _Optional[bool] = ..., note: _Optional[str] = ..., weights: _Optional[str] = ..., is_ahead: _Optional[bool] = ...) -> None: ...
+    def __init__(self, generate: _Optional[_Union[_inference_pb2.GenerateRequest, _Mapping]] = ..., chat: _Optional[_Union[_inference_pb2.ChatRequest, _Mapping]] = ..., seed: _Optional[int] = ..., created_s: _Optional[float] = ..., numerics: _Optional[str] = ..., exact: _Optional[bool] = ..., note: _Optional[str] = ..., weights: _Optional[str] = ..., is_ahead: _Optional[bool] = ...) -> None: ...
 
 class Alive(_message.Message):
     __slots__ = ()

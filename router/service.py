@@ -153,7 +153,7 @@ class Service:
         within_s: how long this call waits for the end, whatever the request says of all calls together.
         is_known: False where the id was just drawn; True where nothing but a known stream will do. can_resume: the
         client does so by itself, so it may be sent away at any time. note: what the door wants to know of a stream
-        that is resumed.
+        that is resumed. within_s: how long this call waits for the end, beside what the request says of all calls.
 
         Started comes with the group's first answer, so everything that is wrong before is raised: a field
         out of range, PromptTooLong, ModelNotFound, RequestIdTaken, Overloaded, Unavailable. Closing the generator or
@@ -173,7 +173,7 @@ class Service:
                 f"request_id = {spec.request_id!r} names another request, of which the content is not the same",
                 field="request_id",
             )
-        record = StreamRecord(spec, self._draw_seed(), int(self._wall_clock()), note=note)
+        record = StreamRecord(spec, self._draw_seed(), self._wall_clock(), note=note)
         stream = look.found or Found(record, look.turn)
         is_resumed = look.found is not None
         async with aclosing(self._read(key, stream, is_resumed, arrived_s, within_s, can_resume)) as events:
@@ -270,16 +270,16 @@ class Service:
     ) -> AsyncGenerator[StreamEvent, None]:
         """One call's way through a stream."""
         self._check_open()
-        page = self._journal.page(key, stream.turn + 1)
-        call = Call(key, stream.record, page.ballot.turn, can_resume=can_resume)
+        record, page = stream.record, self._journal.page(key, stream.turn + 1)
+        call = Call(key, record, page.ballot.turn, can_resume=can_resume)
         self._enter(call)
         try:
-            model = self.model(stream.record.spec.model)
+            model = self.model(record.spec.model)
+            left_s = record.left_s(self._wall_clock() if is_resumed else record.created_s)
             self._turn += 1
-            name = f"{stream.record.spec.request_id}~{self._journal.router}-{self._turn}"
-            admitted = named(await self._admit(model, stream.record), name, key, page.ballot, stream.record.seed)
-            deadline_s = arrived_s + min(within_s, self._left_s(stream.record, is_resumed))
-            timing = Timing(arrived_s, self._clock() - arrived_s, deadline_s)
+            name = f"{record.spec.request_id}~{self._journal.router}-{self._turn}"
+            admitted = named(await self._admit(model, record), name, key, page.ballot, record.seed)
+            timing = Timing(arrived_s, self._clock() - arrived_s, arrived_s + min(within_s, left_s))
             session = Session(
                 admitted,
                 model.groups,
@@ -293,22 +293,15 @@ class Service:
                 page,
             )
             if is_resumed:
-                events = session.again(self._turn, stream.record, stream.traces)
+                events = session.again(self._turn, record, stream.traces)
             else:
-                events = session.events(self._turn, stream.record)
+                events = session.events(self._turn, record)
             async with aclosing(call.through(events)) as shown:
                 async for event in shown:
                     yield event
         finally:
             page.end()
             self._leave(call)
-
-    def _left_s(self, record: StreamRecord, is_resumed: bool) -> float:
-        """Of what the request gave to all calls that read it, when the last of them arrives."""
-        timeout_s = record.spec.timeout_s
-        if timeout_s is None:
-            return math.inf
-        return timeout_s - max(0.0, self._wall_clock() - record.created_s) if is_resumed else timeout_s
 
     def _enter(self, call: Call) -> None:
         if (older := self._calls.get(call.key)) is not None:

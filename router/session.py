@@ -105,7 +105,7 @@ class Session:
                     lease.done(len(self._admitted.prompt_ids))
                     self._first_token_s = self._clock() - self._timing.arrived_s
                     self._is_promised = True
-                    yield self._answer.started(promise.numerics, promise.exact, promise.created_s)
+                    yield self._answer.started(promise.numerics, promise.exact, int(promise.created_s))
                     for event in (*self._answer.opening(), *self._answer.take(first[1])):
                         yield event
                     async with aclosing(self._follow(events)) as followed:
@@ -124,7 +124,7 @@ class Session:
         writer = Writer(self._page, record, answer.choices)
         await asyncio.gather(writer.write(), self._page.claim())
         self._is_promised = True
-        yield answer.started(record.numerics, record.exact, record.created_s)
+        yield answer.started(record.numerics, record.exact, int(record.created_s))
         for event in (*answer.opening(), *self._play(traces, record)):
             yield event
         if record.is_ahead:

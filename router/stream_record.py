@@ -1,5 +1,6 @@
 """A client's stream as the journal keeps it: enough to run the request again, to the same bits."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -20,7 +21,7 @@ class StreamRecord:
 
     spec: Spec
     seed: int
-    created_s: int
+    created_s: float
     numerics: str = ""
     exact: bool = True
     note: str = ""
@@ -35,6 +36,12 @@ class StreamRecord:
     def promised(self, info: GroupInfo) -> Self:
         """As it is once a group has taken it."""
         return replace(self, numerics=info.numerics, weights=info.weights, exact=info.exact, is_ahead=not info.exact)
+
+    def left_s(self, now_s: float) -> float:
+        """How long its client still waits, in seconds since 1970: it said so at first for all calls."""
+        if self.spec.timeout_s is None:
+            return math.inf
+        return self.spec.timeout_s - max(0.0, now_s - self.created_s)
 
     def asks_for(self, spec: Spec) -> bool:
         """Whether `spec` is the same request, for which another caller, or the same one, may wait less long."""

@@ -20,6 +20,7 @@ from rayline.cluster.parallel import Parallel
 from rayline.kernels.torch_kernels import TorchKernels
 from rayline.workers.cache import KvCache
 from rayline.workers.collectives import TensorParallelGroup
+from rayline.workers.devices import Staging
 from rayline.workers.models.config import ModelConfig, kv_heads_of_rank
 from rayline.workers.models.decoder import Decoder
 from rayline.workers.weights import Weights
@@ -55,7 +56,7 @@ def main(directory: Path, rank: int, world_size: int) -> None:
         groups = {tp: dist.new_group(list(range(tp))) for tp in range(2, world_size + 1)}
         for index, case in enumerate(torch.load(directory / "cases.pt", weights_only=False)):
             if rank < case["tp"]:
-                results[index] = run(case, rank, TensorParallelGroup(groups[case["tp"]], case["tp"]))
+                results[index] = run(case, rank, TensorParallelGroup(groups[case["tp"]], case["tp"], Staging(CPU)))
     torch.save(results, directory / f"rank{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

@@ -17,8 +17,8 @@ TOKENS = 1000
 class Stream:
     """A stream read by a thread: its tokens, when each came, how it ended."""
 
-    def __init__(self, stub: pb_grpc.InferenceServiceStub):
-        params = pb.SamplingParams(max_tokens=TOKENS, ignore_eos=True, temperature=1.0, seed=11)
+    def __init__(self, stub: pb_grpc.InferenceServiceStub, tokens: int = TOKENS):
+        params = pb.SamplingParams(max_tokens=tokens, ignore_eos=True, temperature=1.0, seed=11)
         self._call = stub.Generate(pb.GenerateRequest(model=MODEL, text=PROMPT, params=params))
         self.token_ids: list[int] = []
         self.kinds: list[str | None] = []

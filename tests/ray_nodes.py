@@ -39,6 +39,7 @@ SETTINGS = HEALTH_CHECKS | {  # what docs/ray-failures.md advises for `ray start
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
 }
 NODE: dict[str, Any] = {"object_store_memory": 80_000_000, "include_dashboard": False}
+AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
 
 
 class Redis:
@@ -181,7 +182,7 @@ class _Host:
 
     def restart_head(self) -> None:
         with patch.dict(os.environ, self._redis):  # only the GCS may know it
-            self._cluster.add_node(**self._head)
+            self._cluster.add_node(**self._head, **_agent_ports())
 
     def lose_head(self) -> None:
         self._cluster.remove_node(self._cluster.head_node, allow_graceful=False)
@@ -193,7 +194,7 @@ class _Host:
         self._cluster.head_node.kill_gcs_server(check_alive=False)
 
     def add_worker(self) -> None:
-        self._cluster.add_node(**self._worker)
+        self._cluster.add_node(**self._worker, **_agent_ports())
 
     def lose_worker(self, raylet: int) -> None:
         node = next(node for node in self._cluster.worker_nodes if _raylet(node) == raylet)
@@ -201,6 +202,11 @@ class _Host:
 
     def close(self) -> None:
         self._cluster.shutdown()
+
+
+def _agent_ports() -> dict[str, int]:
+    """A raylet ends itself when its agents do not say within 15 s which ports they took: it is told them instead."""
+    return {name: free_port() for name in AGENT_PORTS}
 
 
 def _raylet(node: Any) -> int:

@@ -14,6 +14,7 @@ from torch.distributed import Store  # type: ignore[attr-defined]  # public, but
 from rayline.kernels.exchange import Exchange, new_file
 from rayline.kernels.program import Operations
 from rayline.kernels.tree import join_pairwise
+from rayline.workers.devices import Staging
 
 
 class Collective(Protocol):
@@ -46,8 +47,9 @@ class Alone:
 class TensorParallelGroup:
     """The ranks of one stage over torch.distributed: gloo between CPUs, NCCL between GPUs."""
 
-    def __init__(self, process_group: dist.ProcessGroup, tp_size: int) -> None:
+    def __init__(self, process_group: dist.ProcessGroup, tp_size: int, staging: Staging) -> None:
         self._group = process_group
+        self._staging = staging
         self.tp_size = tp_size
 
     def sum_tree(self, partial: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -59,9 +61,9 @@ class TensorParallelGroup:
 
     def _gather(self, mine: Tensor) -> Tensor:
         """[...] of each rank -> [tp_size, ...] by rank."""
-        gathered = torch.empty((self.tp_size, *mine.shape), dtype=mine.dtype, device=mine.device)
-        dist.all_gather(list(gathered.unbind(0)), mine.contiguous(), group=self._group)
-        return gathered
+        gathered = torch.empty((self.tp_size, *mine.shape), dtype=mine.dtype, device=self._staging.place)
+        dist.all_gather(list(gathered.unbind(0)), self._staging.out(mine), group=self._group)
+        return self._staging.back(gathered)
 
 
 class SharedMemoryGroup:

@@ -213,7 +213,8 @@ class Leader(GroupChannelServicer):
             self._deliver([Failed(request_id, _taken_over(request_id)) for request_id in older], self.load)
             for request_id in older:
                 self._thread.post(Abort(request_id))
-        connection.outbox.put_nowait(pb.LeaderMessage(journal=answer_to_pb(message.number, answer)))
+        if message.number:
+            connection.outbox.put_nowait(pb.LeaderMessage(journal=answer_to_pb(message.number, answer)))
 
     # ---- who is to blame for a loss
 

@@ -24,6 +24,7 @@ from rayline.protos.plan import Plan
 from rayline.protos.plan_wire import plan_of, result_to_pb
 from rayline.workers.channel import Channel, connect
 from rayline.workers.collectives import Alone, Collective, SharedMemoryGroup, TensorParallelGroup
+from rayline.workers.devices import COLLECTIVE_LIMIT, Staging, agree_on_backend, set_up_nccl, take_gpu
 from rayline.workers.rank_wire import loaded_to_pb, spec_of, stats_to_pb
 from rayline.workers.spec import RankSpec
 from rayline.workers.stages import StageLinks
@@ -65,8 +66,9 @@ def serve_rank(addresses: Sequence[str], rank: int, secret: str) -> bool:
 def _start(channel: Channel) -> Worker:
     """The loading dialogue: orders, weights, size of the KV cache."""
     spec = spec_of(channel.receive_leader_frame().load)
+    gpu = take_gpu(spec.parallel.rank) if spec.device == "cuda" else ""
     kernels = kernels_of(spec)
-    collective, stages = join(spec, kernels)
+    collective, stages = join(spec, kernels, gpu)
     worker, reporter = Worker(spec, kernels, collective, stages), _Reporter(channel)
     loaded = worker.load(reporter)
     channel.send(pb.WorkerFrame(loaded=loaded_to_pb(loaded)))
@@ -98,8 +100,8 @@ def _follow(channel: Channel, worker: Worker, order: Plan | pb.LeaderFrame) -> b
     return not order.HasField("stop")
 
 
-def join(spec: RankSpec, kernels: Kernels) -> tuple[Collective, StageLinks | None]:
-    """This rank's links to the others. All ranks make the same groups in the same order."""
+def join(spec: RankSpec, kernels: Kernels, gpu: str = "") -> tuple[Collective, StageLinks | None]:
+    """This rank's links to the others. All ranks make the same groups in the same order. gpu: its id, "" for a CPU."""
     parallel = spec.parallel
     if parallel.world_size == 1:
         return Alone(), None
@@ -107,8 +109,12 @@ def join(spec: RankSpec, kernels: Kernels) -> tuple[Collective, StageLinks | Non
     if "GLOO_SOCKET_IFNAME" not in os.environ and (interface := interface_towards(spec.store_host)):
         os.environ["GLOO_SOCKET_IFNAME"] = interface
     store = TCPStore(spec.store_host, spec.store_port, is_master=False)
-    backend = "nccl" if spec.device == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=parallel.rank, world_size=parallel.world_size)
+    backend = agree_on_backend(store, parallel.rank, parallel.world_size, gpu)
+    set_up_nccl()
+    dist.init_process_group(
+        backend, timeout=COLLECTIVE_LIMIT, store=store, rank=parallel.rank, world_size=parallel.world_size
+    )
+    staging = Staging(torch.device(spec.device), is_on=backend == "gloo" and spec.device == "cuda")
     collective: Collective = Alone()
     if parallel.tp_size > 1 and isinstance(kernels, NativeKernels):
         stage_store = PrefixStore(f"stage {parallel.stage}", store)
@@ -116,11 +122,11 @@ def join(spec: RankSpec, kernels: Kernels) -> tuple[Collective, StageLinks | Non
     elif parallel.tp_size > 1:
         firsts = range(0, parallel.world_size, parallel.tp_size)
         groups = [dist.new_group(list(range(first, first + parallel.tp_size))) for first in firsts]
-        collective = TensorParallelGroup(groups[parallel.stage], parallel.tp_size)
+        collective = TensorParallelGroup(groups[parallel.stage], parallel.tp_size, staging)
     if parallel.pp_size == 1:
         return collective, None
     hidden_group, token_group = dist.new_group(), dist.new_group()
-    return collective, StageLinks(parallel, hidden_group, token_group, torch.device(spec.device))
+    return collective, StageLinks(parallel, hidden_group, token_group, staging)
 
 
 class _Reporter:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rayline.cluster.parallel import Parallel
+from rayline.workers.devices import Staging
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,12 @@ class StageLinks:
         parallel: Parallel,
         hidden_group: dist.ProcessGroup,
         token_group: dist.ProcessGroup,
-        device: torch.device,
+        staging: Staging,
     ):
         self._parallel = parallel
         self._hidden_group = hidden_group
         self._token_group = token_group
-        self._device = device
+        self._staging = staging
         self._sending: deque[tuple[dist.Work | None, Tensor]] = deque()
         self._coming: deque[tuple[dist.Work | None, Tensor]] = deque()
         self._expected: deque[Expected] = deque()
@@ -49,7 +50,7 @@ class StageLinks:
 
     def expect_hidden(self, tokens: int, width: int, dtype: torch.dtype) -> None:
         """Post the receive for hidden states [tokens, width] of the previous stage, in the order of plans."""
-        hidden = torch.empty(tokens, width, dtype=dtype, device=self._device)
+        hidden = torch.empty(tokens, width, dtype=dtype, device=self._staging.place)
         source = self._parallel.at_stage(self._parallel.stage - 1).rank
         self._coming.append((dist.irecv(hidden, source, group=self._hidden_group), hidden))
 
@@ -57,20 +58,22 @@ class StageLinks:
         """Wait for the oldest expected hidden states."""
         work, hidden = self._coming.popleft()
         self._wait(work)
-        return hidden
+        return self._staging.back(hidden)
 
     def send_hidden(self, hidden: Tensor) -> None:
         target = self._parallel.at_stage(self._parallel.stage + 1).rank
-        self._post(dist.isend(hidden.contiguous(), target, group=self._hidden_group), hidden)
+        sent = self._staging.out(hidden)
+        self._post(dist.isend(sent, target, group=self._hidden_group), sent)
 
     def send_tokens(self, token_ids: Tensor) -> None:
         """Tell the first stage what was sampled, int64 [N] in plan order."""
         target = self._parallel.at_stage(0).rank
-        self._post(dist.isend(token_ids, target, group=self._token_group), token_ids)
+        sent = self._staging.out(token_ids)
+        self._post(dist.isend(sent, target, group=self._token_group), sent)
 
     def expect_tokens(self, sequences: tuple[int, ...]) -> None:
         """Post the receive for the tokens that the last stage will sample for `sequences`."""
-        tensor = torch.empty(len(sequences), dtype=torch.int64, device=self._device)
+        tensor = torch.empty(len(sequences), dtype=torch.int64, device=self._staging.place)
         source = self._parallel.at_stage(self._parallel.pp_size - 1).rank
         self._expected.append(Expected(sequences, tensor, dist.irecv(tensor, source, group=self._token_group)))
 

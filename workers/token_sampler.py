@@ -4,17 +4,28 @@ A rank reduces its own part to a few numbers and only these are exchanged: the b
 and a sum for its logprobs. Rows that are cut by top-k, top-p or min-p are gathered whole.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from rayline.kernels.backend import Kernels
+from rayline.kernels.edits import edited
 from rayline.kernels.native_edits import NativeEdits
 from rayline.kernels.native_kernels import NativeKernels
 from rayline.kernels.native_sampling import Draws, Limits, NativeReductions, Part, column
-from rayline.kernels.sampling import RowLogprobs, SampledRows, SamplingRows, best_candidates, sample, score
+from rayline.kernels.sampling import (
+    RowLogprobs,
+    SampledRows,
+    SamplingRows,
+    best_candidates,
+    draw,
+    logprobs_of,
+    sample,
+    score,
+)
 from rayline.kernels.tree import join_pairwise
 from rayline.kernels.truncation import least_score
 from rayline.kernels.vocabulary import LEAVES, vocab_segment, vocab_share
@@ -43,6 +54,8 @@ def token_sampler(kernels: Kernels, collective: Collective, vocab_size: int, tp_
     """The sampler that fits the kernels."""
     if isinstance(kernels, NativeKernels):
         return NativeSampler(kernels, collective, vocab_size, tp_rank)
+    if isinstance(kernels, DrawingKernels):
+        return DeviceSampler(kernels, collective, vocab_size)
     return TorchSampler(collective, vocab_size)
 
 
@@ -66,6 +79,37 @@ class TorchSampler:
 
     def _whole(self, logits: Tensor) -> Tensor:
         return self._collective.gather_columns(logits)[:, : self._vocab_size]
+
+
+@runtime_checkable
+class DrawingKernels(Protocol):
+    """Kernels that draw whole rows on their device."""
+
+    def draw(self, logits: Tensor, rows: SamplingRows) -> tuple[Tensor, Tensor]:
+        """Of fp32 [N, V], whatever would truncate the rows: ids int64 [N], and values fp64 [N], -inf where nothing was
+        left to draw."""
+        ...
+
+
+class DeviceSampler(TorchSampler):
+    """Rows that nothing truncates are drawn in one launch, and nothing waits for the device before the tokens do."""
+
+    def __init__(self, kernels: DrawingKernels, collective: Collective, vocab_size: int) -> None:
+        super().__init__(collective, vocab_size)
+        self._kernels = kernels
+
+    def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
+        whole = self._whole(logits)
+        allowed = edited(whole, rows.edits)
+        token_ids, values = self._kernels.draw(allowed, rows)
+        edits = [i for i, edit in enumerate(rows.edits) if edit is not None]
+        left = values.tolist() if edits else []
+        stuck = tuple(i for i in edits if left[i] == -math.inf)
+        cut = [i for i in range(len(rows)) if rows.temperature[i] != 0.0 and rows.is_truncated(i) and i not in stuck]
+        if cut:
+            token_ids[cut] = draw(allowed[cut], rows, cut)
+        token_ids = token_ids.clamp(max=self._vocab_size - 1)  # of stuck rows, which mean nothing
+        return SampledRows(token_ids, logprobs_of(whole, token_ids, rows), stuck)
 
 
 class NativeSampler:

@@ -16,7 +16,9 @@ from rayline.deploy.operator_client import OperatorClient
 from rayline.protos import inference_pb2_grpc as pb_grpc
 from rayline.router.operations import GroupState
 
-SLACK = 3.0  # for machines that run other things beside
+SLACK = 6.0  # for machines that run other things beside
+STREAMS = 12
+TOKENS = 1900
 GONE_S = 5.0
 BACK_S = 20.0
 
@@ -28,7 +30,7 @@ def groups(server: Server) -> list[GroupState]:
 
 def streams(server: Server, count: int) -> list[Stream]:
     stub = pb_grpc.InferenceServiceStub(grpc.insecure_channel(server.grpc_address))
-    found = [Stream(stub) for _ in range(count)]
+    found = [Stream(stub, TOKENS) for _ in range(count)]
     until(lambda: all(len(stream.token_ids) > 5 for stream in found), 60.0)
     return found
 
@@ -59,22 +61,22 @@ def test_streams_leave_a_group_that_is_drained_scaled_in_or_replaced(
     longest: dict[str, float] = {}
 
     # drain one of two
-    found = streams(server, 6)
-    first, second = groups(server)
-    assert first.running + second.running == 6 and min(first.running, second.running) > 0
+    found = streams(server, STREAMS)
+    first = max(groups(server), key=lambda group: group.running)
+    assert len(groups(server)) == 2 and first.running > 0
     drained = rayline("drain", first.group_id, "--address", server.grpc_address, "--json")["drained"]
     assert isinstance(drained, list)
-    assert drained[0]["streams"] == first.running and not drained[0]["streams_left"]
+    assert 0 < drained[0]["streams"] <= STREAMS and not drained[0]["streams_left"]
     assert drained[0]["seconds"] < GONE_S * SLACK
     until(lambda: first.group_id not in [group.group_id for group in groups(server)], GONE_S * SLACK)
     assert all(stream.code is None for stream in found)
     until(lambda: len(groups(server)) == 2, BACK_S * SLACK)
     check_ended(found)
-    assert sum(stream.moves for stream in found) >= first.running
+    assert sum(stream.moves for stream in found) >= drained[0]["streams"]
     longest["drain"] = max(stream.longest_gap_s for stream in found)
 
     # from two groups to one
-    found = streams(server, 6)
+    found = streams(server, STREAMS)
     config.write_text(yaml.safe_dump({**settings, "parallel": {"groups": 1}}))
     began_s = time.monotonic()
     server.process.send_signal(signal.SIGHUP)
@@ -85,7 +87,7 @@ def test_streams_leave_a_group_that_is_drained_scaled_in_or_replaced(
     assert sum(stream.moves for stream in found) > 0
 
     # another engine in its place
-    found = streams(server, 6)
+    found = streams(server, STREAMS)
     before = {group.group_id for group in groups(server)}
     config.write_text(yaml.safe_dump({"parallel": {"groups": 1}, "engine": {"max_running": 16}}))
     server.process.send_signal(signal.SIGHUP)

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-NUMBERS = {"*fp32": torch.float32, "*i32": torch.int32, "*i64": torch.int64, "*u8": torch.uint8}
+NUMBERS = {"*fp32": torch.float32, "*i32": torch.int32, "*i64": torch.int64, "*fp64": torch.float64, "*u8": torch.uint8}
 MODEL_DTYPES = (torch.float16, torch.float32)  # the interpreter computes bfloat16 wrongly
 
 

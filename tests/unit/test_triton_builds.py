@@ -22,7 +22,7 @@ from rayline.kernels.triton_launch import Kernel, Variant
 pytestmark = pytest.mark.timeout(1200)  # a minute of two cores, which others may be using
 
 ROOT = Path(__file__).parents[2]
-MODULES = ("triton_attention", "triton_elementwise", "triton_product", "triton_quant")
+MODULES = ("triton_attention", "triton_elementwise", "triton_product", "triton_quant", "triton_sampling")
 # A program's shared memory in bytes, as NVIDIA's tables of compute capabilities have it.
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 

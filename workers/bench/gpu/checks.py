@@ -19,7 +19,9 @@ from rayline.workers.bench.gpu.bench import Bench
 from rayline.workers.bench.gpu.machine import Kind, Machine
 from rayline.workers.bench.gpu.model_run import ModelRun, random_layer
 from rayline.workers.bench.gpu.report import Check, Failure, Row
+from rayline.workers.collectives import Alone
 from rayline.workers.models.config import ModelConfig
+from rayline.workers.token_sampler import token_sampler
 
 TOLERANCE = 0.02  # of the largest number: some roundings to 8 bits of mantissa
 DECODER_TOLERANCE = 0.06  # after layers of them
@@ -162,20 +164,26 @@ def sampling(bench: Bench) -> Iterator[Row]:
     """Tokens that the device draws are those the CPU draws of the same logits."""
     count, vocab = 32, 8000 if bench.machine.is_cuda else 300
     logits = torch.randn(count, vocab, generator=torch.Generator().manual_seed(0)) * 4
+    sampler = token_sampler(bench.machine.ordinary(), Alone(), vocab, 0)
     none = (None,) * count
     edit = Edit(banned=(1, 2), forced=None)
     for name, rows in {
-        "greedy": _rows(count, 0.0),
-        "temperature": _rows(count, 0.9),
-        "top-k and top-p": _rows(count, 1.1, top_k=40, top_p=0.9),
-        "min-p, banned ids": replace(_rows(count, 0.7, min_p=0.02), edits=(edit, *none[1:])),
+        "greedy": sampling_rows(count, 0.0),
+        "temperature": sampling_rows(count, 0.9),
+        "top-k and top-p": sampling_rows(count, 1.1, top_k=40, top_p=0.9),
+        "min-p, banned ids": replace(sampling_rows(count, 0.7, min_p=0.02), edits=(edit, *none[1:])),
     }.items():
-        ours, theirs = (sample(part, rows).token_ids.cpu() for part in (logits.to(bench.machine.device), logits))
+        ours, theirs = (
+            sampler.sample(logits.to(bench.machine.device), rows).token_ids.cpu(),
+            sample(logits, rows).token_ids,
+        )
         wrong = int((ours != theirs).sum())
         yield Check(f"sampling, {name}: the CPU's tokens", wrong == 0, f"{wrong} of {count} differ" if wrong else "")
 
 
-def _rows(count: int, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> SamplingRows:
+def sampling_rows(
+    count: int, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> SamplingRows:
     return SamplingRows(
         temperature=(temperature,) * count,
         top_k=(top_k,) * count,

@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rayline.kernels.backend import Kernels
 from rayline.kernels.gpu import Gpu, NoGpu, gpu_of, triton_name
+from rayline.kernels.library_attention import Library
 from rayline.kernels.native_quant import Quantisation
 from rayline.kernels.torch_kernels import TorchKernels
 
@@ -40,15 +41,16 @@ class Machine:
     def name(self) -> str:
         return torch.cuda.get_device_name(self.device) if self.is_cuda else "CPU"
 
-    def kernels(self, kind: Kind) -> Kernels:
-        """Raises NoGpu where kernels of this kind cannot compute."""
+    def kernels(self, kind: Kind, libraries: Sequence[Library] = ()) -> Kernels:
+        """libraries: for attention, as far as they can. Raises NoGpu where kernels of this kind cannot compute."""
         if kind == "torch":
             return TorchKernels()
         gpu = gpu_of(self.device) if self.is_cuda else _interpreted()
         from rayline.kernels.triton_kernels import TritonKernels  # needs triton
 
         quantisation = Quantisation(kind) if kind in ("int4", "int8") else None
-        return TritonKernels(triton_name(gpu, kind == "exact", quantisation), kind == "exact", quantisation, gpu.units)
+        name = triton_name(gpu, kind == "exact", quantisation)
+        return TritonKernels(name, kind == "exact", quantisation, gpu.units, libraries=libraries)
 
     def ordinary(self) -> Kernels:
         """The ordinary class; torch's kernels where Triton cannot compute."""

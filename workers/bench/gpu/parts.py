@@ -17,5 +17,6 @@ PARTS = (
     Part("exact class", speed.exact_class, 90.0),
     Part("products", speed.products, 60.0),
     Part("attention", speed.attention, 60.0),
+    Part("token sampling", speed.sampling, 30.0),
     Part("third model", speed.third_model, 60.0),
 )

@@ -5,15 +5,20 @@ from itertools import cycle
 
 import torch
 
+from rayline.kernels import library_attention
 from rayline.kernels.backend import AttentionShape, Kernels
 from rayline.kernels.context import ForwardContext
 from rayline.kernels.gpu import NoGpu
 from rayline.workers.bench.gpu.bench import Bench
+from rayline.workers.bench.gpu.checks import sampling_rows
 from rayline.workers.bench.gpu.machine import Kind
 from rayline.workers.bench.gpu.model_run import ModelRun, NoRoom, Work, random_layer
-from rayline.workers.bench.gpu.report import Failure, Figure, Row
+from rayline.workers.bench.gpu.report import Check, Failure, Figure, Row
+from rayline.workers.collectives import Alone
+from rayline.workers.token_sampler import token_sampler
 
 COLD_BYTES = 2**28  # of copies that are gone through in turn, so that no cache holds what comes next
+PAGE_TOKENS = library_attention.FLASH_PAGE_TOKENS
 QUANTISED: tuple[Kind, ...] = ("int4", "int8")
 
 
@@ -111,11 +116,42 @@ def attention(bench: Bench) -> Iterator[Row]:
             yield Failure(f"attention, {kind}", str(missing))
             continue
         for case in cases:
-            yield _attended(bench, kernels, shape, *case)
+            yield _attended(bench, kernels, shape, *case, kernels.name)
+    for name in library_attention.at_hand() if bench.machine.is_cuda else ():
+        library = library_attention.library_of(name)
+        why = library_attention.probed(library, shape, PAGE_TOKENS, bench.machine.dtype, bench.machine.device)
+        yield Check(f"attention by {name}: right, or not used", True, f"not used: {why}" if why else "used")
+        for case in () if why else cases:
+            yield _attended(bench, bench.machine.kernels("ordinary", [library]), shape, *case, name, PAGE_TOKENS)
 
 
-def _attended(bench: Bench, kernels: Kernels, shape: AttentionShape, sequences: int, length: int, count: int) -> Figure:
-    machine, size = bench.machine, 16
+def sampling(bench: Bench) -> Iterator[Row]:
+    """From logits to tokens on the device: one launch for greedy and for noisy rows, torch's way for cut ones."""
+    config = next(iter(bench.sizes.models.values()))
+    sampler = token_sampler(bench.machine.ordinary(), Alone(), config.vocab_size, 0)
+    for count in bench.sizes.batches:
+        logits = bench.machine.randn(count, config.vocab_size).float()
+        moved = Work(logits.nbytes, 0.0)
+        for name, rows in (("greedy", sampling_rows(count, 0.0)), ("noisy", sampling_rows(count, 0.8))):
+            took_s = bench.machine.seconds(lambda x=logits, r=rows: sampler.sample(x, r).token_ids)  # type: ignore[misc]
+            yield bench.figure(f"sampling {count} {name} rows", took_s, moved, 1e6, "us")
+        cut = sampling_rows(count, 0.8, top_k=50, top_p=0.9)
+        took_s = bench.machine.seconds(lambda x=logits, r=cut: sampler.sample(x, r).token_ids)  # type: ignore[misc]
+        yield bench.figure(f"sampling {count} rows cut by top-k and top-p", took_s, moved, 1e6, "us")
+
+
+def _attended(
+    bench: Bench,
+    kernels: Kernels,
+    shape: AttentionShape,
+    sequences: int,
+    length: int,
+    count: int,
+    by: str,
+    size: int = 16,
+) -> Figure:
+    """by: what computes it. size: tokens of a block."""
+    machine = bench.machine
     width = -(-length // size)
     row = shape.kv_heads * shape.head_dim
     cached = 2 * sequences * length * row * machine.dtype.itemsize
@@ -130,7 +166,7 @@ def _attended(bench: Bench, kernels: Kernels, shape: AttentionShape, sequences: 
     took_s = machine.seconds(lambda: kernels.attend(q, shape, next(turn), context))
     scores = sequences * (count * length - count * (count - 1) // 2)
     work = Work(cached + 2 * q.nbytes, 4.0 * scores * shape.heads * shape.head_dim)
-    title = f"attention {sequences} x {length}{', prompt' if count > 1 else ''}, {kernels.name}"
+    title = f"attention {sequences} x {length}{', prompt' if count > 1 else ''}, {by}"
     return bench.figure(title, took_s, work, 1e6, "us")
 
 
