@@ -24,14 +24,16 @@ def addresses_of(text: str) -> tuple[str, ...]:
 class Addresses:
     """The routers of one deployment. They are asked in turn; those that failed lately only when there is no other.
 
-    Safe to use from several threads.
+    Routers that others named are asked only while all of the client's own have failed: they may be names that mean
+    nothing where the client is. Safe to use from several threads.
     """
 
     def __init__(self, addresses: Sequence[str]):
         """Raises ConfigError unless there is one at least and each reads host:port."""
         if not addresses:
             raise ConfigError("addresses is empty: at least one router must be named", field="address")
-        self._all = list(dict.fromkeys(map(check_address, addresses)))
+        self._own = list(dict.fromkeys(map(check_address, addresses)))
+        self._all = list(self._own)
         self._failed_s: dict[str, float] = {}
         self._turn = 0
         self._lock = threading.Lock()
@@ -42,7 +44,7 @@ class Addresses:
     def choose(self, now_s: float) -> str:
         """The next one to ask: in turn, or when all failed lately the one for which that is longest ago."""
         with self._lock:
-            well = [address for address in self._all if now_s - self._failed_s.get(address, -AVOID_S) >= AVOID_S]
+            well = self._well(self._own, now_s) or self._well(self._all, now_s)
             if not well:
                 return min(self._all, key=lambda address: self._failed_s[address])
             self._turn += 1
@@ -57,6 +59,9 @@ class Addresses:
         """Routers that others named. Those that do not read as addresses are left out."""
         with self._lock:
             self._all += [address for address in addresses if address not in self._all and _reads(address)]
+
+    def _well(self, addresses: Sequence[str], now_s: float) -> list[str]:
+        return [address for address in addresses if now_s - self._failed_s.get(address, -AVOID_S) >= AVOID_S]
 
 
 def _reads(address: str) -> bool:

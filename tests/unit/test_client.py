@@ -168,9 +168,9 @@ def noticed_s(read: Read, number: int) -> float:
     events, times = events_of([0] * 200), []
 
     class Timed(ScriptedRouter):
-        async def Resume(self, request: pb.ResumeRequest, context: Any) -> Any:
+        async def _said(self, *call: Any) -> Any:
             times.append(time.monotonic())
-            async for event in super().Resume(request, context):
+            async for event in super()._said(*call):
                 yield event
 
     with process() as (other, first), running(Timed(events)) as second:

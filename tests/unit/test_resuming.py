@@ -192,11 +192,14 @@ def test_routers_take_turns_and_one_that_failed_is_left_out_for_a_while() -> Non
     assert {routers.choose(3.0 + AVOID_S) for _ in range(6)} == {"a:1", "b:1", "c:1"}
 
 
-def test_routers_that_others_name_are_learnt_once() -> None:
+def test_routers_that_others_name_are_learnt_once_and_asked_when_the_own_ones_fail() -> None:
     routers = Addresses(["a:1"])
     for _ in range(2):
         routers.learn(["a:1", "b:2", "nonsense"])
-    assert {routers.choose(0.0) for _ in range(4)} == {"a:1", "b:2"} and len(routers) == 2
+    assert {routers.choose(0.0) for _ in range(4)} == {"a:1"} and len(routers) == 2
+    routers.failed("a:1", 1.0)
+    assert {routers.choose(1.0) for _ in range(4)} == {"b:2"}
+    assert {routers.choose(1.0 + AVOID_S) for _ in range(4)} == {"a:1"}
 
 
 def test_addresses_are_read_from_a_list_with_commas() -> None:
