@@ -14,7 +14,6 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-START_TIMEOUT_S = 30.0
 CALL_TIMEOUT_S = 5.0
 RAYS_OWN = ("gcs_server",)
 T = TypeVar("T")
@@ -93,13 +92,11 @@ class Agents:
 
     def ask(self, node_id: str, call: Callable[[Any], "ray.ObjectRef[T]"]) -> T:
         """What a node's agent answers. Raises ray.exceptions.RayError when none answers in time."""
-        if node_id in self._actors:
-            try:
-                return ray.get(call(self._actors[node_id]), timeout=CALL_TIMEOUT_S)
-            except ray.exceptions.RayActorError:
-                del self._actors[node_id]
-        place = NodeAffinitySchedulingStrategy(node_id, soft=False)
-        actor: Any = ray.remote(Agent).options(num_cpus=0, scheduling_strategy=place).remote()
-        answer = ray.get(call(actor), timeout=START_TIMEOUT_S)
-        self._actors[node_id] = actor
-        return answer
+        if node_id not in self._actors:
+            place = NodeAffinitySchedulingStrategy(node_id, soft=False)
+            self._actors[node_id] = ray.remote(Agent).options(num_cpus=0, scheduling_strategy=place).remote()
+        try:
+            return ray.get(call(self._actors[node_id]), timeout=CALL_TIMEOUT_S)
+        except ray.exceptions.RayActorError:
+            del self._actors[node_id]  # the next call makes another one
+            raise
