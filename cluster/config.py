@@ -18,6 +18,7 @@ from rayline.protos.errors import ConfigError
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 KernelWish = Literal["auto", "native", "onednn", "torch", "triton", "triton-exact"]
+AttentionWish = Literal["auto", "flash", "varlen", "triton"]
 Quantize = Literal["none", "int8", "int4"]
 Activations = Literal["exact", "int8"]
 KvCacheKind = Literal["paged", "static"]
@@ -70,7 +71,9 @@ class EngineSection:
 
     __pydantic_config__ = _STRICT
 
-    block_tokens: Count = field(default=16, metadata=says("tokens in one KV block"))
+    block_tokens: Annotated[int, Ge(0)] = field(
+        default=0, metadata=says("tokens in one KV block; 0: what the attention wants, 256 for flash-attn, else 16")
+    )
     kv_bytes: Annotated[int, Ge(0)] = field(
         default=0, metadata=says("bytes of KV cache for each rank; 0: from the free memory")
     )
@@ -118,6 +121,16 @@ class EngineSection:
     )
     compile: bool = field(
         default=False, metadata=says("run decode steps through torch.compile; needs the static KV cache")
+    )
+    attention: AttentionWish = field(
+        default="auto",
+        metadata=says(
+            "auto, flash (flash-attn), varlen (torch's) or triton: attention of the triton kernels; auto is the "
+            "first that is there, and triton computes what that cannot"
+        ),
+    )
+    decode_graphs: bool = field(
+        default=True, metadata=says("launch decode steps of the Triton kernels as CUDA graphs, captured at the start")
     )
 
 

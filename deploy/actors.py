@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import ray
+from ray._private.worker import global_worker
 from ray.exceptions import RayError
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.handle import DeploymentHandle
@@ -26,6 +27,8 @@ def kill_actor(name: str) -> None:
 def controller_answers(timeout_s: float) -> bool:
     """Whether this process reaches Serve's controller."""
     try:
+        # Without a GCS all else would wait for it without end.
+        global_worker.gcs_client.check_alive([], timeout=timeout_s)  # type: ignore[attr-defined]  # set by ray.init
         controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
         ray.get(controller.__ray_ready__.remote(), timeout=timeout_s)
     except (ValueError, RayError):

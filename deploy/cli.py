@@ -2,11 +2,11 @@
 `rayline generate` works without Ray and gRPC."""
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import click
 
+from rayline.deploy.commands.lazy_group import Entry, LazyGroup
 from rayline.protos.errors import ConfigError, InvalidRequest, ModelNotFound, RaylineError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -54,14 +54,6 @@ def _drain() -> click.Command:
     return command
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A command's line in `rayline --help`, and how to import it."""
-
-    summary: str
-    load: Callable[[], click.Command]
-
-
 COMMANDS = {
     "serve": Entry("Serve a model to gRPC and OpenAI-HTTP clients.", _serve),
     "generate": Entry("Continue a prompt, offline or on a running server.", _generate),
@@ -73,22 +65,7 @@ COMMANDS = {
 }
 
 
-class Commands(click.Group):
-    """A group that knows its commands' names and summaries without importing them."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        entry = COMMANDS.get(cmd_name)
-        return entry.load() if entry else None
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
-
-
-@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=LazyGroup, entries=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="rayline")
 def rayline() -> None:
     """Rayline serves large language models, on one machine or a cluster."""

@@ -4,9 +4,11 @@ from typing import Self
 
 import grpc
 
-from rayline.deploy.client import call_metadata, check_address, error_of_call
 from rayline.protos import operator_pb2 as pb
 from rayline.protos import operator_pb2_grpc as pb_grpc
+from rayline.protos.addresses import check_address
+from rayline.protos.call_error import error_of_call
+from rayline.protos.client import call_metadata
 from rayline.router.operations import Drained, GroupState
 
 LIST_TIMEOUT_S = 5.0

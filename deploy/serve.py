@@ -40,7 +40,7 @@ OBJECT_STORE_BYTES = 100 * 2**20  # tokens never pass through it
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 CONTROLLER_TIMEOUT_S = 5.0  # as long as a lost one takes to come back
-ELSEWHERE_TIMEOUT_S = 90.0
+ELSEWHERE_TIMEOUT_S = 60.0
 WATCH_PERIOD_S = 0.1
 
 log = logging.getLogger(__name__)

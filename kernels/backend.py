@@ -1,12 +1,13 @@
 """What a decoder asks of its kernels: the operations, with the same signatures for every implementation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from torch import Tensor
 
 from rayline.kernels.context import ForwardContext
+from rayline.kernels.graphs import DecodeLimits, Function
 
 Format = Literal["plain", "packed", "int8", "int4"]
 
@@ -155,11 +156,10 @@ class Kernels(Protocol):
         """
         ...
 
-    def replay(
-        self, function: Callable[[Tensor, ForwardContext], Tensor]
-    ) -> Callable[[Tensor, ForwardContext], Tensor]:
+    def replay(self, function: Function, limits: DecodeLimits | None = None) -> Function:
         """`function`, made of these operations only, in the form that runs with the least overhead.
 
-        The result may be a view that the next call writes over.
+        limits: of decode steps that may be captured; None where they may not. The result may be a view that the next
+        call writes over.
         """
         ...

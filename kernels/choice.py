@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rayline.kernels import onednn
+from rayline.kernels import library_attention, onednn
 from rayline.kernels.backend import Kernels
 from rayline.kernels.compiled_kernels import SUFFIX, CompiledNativeKernels, CompiledTorchKernels
 from rayline.kernels.cores import Cores
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 EXACT = "triton-exact"
 TRITON = ("triton", EXACT)
+BLOCK_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class KernelOptions:
     quantize: str = "none"
     activations: str = "exact"
     compile: bool = False
+    attention: str = "auto"
 
 
 class Unfit(ValueError):
@@ -45,7 +47,8 @@ class Unfit(ValueError):
 class Choice:
     """name: of the kernels, part of the numerics class. exact: see Kernels. why: said where it matters.
 
-    gpu: what Triton computes on; None: the C++ kernels, oneDNN or torch compute.
+    gpu: what Triton computes on; None: the C++ kernels, oneDNN or torch compute. attention: libraries that are asked
+    before Triton (kernels/library_attention.py).
     """
 
     name: str
@@ -54,6 +57,7 @@ class Choice:
     is_compiled: bool = False
     quantisation: Quantisation | None = None
     gpu: Gpu | None = None
+    attention: tuple[str, ...] = ()
 
 
 def choose(device: torch.device, dtype: torch.dtype, options: KernelOptions, misfit: str = "") -> Choice:
@@ -69,6 +73,8 @@ def choose(device: torch.device, dtype: torch.dtype, options: KernelOptions, mis
             if wish in TRITON:
                 raise Unfit("kernels", str(missing)) from None
             misfit = str(missing)
+    if options.attention != "auto":
+        raise Unfit("attention", "it is of the triton kernels, and others compute here")
     return _choose_without_triton(device, dtype, options, misfit)
 
 
@@ -116,8 +122,32 @@ def _choose_triton(device: torch.device, dtype: torch.dtype, options: KernelOpti
         raise Unfit("activations", "the Triton kernels multiply with activations as they are")
     gpu, quantisation = gpu_of(device), quantisation_of(options)
     is_exact = options.kernels == EXACT
-    name = triton_name(gpu, is_exact, quantisation)
-    return Choice(name, is_exact, f"Triton kernels on {gpu.architecture}", quantisation=quantisation, gpu=gpu)
+    name, libraries = triton_name(gpu, is_exact, quantisation), attention_of(options)
+    why = f"Triton kernels on {gpu.architecture}, attention by {' or '.join((*libraries, 'triton'))}"
+    return Choice(name, is_exact, why, quantisation=quantisation, gpu=gpu, attention=libraries)
+
+
+def attention_of(options: KernelOptions) -> tuple[str, ...]:
+    """Libraries to ask for attention, best first. Raises Unfit for one that is not there or not exact."""
+    wish, is_exact = options.attention, options.kernels == EXACT
+    if wish == "triton" or (is_exact and wish == "auto"):
+        return ()
+    if is_exact:
+        raise Unfit("attention", "the exact class computes attention in Triton alone")
+    known = library_attention.at_hand()
+    if wish == "auto":
+        return known
+    if wish not in known:
+        there = {"flash": "the package flash-attn is not installed", "varlen": "this torch has no block tables"}
+        raise Unfit("attention", there[wish])
+    return (wish,)
+
+
+def default_block_tokens(device: torch.device, options: KernelOptions) -> int:
+    """Tokens of a block where nobody says: what the attention that comes first wants."""
+    is_asked = device.type == "cuda" and options.kernels in ("auto", "triton") and not options.compile
+    first = options.attention if options.attention != "auto" else next(iter(library_attention.at_hand()), "")
+    return library_attention.FLASH_PAGE_TOKENS if is_asked and first == "flash" else BLOCK_TOKENS
 
 
 def quantisation_of(options: KernelOptions) -> Quantisation | None:
@@ -136,7 +166,8 @@ def build(choice: Choice, threads: int, cores: Cores | None) -> Kernels:
     if choice.gpu is not None:
         from rayline.kernels.triton_kernels import TritonKernels  # needs triton, which only GPUs do
 
-        return TritonKernels(choice.name, choice.exact, choice.quantisation, choice.gpu.units)
+        libraries = [library_attention.library_of(name) for name in choice.attention]
+        return TritonKernels(choice.name, choice.exact, choice.quantisation, choice.gpu.units, libraries=libraries)
     if choice.exact:
         # The team computes; a second pool of spinning threads would only take cores from it.
         torch.set_num_threads(1)

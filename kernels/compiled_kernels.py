@@ -17,12 +17,12 @@ from torch import Tensor
 from rayline.kernels.attention import attend_tokens
 from rayline.kernels.backend import AttentionShape, KvLayer
 from rayline.kernels.context import ForwardContext
+from rayline.kernels.graphs import DecodeLimits, Function
 from rayline.kernels.native_kernels import NativeKernels
 from rayline.kernels.native_quant import Quantisation
 from rayline.kernels.operators import OperatorOperations
 from rayline.kernels.torch_kernels import PLAIN, TorchKernels, paged
 
-Function = Callable[[Tensor, ForwardContext], Tensor]
 SUFFIX = "-compiled"  # of a numerics class whose sums the compiler may order anew
 
 
@@ -50,7 +50,7 @@ class CompiledTorchKernels(TorchKernels):
         whole = layer.block_tokens  # the graph knows no lengths: it reads whole slots, and positions mask the rest
         return attend_tokens(heads, paged(layer), context.tables, whole, context.positions, shape, sinks).flatten(1)
 
-    def replay(self, function: Function) -> Function:
+    def replay(self, function: Function, limits: DecodeLimits | None = None) -> Function:
         return CompiledSteps(function, lambda x, _: TorchGraph(function, x))
 
 
@@ -61,7 +61,7 @@ class CompiledNativeKernels(NativeKernels):
         super().__init__(operations, quantisation)
         self._operators = operations
 
-    def replay(self, function: Function) -> Function:  # type: ignore[override]
+    def replay(self, function: Function, limits: DecodeLimits | None = None) -> Function:  # type: ignore[override]
         plain = super().replay(function)
         return CompiledSteps(plain, lambda x, context: NativeGraph(self._operators, function, x, context))
 

@@ -28,3 +28,17 @@ class ForwardContext:
     lens: tuple[int, ...]
     tables: Tensor
     wanted: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StaticContext(ForwardContext):
+    """A step of one token a sequence whose shapes stay and whose numbers change under it, as a CUDA graph reads it.
+
+    `lens` only bounds the sequences. What they hold is on the device, and so is where their tokens are:
+
+    device_starts  int32 [S + 1]
+    device_lens    int32 [S]
+    """
+
+    device_starts: Tensor
+    device_lens: Tensor

@@ -8,6 +8,7 @@ from torch import Tensor
 from rayline.kernels import native_attention, native_quant
 from rayline.kernels.backend import AttentionShape, KvLayer, RopeTables, Weight
 from rayline.kernels.context import ForwardContext
+from rayline.kernels.graphs import DecodeLimits, Function
 from rayline.kernels.library import Library
 from rayline.kernels.native_attention import BLOCK_MULTIPLE_TOKENS
 from rayline.kernels.native_quant import Quantisation
@@ -163,7 +164,7 @@ class NativeKernels:
     ) -> Tensor:
         return native_attention.attend(self.operations, q, shape, layer, context, sinks)
 
-    def replay(self, function: Callable[[Tensor, ForwardContext], Tensor]) -> "Replay":
+    def replay(self, function: Function, limits: DecodeLimits | None = None) -> "Replay":
         return Replay(self.operations, function)
 
     def _pack_into(self, data: Tensor, weight: Tensor, first: int) -> None:

@@ -16,6 +16,7 @@ from rayline.kernels.attention import PagedKv, paged_attention
 from rayline.kernels.backend import AttentionShape, KvLayer, RopeTables, Weight
 from rayline.kernels.cache import write_cache
 from rayline.kernels.context import ForwardContext
+from rayline.kernels.graphs import DecodeLimits, Function
 from rayline.kernels.norm import add_rms_norm, rms_norm
 from rayline.kernels.rope import rotate
 
@@ -115,9 +116,7 @@ class TorchKernels:
         heads = q.view(len(q), shape.heads, shape.head_dim)
         return paged_attention(heads, paged(layer), context, shape, sinks).flatten(1)
 
-    def replay(
-        self, function: Callable[[Tensor, ForwardContext], Tensor]
-    ) -> Callable[[Tensor, ForwardContext], Tensor]:
+    def replay(self, function: Function, limits: DecodeLimits | None = None) -> Function:
         return function
 
 

@@ -1,10 +1,11 @@
 """Paged attention in Triton: which rows and keys each program takes, and how the keys are split over programs.
 
     class      rows a tile      keys
-    ordinary   128 or 16        one part; for a few rows as many parts as fill the device
+    ordinary   128 or 16        one part; for a few rows as many equal parts as fill the device
     exact      64               parts of 512 keys at absolute positions, whoever computes them
 
 In the exact class one compiled function computes prefill and decode, so a row's bits depend on the row alone.
+A launch's grid follows from bounds of the lengths, the keys a program takes from the lengths on the device.
 """
 
 from collections.abc import Sequence
@@ -15,12 +16,12 @@ import torch
 from torch import Tensor
 
 from rayline.kernels.backend import AttentionShape, KvLayer
-from rayline.kernels.context import ForwardContext
+from rayline.kernels.context import ForwardContext, StaticContext
 from rayline.kernels.triton_attention_code import attend_tiles, join_parts
 from rayline.kernels.triton_launch import Kernel, Variant
 
 PART_TOKENS = 512  # keys of a part in the exact class
-UNBOUNDED = 2**30  # as a window or a part: all keys
+UNBOUNDED = 2**30  # as a window: all keys
 LARGEST_HEAD = 256
 FEW_ROWS = 16
 LEAST_SPLIT_TOKENS = 256  # keys that are worth a program of their own
@@ -80,7 +81,7 @@ JOIN_PARTS = Kernel(
     join_parts,
     dict.fromkeys(("part_tops", "part_totals", "part_values", "sinks"), "*fp32")
     | {"out": "*T", "positions": "*i64", "tokens": "*i32"}
-    | dict.fromkeys(("window", "heads", "part_tokens", "query_rows"), "i32")
+    | dict.fromkeys(("window", "heads", "splits", "part_tokens", "query_rows"), "i32")
     | {"head_dim": "i32:16"},
     [Variant((("BLOCK_D", block_d),)) for block_d in ORDINARY],
 )
@@ -121,6 +122,7 @@ class PagedAttention:
     tiles: dict[int, Tiles]
     units: int
     _batches: dict[int, Batch] = field(default_factory=dict)
+    _static: dict[tuple[int, int], Batch] = field(default_factory=dict)
     _no_sinks: dict[int, Tensor] = field(default_factory=dict)
 
     def attend(
@@ -138,6 +140,11 @@ class PagedAttention:
         return out
 
     def _batch(self, context: ForwardContext, group: int, tiles: Tiles, device: torch.device) -> Batch:
+        if isinstance(context, StaticContext):
+            key = (id(context), group)  # the batch holds the context, so nobody else gets its id
+            if key not in self._static:
+                self._static[key] = static_batch(context, group, tiles.few)
+            return self._static[key]
         found = self._batches.get(group)
         if found is None or found.context is not context:
             found = batch_of(context, group, tiles, device)
@@ -150,12 +157,11 @@ class PagedAttention:
         return self._no_sinks[heads]
 
     def _splits(self, tile: Tile, rows: Rows, shape: AttentionShape) -> int:
-        """Parts the keys are cut into; their number is of no account to the bits where the tile joins parts."""
-        if tile.joins:
-            return -(-rows.longest // PART_TOKENS) if self.units else 1
-        programs = len(rows.sequences) * shape.kv_heads
+        """Programs that share the keys of a tile of rows; of no account to the bits where the tile joins parts."""
+        programs = max(1, len(rows.sequences) * shape.kv_heads)
         seen = min(rows.longest, shape.window or rows.longest)
-        return min(-(-2 * self.units // programs), seen // LEAST_SPLIT_TOKENS, MOST_SPLITS) or 1
+        worth = -(-seen // PART_TOKENS) if tile.joins else seen // LEAST_SPLIT_TOKENS
+        return min(-(-2 * self.units // programs), worth, MOST_SPLITS) or 1
 
 
 def block_d(head_dim: int) -> int:
@@ -184,6 +190,16 @@ def batch_of(context: ForwardContext, group: int, tiles: Tiles, device: torch.de
     return Batch(context, starts, lens, _rows(rows[:3], few, context), _rows(rows[3:], many, context))
 
 
+def static_batch(context: StaticContext, group: int, tile: Tile) -> Batch:
+    """Of one token a sequence, in memory that stays: made before anything is captured."""
+    sequences, device = len(context.lens), context.device_lens.device
+    order = torch.arange(sequences, dtype=torch.int32, device=device)
+    first_rows = torch.arange(0, group, tile.rows, dtype=torch.int32, device=device)
+    few = Rows(order.repeat_interleave(len(first_rows)), first_rows.repeat(sequences), order, max(context.lens))
+    nothing = order[:0]
+    return Batch(context, context.device_starts, context.device_lens, few, Rows(nothing, nothing, nothing, 0))
+
+
 def _rows(tensors: Sequence[Tensor], sequences: Sequence[int], context: ForwardContext) -> Rows:
     tile_sequences, first_rows, tokens = tensors
     return Rows(tile_sequences, first_rows, tokens, max((context.lens[s] for s in sequences), default=0))
@@ -201,12 +217,8 @@ def _launch(
     splits: int,
 ) -> None:
     query_rows, dim, is_split = len(q) * shape.heads, shape.head_dim, splits > 1
-    part_tokens = PART_TOKENS if tile.joins else UNBOUNDED
-    if is_split and not tile.joins:
-        seen = min(rows.longest, shape.window or rows.longest)
-        part_tokens = -(-seen // splits // tile.keys) * tile.keys
-        splits = -(-rows.longest // part_tokens)
-    held = splits * query_rows if is_split else 1
+    parts = -(-rows.longest // PART_TOKENS) if tile.joins else splits
+    held = parts * query_rows if is_split else 1
     tops, totals = q.new_empty((2, held), dtype=torch.float32)
     values = q.new_empty((held, dim), dtype=torch.float32)
     window, size = shape.window or UNBOUNDED, block_d(dim)
@@ -220,7 +232,7 @@ def _launch(
         starts=batch.starts, lens=batch.lens, tables=batch.context.tables,
         scale=shape.scale, soft_cap=shape.soft_cap or 0.0, window=window,
         group=shape.heads // shape.kv_heads, heads=shape.heads, kv_heads=shape.kv_heads,
-        width=batch.context.tables.stride(0), part_tokens=part_tokens, query_rows=query_rows,
+        width=batch.context.tables.stride(0), part_tokens=PART_TOKENS, query_rows=query_rows,
         is_split=int(is_split), head_dim=dim, block_tokens=layer.block_tokens,
     )  # fmt: skip
     if is_split:
@@ -229,5 +241,5 @@ def _launch(
             Variant((("BLOCK_D", size),)),
             part_tops=tops, part_totals=totals, part_values=values, sinks=sinks, out=out,
             positions=batch.context.positions, tokens=rows.tokens, window=window, heads=shape.heads,
-            part_tokens=part_tokens, query_rows=query_rows, head_dim=dim,
+            splits=0 if tile.joins else splits, part_tokens=PART_TOKENS, query_rows=query_rows, head_dim=dim,
         )  # fmt: skip

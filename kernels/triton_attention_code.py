@@ -6,7 +6,8 @@
 
 A program takes BLOCK_M such rows, so decode (a few rows) and prefill (many) are one function. A tile that a row does
 not see leaves its numbers as they are, bit for bit. Parts are joined in ascending order, by the program itself or, when
-other programs computed them, by `join_parts`: the same additions.
+other programs computed them, by `join_parts`: the same additions. How far the keys go is read on the device, so that a
+captured launch fits every length.
 """
 
 import triton
@@ -86,6 +87,16 @@ def _finish(top, total, weighted, sinks):
     return weighted * fade[:, None] / tl.where(total == 0.0, 1.0, total)[:, None]
 
 
+@triton.jit
+def _store_part(tops, totals, values, part, flat, query_rows, head_dim, d, is_row, more):
+    """`part` is a loop's number, which need not be a tensor."""
+    at = (tl.zeros([1], tl.int64) + query_rows) * part + flat
+    tl.store(tops + at, more[0], mask=is_row)
+    tl.store(totals + at, more[1], mask=is_row)
+    is_number = is_row[:, None] & (d < head_dim)[None, :]
+    tl.store(values + at[:, None] * head_dim + d[None, :], more[2], mask=is_number)
+
+
 @triton.jit(
     do_not_specialize=["window", "group", "heads", "kv_heads", "width", "part_tokens", "query_rows", "is_split"],
     do_not_specialize_on_alignment=["tile_sequences", "tile_rows", "starts", "lens", "tables"],
@@ -98,10 +109,11 @@ def attend_tiles(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     SOFT_CAP: tl.constexpr, JOIN: tl.constexpr,
 ):  # fmt: skip
-    """Grid: tiles of rows, KV heads, and parts when split, else 1.
+    """Grid: tiles of rows, KV heads, and programs that share the keys when split, else 1.
 
-    Unsplit, the result goes to `out`; without JOIN all keys are one part. Split, each part goes to part_*
-    [parts, query_rows] and [parts, query_rows, head_dim]; row = token * heads + head.
+    Unsplit, the result goes to `out`. Split, each part goes to part_* [parts, query_rows] and [parts, query_rows,
+    head_dim]; row = token * heads + head. With JOIN a part is `part_tokens` keys at absolute positions, whichever
+    program computes it; without, each program has one part, its share of the keys that these rows see.
     """
     tile, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     sequence, first_row = tl.load(tile_sequences + tile), tl.load(tile_rows + tile)
@@ -125,41 +137,47 @@ def attend_tiles(
     total = tl.zeros([BLOCK_M], tl.float32)
     weighted = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if JOIN:
-        first_part = tl.where(is_split != 0, part, begin // part_tokens)
-        last_part = tl.where(is_split != 0, part + 1, (end + part_tokens - 1) // part_tokens)
-        for p in range(first_part, last_part):
+        first_part = begin // part_tokens
+        last_part = (end + part_tokens - 1) // part_tokens
+        for p in range(first_part + part, last_part, tl.num_programs(2)):
             low, high = tl.maximum(begin, p * part_tokens), tl.minimum(end, (p + 1) * part_tokens)
             more = _attend_part(
                 q_tile, keys + offset, values + offset, table, position, low, high, length, window, scale, soft_cap,
                 kv_heads * head_dim, head_dim, block_tokens, BLOCK_M, BLOCK_N, BLOCK_D, SOFT_CAP,
             )  # fmt: skip
-            top, total, weighted = _join(top, total, weighted, more[0], more[1], more[2])
+            if is_split != 0:
+                _store_part(part_tops, part_totals, part_values, p, flat, query_rows, head_dim, d, is_row, more)
+            else:
+                top, total, weighted = _join(top, total, weighted, more[0], more[1], more[2])
     else:
-        low, high = tl.maximum(begin, part * part_tokens), tl.minimum(end, (part + 1) * part_tokens)
-        top, total, weighted = _attend_part(
-            q_tile, keys + offset, values + offset, table, position, low, high, length, window, scale, soft_cap,
-            kv_heads * head_dim, head_dim, block_tokens, BLOCK_M, BLOCK_N, BLOCK_D, SOFT_CAP,
+        share = tl.cdiv(tl.cdiv(end - begin, tl.num_programs(2)), BLOCK_N) * BLOCK_N
+        low = begin + part * share
+        more = _attend_part(
+            q_tile, keys + offset, values + offset, table, position, low, tl.minimum(end, low + share), length, window,
+            scale, soft_cap, kv_heads * head_dim, head_dim, block_tokens, BLOCK_M, BLOCK_N, BLOCK_D, SOFT_CAP,
         )  # fmt: skip
+        if is_split != 0:
+            _store_part(part_tops, part_totals, part_values, part, flat, query_rows, head_dim, d, is_row, more)
+        else:
+            top, total, weighted = more
 
-    if is_split != 0:
-        at = part.to(tl.int64) * query_rows + flat
-        tl.store(part_tops + at, top, mask=is_row)
-        tl.store(part_totals + at, total, mask=is_row)
-        tl.store(part_values + at[:, None] * head_dim + d[None, :], weighted, mask=is_number)
-    else:
+    if is_split == 0:
         sink = tl.load(sinks + kv_head * group + rows % group)
         tl.store(out + numbers, _finish(top, total, weighted, sink).to(out.dtype.element_ty), mask=is_number)
 
 
 @triton.jit(
-    do_not_specialize=["window", "heads", "part_tokens", "query_rows"],
+    do_not_specialize=["window", "heads", "splits", "part_tokens", "query_rows"],
     do_not_specialize_on_alignment=["positions", "tokens"],
 )
 def join_parts(
     part_tops, part_totals, part_values, sinks, out, positions, tokens,
-    window, heads, part_tokens, query_rows, head_dim, BLOCK_D: tl.constexpr,
+    window, heads, splits, part_tokens, query_rows, head_dim, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The parts of one row in ascending order. Grid: tokens that were split, heads."""
+    """The parts of one row in ascending order. Grid: tokens that were split, heads.
+
+    splits: parts of every row; 0: those of `part_tokens` keys that the row sees.
+    """
     token, head = tl.load(tokens + tl.program_id(0)), tl.program_id(1)
     position = tl.load(positions + token).to(tl.int32)
     row = token.to(tl.int64) * heads + head
@@ -168,7 +186,9 @@ def join_parts(
     top = tl.full([1], NOTHING, tl.float32)
     total = tl.zeros([1], tl.float32)
     weighted = tl.zeros([1, BLOCK_D], tl.float32)
-    for part in range(tl.maximum(0, position - window + 1) // part_tokens, position // part_tokens + 1):
+    first = tl.where(splits != 0, 0, tl.maximum(0, position - window + 1) // part_tokens)
+    last = tl.where(splits != 0, splits, position // part_tokens + 1)
+    for part in range(first, last):
         at = row + part * all_rows
         values = tl.load(part_values + at[:, None] * head_dim + d[None, :], mask=(d < head_dim)[None, :], other=0.0)
         top, total, weighted = _join(top, total, weighted, tl.load(part_tops + at), tl.load(part_totals + at), values)

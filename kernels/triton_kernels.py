@@ -12,6 +12,8 @@ from torch import Tensor
 from rayline.kernels import triton_elementwise, triton_product, triton_quant
 from rayline.kernels.backend import AttentionShape, KvLayer, RopeTables, Weight
 from rayline.kernels.context import ForwardContext
+from rayline.kernels.graphs import CudaRecorder, DecodeGraphs, DecodeLimits, Function, Recorder
+from rayline.kernels.library_attention import Attention, ChosenAttention, Library
 from rayline.kernels.native_quant import Quantisation
 from rayline.kernels.torch_kernels import TorchKernels
 from rayline.kernels.triton_attention import EXACT, ORDINARY, PagedAttention
@@ -23,14 +25,26 @@ UNCUT = 0  # segments of a product whose depth no rank cuts
 class TritonKernels(TorchKernels):
     """bf16 and fp16 on GPUs; a layer's order is [blocks, block_tokens, kv_heads, head_dim], as torch's is."""
 
-    def __init__(self, name: str, is_exact: bool, quantisation: Quantisation | None, units: int) -> None:
-        """name: of the class (kernels/gpu.py). units: processors of the device, which few rows are spread over."""
+    def __init__(
+        self,
+        name: str,
+        is_exact: bool,
+        quantisation: Quantisation | None,
+        units: int,
+        recorder: Recorder | None = None,
+        libraries: Sequence[Library] = (),
+    ) -> None:
+        """name: of the class (kernels/gpu.py). units: processors of the device, which few rows are spread over.
+        recorder: of decode steps; CUDA graphs. libraries: asked for attention before Triton, in this order."""
         super().__init__()
         self.name = name
         self.exact = is_exact
         self.quantisation = quantisation
         self._units = units
-        self._attention = PagedAttention(EXACT if is_exact else ORDINARY, units)
+        self._recorder = recorder or CudaRecorder()
+        self._graphs: DecodeGraphs | None = None
+        own = PagedAttention(EXACT if is_exact else ORDINARY, units)
+        self._attention: Attention = ChosenAttention(libraries, own) if libraries else own
 
     def pack(self, parts: Sequence[Tensor], segments: int = UNCUT) -> Weight:
         """segments: leaves that a rank holds of a product cut over ranks. Exact and UNCUT: what the depth allows."""
@@ -95,3 +109,10 @@ class TritonKernels(TorchKernels):
         self, q: Tensor, shape: AttentionShape, layer: KvLayer, context: ForwardContext, sinks: Tensor | None = None
     ) -> Tensor:
         return self._attention.attend(q, shape, layer, context, sinks)
+
+    def replay(self, function: Function, limits: DecodeLimits | None = None) -> Function:
+        if limits is None:
+            return function
+        if self._graphs is None or self._graphs.limits != limits:
+            self._graphs = DecodeGraphs(self._recorder, limits)
+        return self._graphs.steps(function)

@@ -59,7 +59,7 @@ class Client:
         Raises ConfigError for an address that is none.
         """
         self._addresses = Addresses(addresses)
-        self._metadata = _metadata(api_key)
+        self._metadata = call_metadata(api_key)
         self._credentials = credentials
         self._patience = patience
         self._channels: dict[str, grpc.Channel] = {}
@@ -168,7 +168,7 @@ class AsyncClient:
     ):
         """As `Client`'s."""
         self._addresses = Addresses(addresses)
-        self._metadata = _metadata(api_key)
+        self._metadata = call_metadata(api_key)
         self._credentials = credentials
         self._patience = patience
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -266,7 +266,7 @@ def _begin(stub: InferenceServiceStub, reading: ResumingStream, metadata: Metada
     return methods[type(message)](message, metadata=metadata, timeout=reading.left_s(time.monotonic()))
 
 
-def _metadata(api_key: str | None) -> Metadata:
+def call_metadata(api_key: str | None) -> Metadata:
     key = (("authorization", f"Bearer {api_key}"),) if api_key else ()
     return ((CAN_RESUME, "1"), *key)
 

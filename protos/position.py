@@ -53,8 +53,7 @@ class Reading:
 
     @property
     def position(self) -> Position:
-        last = max(self._seen, default=-1)
-        return Position(self._next_index, tuple(self._seen[choice] for choice in range(last + 1)))
+        return Position(self._next_index, tuple(self._seen[choice] for choice in range(self.choices)))
 
     def take(self, event: StreamEvent) -> int | None:
         """The index of an event that is new; None for one that was read before."""

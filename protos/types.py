@@ -215,12 +215,6 @@ class Spec:
         """The client wants to see its prompt, scored or not, and no output."""
         return self.echo and self.params.max_tokens == 0
 
-    def within(self, timeout_s: float | None) -> "Spec":
-        """The same for a caller who waits no longer than `timeout_s`; None: no longer than the request says."""
-        if timeout_s is None or (self.timeout_s is not None and self.timeout_s <= timeout_s):
-            return self
-        return replace(self, timeout_s=timeout_s)
-
     def check(self) -> None:
         """Raise InvalidRequest unless the parameters hold and there is exactly one prompt."""
         forms = [form is not None for form in (self.prompt, self.prompt_ids, self.conversation)]

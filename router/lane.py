@@ -14,6 +14,7 @@ Noise depends on seed and position, and a text's state is the router's, so a cli
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -141,7 +142,7 @@ class Lane:
         """Ask `group` for the rest. Each attempt has an id of its own: an earlier one may not have ended there yet."""
         rest, attempt = self._case.run(self._choice.rest, group.info.group_id), self._attempts
         self._attempts += 1
-        if rest.timeout_s is not None:
+        if self._deadline_s < math.inf:
             rest = replace(rest, timeout_s=self._deadline_s - self._clock())
         if attempt:
             rest = replace(rest, request_id=f"{rest.request_id}+{attempt}")
@@ -229,7 +230,7 @@ class Lane:
         if self._case.refusal is not None:
             return Failed(self._name, self._case.refusal)
         if self._clock() >= self._deadline_s:
-            text = f"timeout_s = {self._choice.request.timeout_s:.3g} have passed: {failure.error.message}"
+            text = f"the time for it passed while it waited for a group: {failure.error.message}"
             return Failed(self._name, DeadlineExceeded(text, field="timeout_s"))
         return failure
 

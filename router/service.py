@@ -5,6 +5,7 @@ Both doors call the same methods and differ only in how they write requests and 
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -137,12 +138,19 @@ class Service:
         return self._models[name]
 
     async def generate(
-        self, spec: Spec, *, is_known: bool | None = None, can_resume: bool = False, note: str = ""
+        self,
+        spec: Spec,
+        *,
+        within_s: float = math.inf,
+        is_known: bool | None = None,
+        can_resume: bool = False,
+        note: str = "",
     ) -> AsyncGenerator[StreamEvent, None]:
         """Started, what its choices bring, then exactly one Finished or Failed (see `protos.events`).
 
         A tenant's request id names one request: called again with the same content, within the time that streams are
         kept, it brings the same events from the first on, and an older call that still reads them ends with TakenOver.
+        within_s: how long this call waits for the end, whatever the request says of all calls together.
         is_known: False where the id was just drawn; True where nothing but a known stream will do. can_resume: the
         client does so by itself, so it may be sent away at any time. note: what the door wants to know of a stream
         that is resumed.
@@ -167,7 +175,8 @@ class Service:
             )
         record = StreamRecord(spec, self._draw_seed(), int(self._wall_clock()), note=note)
         stream = look.found or Found(record, look.turn)
-        async with aclosing(self._read(key, stream, look.found is not None, arrived_s, can_resume)) as events:
+        is_resumed = look.found is not None
+        async with aclosing(self._read(key, stream, is_resumed, arrived_s, within_s, can_resume)) as events:
             async for event in events:
                 yield event
 
@@ -178,14 +187,16 @@ class Service:
             raise _not_found(request_id, look)
         return look.found
 
-    async def resume(self, found: Found, *, can_resume: bool = False) -> AsyncGenerator[StreamEvent, None]:
+    async def resume(
+        self, found: Found, *, within_s: float = math.inf, can_resume: bool = False
+    ) -> AsyncGenerator[StreamEvent, None]:
         """A stream again, from its first event on: what was said before is not computed again where a leader kept it.
 
         `found` comes from `find`. Raises as `generate` does.
         """
         spec = found.record.spec
         key = stream_key(spec.tenant, spec.request_id)
-        async with aclosing(self._read(key, found, True, self._clock(), can_resume)) as events:
+        async with aclosing(self._read(key, found, True, self._clock(), within_s, can_resume)) as events:
             async for event in events:
                 yield event
 
@@ -255,7 +266,7 @@ class Service:
         return replace(look, found=replace(found, turn=max(found.turn, call.turn)))
 
     async def _read(
-        self, key: str, stream: Found, is_resumed: bool, arrived_s: float, can_resume: bool
+        self, key: str, stream: Found, is_resumed: bool, arrived_s: float, within_s: float, can_resume: bool
     ) -> AsyncGenerator[StreamEvent, None]:
         """One call's way through a stream."""
         self._check_open()
@@ -267,7 +278,8 @@ class Service:
             self._turn += 1
             name = f"{stream.record.spec.request_id}~{self._journal.router}-{self._turn}"
             admitted = named(await self._admit(model, stream.record), name, key, page.ballot, stream.record.seed)
-            timing = Timing(arrived_s, self._clock() - arrived_s)
+            deadline_s = arrived_s + min(within_s, self._left_s(stream.record, is_resumed))
+            timing = Timing(arrived_s, self._clock() - arrived_s, deadline_s)
             session = Session(
                 admitted,
                 model.groups,
@@ -290,6 +302,13 @@ class Service:
         finally:
             page.end()
             self._leave(call)
+
+    def _left_s(self, record: StreamRecord, is_resumed: bool) -> float:
+        """Of what the request gave to all calls that read it, when the last of them arrives."""
+        timeout_s = record.spec.timeout_s
+        if timeout_s is None:
+            return math.inf
+        return timeout_s - max(0.0, self._wall_clock() - record.created_s) if is_resumed else timeout_s
 
     def _enter(self, call: Call) -> None:
         if (older := self._calls.get(call.key)) is not None:

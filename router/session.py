@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from rayline.protos.errors import Overloaded, RaylineError, Unavailable
+from rayline.protos.errors import DeadlineExceeded, Overloaded, RaylineError, Unavailable
 from rayline.protos.events import (
     Failed,
     Finished,
@@ -38,10 +38,11 @@ log = logging.getLogger("rayline.router")
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """When the request came and how long its text took, by the router's clock."""
+    """When the request came, how long its text took, until when its end is waited for, by the router's clock."""
 
     arrived_s: float
     tokenize_s: float
+    deadline_s: float = math.inf
 
 
 class Session:
@@ -77,8 +78,6 @@ class Session:
         self._patience_s = patience_s
         self._mover = mover
         self._page = page
-        timeout_s = admitted.spec.timeout_s
-        self._deadline_s = math.inf if timeout_s is None else timing.arrived_s + timeout_s
         self._first_token_s = 0.0
         self._is_promised = False
 
@@ -172,6 +171,8 @@ class Session:
         for look in range(looks):
             if look:
                 await asyncio.sleep(SEEK_PERIOD_S)
+            if self._clock() >= self._timing.deadline_s:
+                raise DeadlineExceeded("the time for it passed before it could go on", field="timeout_s")
             views = [view_of(group, self._ledger) for group in self._groups.values()]
             same = [view for view in views if self._groups[view.group_id].info.bits == bits]
             for candidates in (same, views):
@@ -214,7 +215,15 @@ class Session:
 
         case = self._cases[choice.number]
         return Lane(
-            choice, case, self._groups, self._ledger, self._clock, turn, self._patience_s, self._deadline_s, is_promised
+            choice,
+            case,
+            self._groups,
+            self._ledger,
+            self._clock,
+            turn,
+            self._patience_s,
+            self._timing.deadline_s,
+            is_promised,
         )
 
     def _timed(self, finished: Finished, exact: bool, lanes: Mapping[Choice, Lane]) -> Finished:

@@ -1,12 +1,12 @@
 """Kernels with a planted fault: what the exactness tests must find."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
 from rayline.kernels.backend import Weight
-from rayline.kernels.context import ForwardContext
+from rayline.kernels.graphs import DecodeLimits, Function
 from rayline.kernels.native_kernels import NativeKernels
 from rayline.kernels.sampling import SamplingRows
 from rayline.workers.sampler import SampleRequest, sampling_rows
@@ -21,9 +21,7 @@ class SumsByBatch(NativeKernels):
     def linear_fp32(self, x: Tensor, weight: Weight) -> Tensor:
         return super().linear_fp32(x, _by_rows(x, weight))
 
-    def replay(  # type: ignore[override]
-        self, function: Callable[[Tensor, ForwardContext], Tensor]
-    ) -> Callable[[Tensor, ForwardContext], Tensor]:
+    def replay(self, function: Function, limits: DecodeLimits | None = None) -> Function:  # type: ignore[override]
         """Not recorded: a program does not know how many rows come."""
         return function
 

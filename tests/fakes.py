@@ -134,7 +134,7 @@ class FakeGroup:
 
 def _clients_name(name: str) -> str:
     """Without what the router adds to tell calls apart."""
-    return re.sub(r"~router-\d+", "", name)
+    return re.sub(r"~[^~/]*-\d+", "", name)
 
 
 async def _is_cut(cut: asyncio.Event, delay_s: float) -> bool:
@@ -188,8 +188,9 @@ def service_of(
     clock: Callable[[], float] = lambda: 0.0,
     chat: ChatFormats = NO_FORMATS,
     patience_s: float = 0.0,
+    router: str = "router",
 ) -> Service:
     """A service of one model, "tiny", over these groups."""
     tokenizer = served("byte_level", template, bos_token="<s>", eos_token="</s>")
     model = ServedModel("tiny", tokenizer, {group.info.group_id: group for group in groups}, 1_700_000_000, chat)
-    return Service({"tiny": model}, clock, lambda: 42, patience_s, wall_clock=lambda: 0.0)
+    return Service({"tiny": model}, clock, lambda: 42, patience_s, router=router, wall_clock=lambda: 0.0)

@@ -79,7 +79,7 @@ def answer(asked: EngineRequest) -> list[int]:
 async def leading(engine: Engine, group_id: str = "g0", journal: Journal | None = None) -> AsyncIterator[Leader]:
     """A leader that listens on a loopback port."""
     info = GroupInfo(group_id, "tiny", "simulated", True, 64, VOCAB, BLOCK_TOKENS, BLOCKS, 100, 7)
-    leader = Leader(engine, info, SECRET, journal or Journal(2**20, 60.0))
+    leader = Leader(engine, info, SECRET, Journal(2**20, 60.0) if journal is None else journal)
     await leader.start("127.0.0.1")
     try:
         yield leader

@@ -19,6 +19,7 @@ from rayline.router.output_form import chat_formats
 from rayline.router.service import ServedModel, Service
 from rayline.router.tokenizer import Tokenizer
 from rayline.workers.group import GroupSpec, StartedGroup, start_group
+from rayline.workers.journal import Journal
 from rayline.workers.leader import Leader
 
 SECRET = "correct horse"
@@ -51,7 +52,7 @@ async def whole_server(limits: LimitsSection, blocks: int = 512, **engine: objec
     section = EngineSection(threads=1, **({"max_running": 64} | engine))  # type: ignore[arg-type]
     spec = GroupSpec("g0", NAME, path, "auto", 0, section, ParallelSection(), limits.max_waiting)
     group = await asyncio.to_thread(start_group, spec, None, lambda *_: None)
-    leader = Leader(group.engine, group.info, SECRET)
+    leader = Leader(group.engine, group.info, SECRET, Journal(2**20, keep_s=1.0))
     await leader.start("127.0.0.1")
     link = await GroupLink.open(leader.address, SECRET, limits.max_unread_tokens)
     tokenizer = Tokenizer.load(path)

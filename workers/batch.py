@@ -101,6 +101,19 @@ def forward_context(
     )
 
 
+def idle_tokens(sequences: int, device: torch.device) -> ForwardContext:
+    """A decode step of tokens that only fill a batch: their slots take nothing."""
+    order = torch.arange(sequences, dtype=torch.int64, device=device)
+    return ForwardContext(
+        positions=torch.zeros_like(order),
+        slots=torch.full_like(order, -1),
+        starts=tuple(range(sequences + 1)),
+        lens=(1,) * sequences,
+        tables=torch.zeros((sequences, 1), dtype=torch.int32, device=device),
+        wanted=order,
+    )
+
+
 def first_tokens(sequences: int, slot_tokens: int, device: torch.device) -> ForwardContext:
     """The step that computes the first token of sequences 0, 1, 2 .. in the slots of these numbers."""
     order = torch.arange(sequences, dtype=torch.int64, device=device)

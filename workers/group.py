@@ -14,7 +14,7 @@ from rayline.cluster.config import EngineSection, ParallelSection
 from rayline.cluster.kv_memory import LEAST_TOKENS, KvPlan, KvWish, RankMemory, plan_kv, static_slots
 from rayline.cluster.machine import usable_cores
 from rayline.cluster.parallel import Parallel, ranks
-from rayline.kernels.choice import Choice, KernelOptions
+from rayline.kernels.choice import Choice, KernelOptions, default_block_tokens
 from rayline.kernels.compiled_kernels import missing_compiler
 from rayline.protos.errors import ConfigError
 from rayline.protos.group import GroupInfo
@@ -148,6 +148,15 @@ def check_group(spec: GroupSpec) -> None:
     Weights.open(spec.path).close()
 
 
+def device_type() -> str:
+    """What ranks compute on here."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def kernel_options(engine: EngineSection) -> KernelOptions:
+    return KernelOptions(engine.kernels, engine.quantize, engine.activations, engine.compile, engine.attention)
+
+
 def has_gpus() -> bool:
     """Whether ranks run on GPUs here."""
     return torch.cuda.is_available()
@@ -175,14 +184,17 @@ def numerics(spec: RankSpec, config: ModelConfig) -> Numerics:
 
 
 def _resolved(spec: GroupSpec, config: ModelConfig) -> GroupSpec:
-    """`spec` with what the cache of its kind decides about the engine."""
+    """`spec` with what attention and the cache of its kind decide about the engine."""
+    if not spec.engine.block_tokens:
+        tokens = default_block_tokens(torch.device(device_type()), kernel_options(spec.engine))
+        spec = replace(spec, engine=replace(spec.engine, block_tokens=tokens))
     if spec.engine.kv_cache != "static":
         return spec
     return replace(spec, engine=static_slots(spec.engine, spec.max_model_len or config.max_model_len))
 
 
 def _rank_specs(spec: GroupSpec, config: ModelConfig, dtype: str) -> list[RankSpec]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_type()
     places = ranks(spec.parallel.tp, spec.parallel.pp)
     for place in places:
         stage_layers(config, place, torch_dtype(dtype).itemsize)  # refuses tp and pp that do not divide
@@ -202,7 +214,7 @@ def _rank_specs(spec: GroupSpec, config: ModelConfig, dtype: str) -> list[RankSp
         )
 
     engine = spec.engine
-    options = KernelOptions(engine.kernels, engine.quantize, engine.activations, engine.compile)
+    options = kernel_options(engine)
     is_static = engine.kv_cache == "static"
 
     def rank_spec(place: Parallel) -> RankSpec:
@@ -212,7 +224,13 @@ def _rank_specs(spec: GroupSpec, config: ModelConfig, dtype: str) -> list[RankSp
     choice = kernel_choice(specs[0], config)  # refuses kernels that cannot run
     if engine.compile:
         _check_compile(spec, choice)
-    return specs
+    rows = graph_rows(engine, choice, spec.parallel.tp)
+    return [replace(each, graph_rows=rows) for each in specs]
+
+
+def graph_rows(engine: EngineSection, choice: Choice, tp_size: int) -> int:
+    """Sequences of the largest decode step that ranks capture, 0 for none: gathers between ranks are not captured."""
+    return engine.max_running if engine.decode_graphs and choice.gpu is not None and tp_size == 1 else 0
 
 
 def _check_compile(spec: GroupSpec, choice: Choice) -> None:

@@ -14,7 +14,7 @@ from rayline.cluster.parallel import Parallel, divide
 from rayline.kernels.backend import Kernels, Weight
 from rayline.kernels.vocabulary import vocab_share
 from rayline.workers.collectives import Collective
-from rayline.workers.weights import Weights
+from rayline.workers.weights import WeightSource
 
 SEGMENTS = 8  # leaves of the tree that sums a row-parallel product, so that tp 1, 2, 4 and 8 add in one order
 
@@ -26,7 +26,7 @@ class Loader:
     `allocated_bytes` counts what the layers took.
     """
 
-    weights: Weights
+    weights: WeightSource
     parallel: Parallel
     collective: Collective
     kernels: Kernels

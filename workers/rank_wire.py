@@ -27,7 +27,9 @@ def spec_to_pb(spec: RankSpec) -> pb.RankSpec:
         quantize=spec.kernels.quantize,
         activations=spec.kernels.activations,
         compile=spec.kernels.compile,
+        attention=spec.kernels.attention,
         static_cache=spec.static_cache,
+        graph_rows=spec.graph_rows,
     )
 
 
@@ -40,8 +42,11 @@ def spec_of(message: pb.RankSpec) -> RankSpec:
         threads=message.threads,
         block_tokens=message.block_tokens,
         epoch=message.epoch,
-        kernels=KernelOptions(message.kernels, message.quantize, message.activations, message.compile),
+        kernels=KernelOptions(
+            message.kernels, message.quantize, message.activations, message.compile, message.attention
+        ),
         static_cache=message.static_cache,
+        graph_rows=message.graph_rows,
         store_host=message.store_host,
         store_port=message.store_port,
     )

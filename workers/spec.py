@@ -9,7 +9,10 @@ from rayline.kernels.choice import KernelOptions
 
 @dataclass(frozen=True, slots=True)
 class RankSpec:
-    """Orders of one rank. `store_*` is the leader's torch.distributed store, unused by a group of one."""
+    """Orders of one rank. `store_*` is the leader's torch.distributed store, unused by a group of one.
+
+    graph_rows: decode steps of up to so many sequences are captured; 0: none.
+    """
 
     path: Path
     dtype: str
@@ -20,6 +23,7 @@ class RankSpec:
     epoch: int
     kernels: KernelOptions = field(default_factory=KernelOptions)
     static_cache: bool = False
+    graph_rows: int = 0
     store_host: str = ""
     store_port: int = 0
 

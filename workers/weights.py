@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -13,6 +13,20 @@ from rayline.protos.errors import ModelError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DTYPES = ("BF16", "F16", "F32")
+
+
+class WeightSource(Protocol):
+    """What a decoder reads its weights from."""
+
+    def unread(self, prefix: str) -> list[str]:
+        """Tensors whose names start with `prefix` that nobody has read any part of."""
+        ...
+
+    def read(
+        self, name: str, *, shape: tuple[int, ...], rows: range | None = None, cols: range | None = None
+    ) -> Tensor:
+        """A tensor whose whole shape must be `shape`, or only some of its rows and columns."""
+        ...
 
 
 class Weights:

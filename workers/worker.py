@@ -1,5 +1,6 @@
 """One rank: loads its part of the model, follows plans, computes its stage, samples on the last one."""
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -16,10 +17,11 @@ from rayline.kernels.choice import Choice, Unfit, build, choose
 from rayline.kernels.compiled_kernels import bucket_of
 from rayline.kernels.cores import claim
 from rayline.kernels.gpu import triton_misfit
+from rayline.kernels.graphs import DecodeLimits, decode_buckets
 from rayline.kernels.native_kernels import native_misfit
 from rayline.protos.errors import ConfigError, NotEnoughMemory
 from rayline.protos.plan import Plan, Slice, StepResult
-from rayline.workers.batch import Wanted, first_tokens, forward_context, input_ids, wanted
+from rayline.workers.batch import Wanted, first_tokens, forward_context, idle_tokens, input_ids, wanted
 from rayline.workers.cache import KvCache
 from rayline.workers.collectives import Collective
 from rayline.workers.grammar import Grammars
@@ -39,6 +41,10 @@ from rayline.workers.spec import Loaded, RankSpec
 from rayline.workers.stages import StageLinks
 from rayline.workers.token_sampler import token_sampler
 from rayline.workers.weights import Weights
+
+log = logging.getLogger(__name__)
+
+GRAPH_BYTES = 8 * 2**20  # of one graph's launches and their arguments
 
 OnProgress = Callable[[str, int, int], None]
 """(phase, done, total), called often."""
@@ -89,7 +95,8 @@ class Worker:
             )
             self._read_bytes = weights.bytes_read
         on_progress("read weights", share, share)
-        return Loaded(host_name(), self._decoder.weight_bytes, weights.bytes_read, self._free_bytes(), self.block_bytes)
+        free = max(0, self._free_bytes() - self._kept)
+        return Loaded(host_name(), self._decoder.weight_bytes, weights.bytes_read, free, self.block_bytes)
 
     def _show_reading(self, weights: Weights, on_progress: OnProgress) -> None:
         share = weights.total_bytes // self.spec.parallel.world_size
@@ -111,6 +118,8 @@ class Worker:
         )
         if self.spec.kernels.compile:
             self._compile(blocks, on_progress)
+        if self.spec.graph_rows:
+            self._capture(blocks, on_progress)
 
     @torch.inference_mode()
     def _compile(self, slots: int, on_progress: OnProgress) -> None:
@@ -126,6 +135,44 @@ class Worker:
                 inputs = inputs.new_zeros((rows, self.config.hidden_size), dtype=self._dtype)
             self._decoder.forward(inputs, self._cache, first_tokens(rows, self.spec.block_tokens, self._device))
         on_progress("compile", len(sizes), len(sizes))
+
+    @torch.inference_mode()
+    def _capture(self, blocks: int, on_progress: OnProgress) -> None:
+        """A graph for each bucket of decode steps, the largest first: it takes the memory that all others fit into.
+
+        Its tokens write nothing. Raises NotEnoughMemory.
+        """
+        limits = DecodeLimits(min(self.spec.graph_rows, blocks), self._table_width(blocks), self.spec.block_tokens)
+        self._decoder.bind(self._cache, limits)
+        free = self._free_bytes()
+        for done, rows in enumerate(reversed(limits.buckets)):
+            on_progress("capture", done, len(limits.buckets))
+            inputs = torch.zeros(rows, dtype=torch.int64, device=self._device)
+            if not self.spec.parallel.is_first_stage:
+                inputs = inputs.new_zeros((rows, self.config.hidden_size), dtype=self._dtype)
+            try:
+                self._decoder.forward(inputs, self._cache, idle_tokens(rows, self._device))
+            except torch.OutOfMemoryError as error:
+                raise NotEnoughMemory(
+                    f"decode steps of {rows} sequences cannot be captured: {error}; a smaller kv_memory_fraction or "
+                    "decode_graphs = false leaves room"
+                ) from None
+        on_progress("capture", len(limits.buckets), len(limits.buckets))
+        held = (free - self._free_bytes()) >> 20
+        log.info(
+            "%d graphs of decode steps hold %d MiB, %d were kept free", len(limits.buckets), held, self._kept >> 20
+        )
+
+    def _table_width(self, blocks: int) -> int:
+        """Blocks of the longest sequence there can be."""
+        return min(blocks, -(-self.config.max_model_len // self.spec.block_tokens))
+
+    @property
+    def _kept(self) -> int:
+        """Bytes that graphs will take, which no KV block gets."""
+        if not self.spec.graph_rows:
+            return 0
+        return graph_bytes(self.config, self.spec.parallel.tp_size, self.spec.graph_rows, self._dtype.itemsize)
 
     @property
     def block_bytes(self) -> int:
@@ -250,6 +297,19 @@ def kernel_choice(spec: RankSpec, config: ModelConfig) -> Choice:
 def torch_dtype(name: str) -> torch.dtype:
     """The torch dtype of a resolved config value."""
     return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[name]
+
+
+def graph_bytes(config: ModelConfig, tp_size: int, rows: int, dtype_bytes: int) -> int:
+    """What captured decode steps of up to `rows` sequences may take of a device.
+
+    All graphs share the numbers between operations and one result, the logits in fp32 being most of both; each has its
+    list of launches.
+    """
+    buckets = decode_buckets(rows)
+    most = buckets[-1] if buckets else 0
+    layer = 6 * config.hidden_size + 3 * config.intermediate_size // tp_size
+    logits = 3 * 4 * config.vocab_size // tp_size
+    return len(buckets) * GRAPH_BYTES + most * (layer * dtype_bytes + logits)
 
 
 def stage_layers(config: ModelConfig, parallel: Parallel, dtype_bytes: int) -> range:

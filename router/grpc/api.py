@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import uuid
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing, suppress
@@ -34,7 +35,6 @@ from rayline.router.slow_readers import Reader, SlowReaders
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
 ABORT_TIMEOUT_S = 2.0
-SOON_S = 0.001
 KEEPALIVE_MS = 20_000
 MAX_CONNECTION_AGE_MS = 3_600_000  # clients behind a balancer find new routers within the hour; streams may end first
 
@@ -99,10 +99,11 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         metadata = context.invocation_metadata()
         named = metadata_text(metadata, TENANT_HEADER)
         spec = self._keys.sign(spec_of(request, _new_id), metadata_text(metadata, "authorization"), named)
-        spec = spec.within(_seconds_left(context))
         can_resume = await self._tell_routers(context)
         is_known = None if request.request_id else False
-        return spec.params.n, self._service.generate(spec, is_known=is_known, can_resume=can_resume)
+        return spec.params.n, self._service.generate(
+            spec, within_s=_seconds_left(context), is_known=is_known, can_resume=can_resume
+        )
 
     async def _resumed(self, request: pb.ResumeRequest, context: Context) -> Opened:
         metadata = context.invocation_metadata()
@@ -110,7 +111,9 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         tenant = self._keys.tenant(metadata_text(metadata, "authorization"), named)
         found = await self._service.find(tenant, request.request_id)
         can_resume = await self._tell_routers(context)
-        return found.record.spec.params.n, self._service.resume(found, can_resume=can_resume)
+        return found.record.spec.params.n, self._service.resume(
+            found, within_s=_seconds_left(context), can_resume=can_resume
+        )
 
     async def _tell_routers(self, context: Context) -> bool:
         """Whether the caller resumes by itself: then it is told where else it may."""
@@ -227,10 +230,10 @@ def _options(max_message_bytes: int) -> list[tuple[str, int]]:
     ]
 
 
-def _seconds_left(context: Context) -> float | None:
-    """Until the call's own deadline; None: it has none."""
+def _seconds_left(context: Context) -> float:
+    """Until the call's own deadline."""
     left_s = context.time_remaining()
-    return None if left_s is None else max(left_s, SOON_S)
+    return math.inf if left_s is None else left_s
 
 
 def _new_id() -> str:

@@ -102,7 +102,8 @@ class HttpDoor:
         is_chat = found[0].record.spec.conversation is not None
         style = ChatStyle(model.tokenizer, view.shown) if is_chat else CompletionStyle(view.shown)
         can_resume = CAN_RESUME in request.headers
-        streams = [self._service.resume(each, can_resume=can_resume) for each in found]
+        within_s = seconds_of(request.headers, is_streamed=view.is_streamed)
+        streams = [self._service.resume(each, within_s=within_s, can_resume=can_resume) for each in found]
         return await self._answer(request, request_id, model.name, streams, style, view)
 
     async def tokenize(self, body: TokenizeBody) -> dict[str, Any]:
@@ -127,10 +128,11 @@ class HttpDoor:
         starts = positions_of(request.headers.get(LAST_EVENT), len(specs))
         caller = (request.headers.get("authorization"), request.headers.get(TENANT_HEADER))
         is_new = REQUEST_ID not in request.headers
-        timeout_s = seconds_of(request.headers, streams=bool(body.stream))
+        within_s = seconds_of(request.headers, is_streamed=bool(body.stream))
         streams = [
             self._service.generate(
-                self._keys.sign(spec, *caller).within(timeout_s),
+                self._keys.sign(spec, *caller),
+                within_s=within_s,
                 is_known=True if start.next_index else False if is_new else None,
                 can_resume=CAN_RESUME in request.headers,
                 note=view.to_note(),

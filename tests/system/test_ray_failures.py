@@ -7,7 +7,7 @@ for the same stream again and again all the while; each test leaves the system w
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import grpc
 import httpx
@@ -200,18 +200,16 @@ def _listens(process: psutil.Process, port: int) -> bool:
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    redis = Redis(tmp_path_factory.mktemp("redis")) if Redis.is_installed() else None
-    nodes = RayNodes(2, NODE_CPUS, redis)
-    with nodes.named():
-        server = start_server("--groups", "2", "--tp", "2")
-    try:
-        yield System(nodes, redis, server)
-    finally:
-        if server.process.poll() is None:
-            server.process.kill()
-        nodes.close()
+    with ExitStack() as end:
+        redis = Redis(tmp_path_factory.mktemp("redis")) if Redis.is_installed() else None
         if redis is not None:
-            redis.kill()
+            end.callback(redis.kill)
+        nodes = RayNodes(2, NODE_CPUS, redis)
+        end.callback(nodes.close)
+        with nodes.named():
+            server = start_server("--groups", "2", "--tp", "2")
+        end.callback(server.process.kill)
+        yield System(nodes, redis, server)
 
 
 def test_a_head_without_cpus_gets_no_router_and_the_server_starts(system: System) -> None:
@@ -335,3 +333,18 @@ def test_ctrl_c_still_ends_the_server_and_leaves_ray_running(system: System) -> 
     assert system.server.process.wait(BACK_S) == 0
     until(lambda: not system.replicas and not system.nodes.processes("RankActor"), DETECTED_S)
     assert all(psutil.pid_exists(raylet) for raylet in system.nodes.workers)
+
+
+def test_ctrl_c_ends_a_server_whose_own_gcs_is_gone(serve: Callable[..., Server]) -> None:
+    """Nobody starts the GCS of `rayline serve` again: it serves on, and can be ended."""
+    server = serve("--groups", "1")
+    stub = pb_grpc.InferenceServiceStub(grpc.insecure_channel(server.grpc_address))
+    whole = Answer(stub)
+    processes = server.descendants()
+    (gcs,) = [process for process in processes if "gcs_server" in process.name()]
+    gcs.kill()
+    assert Answer(stub).token_ids == whole.token_ids and len(whole.token_ids) == TOKENS
+    server.interrupt()
+    assert server.process.wait(BACK_S) == 0
+    _, left = psutil.wait_procs(processes, timeout=DETECTED_S)
+    assert not left

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import math
 import os
 import random
 import time
@@ -131,16 +132,16 @@ async def test_a_waiting_request_is_ended_at_its_deadline_too() -> None:
 @pytest.mark.parametrize("timeout_s", ["0", "-1", "nan", "inf", "soon", ""])
 def test_a_header_that_is_no_time_is_refused_by_name(timeout_s: str) -> None:
     with pytest.raises(InvalidRequest, match="x-rayline-timeout-s"):
-        seconds_of({"x-rayline-timeout-s": timeout_s}, streams=True)
+        seconds_of({"x-rayline-timeout-s": timeout_s}, is_streamed=True)
 
 
 def test_what_openais_client_says_counts_for_whole_answers_alone() -> None:
     headers = {"x-stainless-read-timeout": "20.0"}
-    assert seconds_of(headers, streams=False) == 20.0
-    assert seconds_of(headers, streams=True) is None
-    assert seconds_of(headers | {"x-rayline-timeout-s": "5"}, streams=False) == 5.0
-    assert seconds_of({"x-stainless-read-timeout": "none"}, streams=False) is None
-    assert seconds_of({}, streams=False) is None
+    assert seconds_of(headers, is_streamed=False) == 20.0
+    assert seconds_of(headers, is_streamed=True) == math.inf
+    assert seconds_of(headers | {"x-rayline-timeout-s": "5"}, is_streamed=False) == 5.0
+    assert seconds_of({"x-stainless-read-timeout": "none"}, is_streamed=False) == math.inf
+    assert seconds_of({}, is_streamed=False) == math.inf
 
 
 @pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("inf"), float("nan")])

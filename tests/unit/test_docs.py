@@ -16,6 +16,7 @@ from annotated_types import Ge, Le
 from rayline.cluster.config import ModelSection, SystemConfig, parse
 from rayline.deploy import cli
 from rayline.deploy.commands.flags import Key, config_keys, has_flag
+from rayline.deploy.commands.lazy_group import LazyGroup
 from rayline.protos import inference_pb2 as pb
 from rayline.protos.errors import LEAVES
 from rayline.protos.openai_chat import NEUTRAL_CHAT, NEUTRAL_MESSAGE, ChatCompletionBody
@@ -177,7 +178,9 @@ def commands() -> dict[str, click.Command]:
     found: dict[str, click.Command] = {}
     for name, entry in cli.COMMANDS.items():
         command = entry.load()
-        if isinstance(command, click.Group):
+        if isinstance(command, LazyGroup):
+            found |= {f"{name} {sub}": leaf.load() for sub, leaf in command.entries.items()}
+        elif isinstance(command, click.Group):
             found |= {f"{name} {sub}": leaf for sub, leaf in command.commands.items()}
         else:
             found[name] = command

@@ -14,11 +14,12 @@ from transformers import AutoModelForCausalLM
 
 from rayline.cluster.config import EngineSection, ParallelSection
 from rayline.cluster.parallel import Parallel
-from rayline.kernels.choice import KernelOptions
+from rayline.kernels.choice import Choice, KernelOptions
+from rayline.kernels.gpu import Gpu
 from rayline.protos.errors import ConfigError, ModelError, NotEnoughMemory, RaylineError
 from rayline.protos.events import Finished, TokenEvent
 from rayline.protos.types import EngineRequest, SamplingParams
-from rayline.workers.group import GroupSpec, StartedGroup, check_group, numerics, start_group
+from rayline.workers.group import GroupSpec, StartedGroup, check_group, graph_rows, numerics, start_group
 from rayline.workers.in_process import InProcess
 from rayline.workers.models.config import ModelConfig
 from rayline.workers.spec import RankSpec
@@ -36,6 +37,14 @@ def path(random_checkpoint: Callable[..., Path]) -> Iterator[Path]:
     threads = torch.get_num_threads()
     yield random_checkpoint("llama")
     torch.set_num_threads(threads)
+
+
+def test_decode_steps_are_captured_where_triton_computes_on_one_rank_a_stage() -> None:
+    engine, gpu = EngineSection(max_running=48), Choice("triton", False, "", gpu=Gpu(132, "sm90"))
+    assert graph_rows(engine, gpu, 1) == 48
+    assert graph_rows(engine, gpu, 2) == 0
+    assert graph_rows(replace(engine, decode_graphs=False), gpu, 1) == 0
+    assert graph_rows(engine, Choice("torch", False, ""), 1) == 0
 
 
 def group_spec(path: Path, **changes: Any) -> GroupSpec:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rayline.deploy.model_path import resolve_model
 from rayline.protos.conversation import ChatMessage, Conversation
 from rayline.protos.errors import (
+    DeadlineExceeded,
     InternalError,
     InvalidRequest,
     ModelNotFound,
@@ -416,3 +417,59 @@ async def test_a_text_of_100_000_tokens_does_not_stall_the_loop() -> None:
     assert len(await work) > 100_000
     assert len(stalls_s) > 5
     assert max(stalls_s) < max(0.1, alone_s / 2)
+
+
+# ---- time limits and full groups
+
+
+def test_what_is_left_of_the_time_goes_to_the_group() -> None:
+    group = FakeGroup(saying(SAYING))
+    service = service_of(group)
+    run(service, spec())
+    run(service, spec(request_id="r2", timeout_s=5.0))
+    asyncio.run(_collect_within(service, spec(request_id="r3", timeout_s=5.0), 2.0))
+    asyncio.run(_collect_within(service, spec(request_id="r4", timeout_s=5.0), 20.0))
+    assert [request.timeout_s for request in group.requests] == [None, 5.0, 2.0, 5.0]
+
+
+async def _collect_within(service: Service, wanted: Spec, within_s: float) -> list[StreamEvent]:
+    return [event async for event in service.generate(wanted, within_s=within_s)]
+
+
+def test_another_group_gets_what_the_first_one_left_of_the_time() -> None:
+    seconds = count(0.0, 0.5)
+    lost = FakeGroup(saying(SAYING), info=info("g0"), loss=Unavailable("lost"), loss_after=2)
+    other = FakeGroup(saying(SAYING), info=info("g1"), load=GroupLoad(outstanding_tokens=10**6))
+    run(service_of(lost, other, clock=lambda: next(seconds), patience_s=1.0), spec(timeout_s=100.0))
+    (first,), (second,) = lost.requests, other.requests
+    assert first.timeout_s is not None and second.timeout_s is not None
+    assert second.output_ids and second.timeout_s < first.timeout_s < 100.0
+
+
+def test_a_stream_without_a_group_waits_no_longer_than_its_time() -> None:
+    seconds = count(0.0, 0.5)
+    lost = FakeGroup(saying(SAYING), loss=Unavailable("lost"), loss_after=2)
+    began_s = time.monotonic()
+    *_, last = run(service_of(lost, clock=lambda: next(seconds), patience_s=600.0), spec(timeout_s=20.0))
+    assert isinstance(last, Failed) and isinstance(last.error, DeadlineExceeded)
+    assert time.monotonic() - began_s < 60.0
+
+
+def test_refused_clients_are_told_to_come_when_there_is_room_one_behind_the_other() -> None:
+    full = GroupLoad(waiting=4, waiting_tokens=400, tokens_per_s=50.0)
+    service = service_of(FakeGroup(saying("x"), load=full))
+    hints = [refusal(service, spec(request_id=f"r{number}")).retry_after_s or 0.0 for number in range(3)]
+    own = len(asyncio.run(service.tokenize("tiny", "the dog"))) / 50.0
+    assert hints == pytest.approx([2.0, 2.0 + own, 2.0 + 2 * own])
+
+
+def test_the_rates_of_all_groups_count_for_the_hint() -> None:
+    loads = [GroupLoad(waiting=4, waiting_tokens=tokens, tokens_per_s=50.0) for tokens in (400, 200)]
+    groups = [FakeGroup(saying("x"), info=info(f"g{n}"), load=load) for n, load in enumerate(loads)]
+    assert refusal(service_of(*groups), spec()).retry_after_s == pytest.approx(50 / 100)
+
+
+def test_a_group_whose_queue_is_full_of_tokens_takes_nothing() -> None:
+    group = FakeGroup(saying("x"), load=GroupLoad(waiting=1, waiting_tokens=100))
+    group.info = replace(group.info, max_waiting_tokens=100)
+    assert isinstance(refusal(service_of(group), spec()), Overloaded) and not group.requests

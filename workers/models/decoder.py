@@ -14,6 +14,7 @@ from torch import Tensor
 from rayline.cluster.parallel import Parallel
 from rayline.kernels.backend import AttentionShape, Kernels, RopeTables, Weight
 from rayline.kernels.context import ForwardContext
+from rayline.kernels.graphs import DecodeLimits
 from rayline.kernels.rope import inverse_frequencies, llama3_frequencies, rope_tables
 from rayline.protos.errors import ModelError
 from rayline.workers.cache import KvCache
@@ -29,7 +30,7 @@ from rayline.workers.layers import (
     vocab_shard,
 )
 from rayline.workers.models.config import ModelConfig, kv_heads_of_rank
-from rayline.workers.weights import Weights
+from rayline.workers.weights import WeightSource
 
 EMBEDDING = "model.embed_tokens.weight"
 
@@ -126,7 +127,7 @@ class Decoder:
         self,
         config: ModelConfig,
         stage_layers: range,
-        weights: Weights,
+        weights: WeightSource,
         parallel: Parallel,
         collective: Collective,
         kernels: Kernels,
@@ -164,13 +165,19 @@ class Decoder:
         the vocabulary] of the `context.wanted` tokens; the next call may write over them. The caller holds
         torch.inference_mode().
         """
-        if self._bound is None or self._bound.cache is not cache:
-            body = self.kernels.replay(lambda inputs, context: self._body(inputs, Step(cache, context, self.rope)))
-            self._bound = _Bound(cache, body, self.kernels.replay(lambda hidden, _: self._top(hidden)))
-        hidden = self._bound.body(inputs, context)
+        bound = self._bound
+        if bound is None or bound.cache is not cache:
+            bound = self.bind(cache)
+        hidden = bound.body(inputs, context)
         if self.head is None:
             return hidden
-        return self._bound.top(hidden[context.wanted], context)
+        return bound.top(hidden[context.wanted], context)
+
+    def bind(self, cache: KvCache, limits: DecodeLimits | None = None) -> "_Bound":
+        """Compute over `cache` from now on; limits: of the decode steps that may be captured."""
+        body = self.kernels.replay(lambda inputs, context: self._body(inputs, Step(cache, context, self.rope)), limits)
+        self._bound = _Bound(cache, body, self.kernels.replay(lambda hidden, _: self._top(hidden), limits))
+        return self._bound
 
     def _body(self, inputs: Tensor, step: Step) -> Tensor:
         hidden = inputs if self.embedding is None else self.embedding(inputs)
@@ -219,7 +226,7 @@ def _rope_tables(config: ModelConfig, device: torch.device) -> RopeTables:
     return RopeTables(cos.to(device), sin.to(device))
 
 
-def _check_all_read(weights: Weights, layers: range) -> None:
+def _check_all_read(weights: WeightSource, layers: range) -> None:
     """A weight nobody read would be part of the arithmetic that the config did not tell of."""
     for layer in layers:
         # Old checkpoints store the rope frequencies, which follow from the config.

@@ -1,0 +1,19 @@
+"""`rayline bench gpu` in Triton's interpreter: what it checks holds there, and its parts give figures."""
+
+from dataclasses import replace
+
+from rayline.workers.bench.gpu.bench import Setup
+from rayline.workers.bench.gpu.parts import PARTS
+from rayline.workers.bench.gpu.runner import run_parts
+
+PARTS_IN_TRITON = ("limits", "operations", "exactness", "quantised models", "exact class", "products", "attention")
+
+
+def test_the_parts_that_need_triton_run() -> None:
+    patient = [replace(part, limit_s=900.0) for part in PARTS if part.name in PARTS_IN_TRITON]
+    assert len(patient) == len(PARTS_IN_TRITON)
+    report = run_parts(Setup("cpu", "tiny", 0.0), patient, 1100.0, lambda row: None)
+    assert report.failures == [] and [check for check in report.checks if not check.ok] == []
+    assert len(report.checks) >= 35
+    names = " ".join(figure.name for figure in report.figures)
+    assert all(kernels in names for kernels in ("triton-int4", "triton-int8", "exact-interpreted", "attention 2 x 40"))

@@ -1,0 +1,138 @@
+"""How fast it is: whole decoders step by step, then the kernels that decide it one by one."""
+
+from collections.abc import Iterator
+from itertools import cycle
+
+import torch
+
+from rayline.kernels.backend import AttentionShape, Kernels
+from rayline.kernels.context import ForwardContext
+from rayline.kernels.gpu import NoGpu
+from rayline.workers.bench.gpu.bench import Bench
+from rayline.workers.bench.gpu.machine import Kind
+from rayline.workers.bench.gpu.model_run import ModelRun, NoRoom, Work, random_layer
+from rayline.workers.bench.gpu.report import Failure, Figure, Row
+
+COLD_BYTES = 2**28  # of copies that are gone through in turn, so that no cache holds what comes next
+QUANTISED: tuple[Kind, ...] = ("int4", "int8")
+
+
+def first_model(bench: Bench) -> Iterator[Row]:
+    yield from _model(bench, 0)
+
+
+def second_model(bench: Bench) -> Iterator[Row]:
+    yield from _model(bench, 1)
+
+
+def third_model(bench: Bench) -> Iterator[Row]:
+    yield from _model(bench, 2)
+
+
+def _model(bench: Bench, at: int) -> Iterator[Row]:
+    """Decoding with graphs and without, and a prompt."""
+    name = list(bench.sizes.models)[at]
+    yield from _decoder(bench, name, bench.machine.ordinary(), bench.sizes.batches)
+
+
+def exact_class(bench: Bench) -> Iterator[Row]:
+    """What a row's own bits cost."""
+    yield from _decoder(bench, next(iter(bench.sizes.models)), bench.machine.kernels("exact"), bench.sizes.batches)
+
+
+def quantised_models(bench: Bench) -> Iterator[Row]:
+    name = next(iter(bench.sizes.models))
+    for kind in QUANTISED:
+        try:
+            yield from _decoder(bench, name, bench.machine.kernels(kind), bench.sizes.batches[:2])
+        except NoGpu as missing:
+            yield Failure(f"{name}, {kind}", str(missing))
+
+
+def _decoder(bench: Bench, name: str, kernels: Kernels, batches: tuple[int, ...]) -> Iterator[Row]:
+    config, context, prompt = bench.sizes.models[name], bench.sizes.context_tokens, bench.sizes.prompt_tokens
+    for batch in batches:
+        graphed_s = 0.0
+        for rows in (batch, 0) if bench.machine.is_cuda else (0,):
+            title = f"{name} {kernels.name} decode, batch {batch}, {'graph' if rows else 'launched'}"
+            try:
+                run = ModelRun(bench.machine, config, kernels, sequences=batch, tokens=context + 1, graph_rows=rows)
+            except NoRoom as why:
+                yield Failure(title, str(why))
+                break
+            slices = [(sequence, context, 1) for sequence in range(batch)]
+            took_s = bench.machine.seconds(run.stepping(slices))
+            yield bench.figure(title, took_s, run.work(slices))
+            if rows:
+                graphed_s = took_s
+            elif graphed_s:
+                yield Figure(f"{name} {kernels.name} batch {batch}: graphs over launches", took_s / graphed_s, "x")
+            del run
+    try:
+        run = ModelRun(bench.machine, config, kernels, sequences=1, tokens=prompt)
+    except NoRoom as why:
+        yield Failure(f"{name} {kernels.name} prefill", str(why))
+        return
+    took_s = bench.machine.seconds(run.stepping([(0, 0, prompt)]))
+    yield bench.figure(f"{name} {kernels.name} prefill of {prompt}", took_s, run.work([(0, 0, prompt)]))
+
+
+def products(bench: Bench) -> Iterator[Row]:
+    """The widest matrix of the first model's layers, with weights that no cache holds, beside the plain product."""
+    config = next(iter(bench.sizes.models.values()))
+    columns, depth = 2 * config.intermediate_size, config.hidden_size
+    plain = bench.machine.randn(columns, depth)
+    for kind in ("torch", "exact", *QUANTISED):
+        try:
+            kernels = bench.machine.kernels(kind)
+        except NoGpu as missing:
+            yield Failure(f"products, {kind}", str(missing))
+            continue
+        first = kernels.pack([plain])
+        copies = [first] + [kernels.pack([plain.clone()]) for _ in range(_copies(bench, first.bytes) - 1)]
+        for rows in bench.sizes.product_rows:
+            x, turn = bench.machine.randn(rows, depth, seed=1), cycle(copies)
+            took_s = bench.machine.seconds(lambda x=x, turn=turn, k=kernels: k.linear(x, next(turn)))  # type: ignore[misc]
+            moved = first.bytes + bench.machine.dtype.itemsize * rows * (columns + depth)
+            title = f"product {rows} x {depth} x {columns}, {'cuBLAS' if kind == 'torch' else kernels.name}"
+            yield bench.figure(title, took_s, Work(moved, 2.0 * rows * columns * depth), 1e6, "us")
+
+
+def attention(bench: Bench) -> Iterator[Row]:
+    """Decoding over long and many contexts, and a prompt, of the first model's heads."""
+    config = next(iter(bench.sizes.models.values()))
+    shape = AttentionShape(config.heads, config.kv_heads, config.head_dim, config.head_dim**-0.5)
+    cases = [(sequences, length, 1) for sequences, length in bench.sizes.attended]
+    cases.append((1, bench.sizes.prompt_tokens, bench.sizes.prompt_tokens))
+    for kind in ("ordinary", "exact"):
+        try:
+            kernels = bench.machine.kernels(kind)
+        except NoGpu as missing:
+            yield Failure(f"attention, {kind}", str(missing))
+            continue
+        for case in cases:
+            yield _attended(bench, kernels, shape, *case)
+
+
+def _attended(bench: Bench, kernels: Kernels, shape: AttentionShape, sequences: int, length: int, count: int) -> Figure:
+    machine, size = bench.machine, 16
+    width = -(-length // size)
+    row = shape.kv_heads * shape.head_dim
+    cached = 2 * sequences * length * row * machine.dtype.itemsize
+    layers = [random_layer(machine, sequences * width, size, shape) for _ in range(_copies(bench, cached))]
+    order = torch.randperm(sequences * width, generator=torch.Generator().manual_seed(0)).to(torch.int32)
+    positions = torch.arange(length - count, length).repeat(sequences).to(machine.device)
+    context = ForwardContext(
+        positions, positions[:0], tuple(range(0, sequences * count + 1, count)), (length,) * sequences,
+        order.view(sequences, width).to(machine.device), positions[:0],
+    )  # fmt: skip
+    q, turn = machine.randn(sequences * count, shape.heads * shape.head_dim, seed=3), cycle(layers)
+    took_s = machine.seconds(lambda: kernels.attend(q, shape, next(turn), context))
+    scores = sequences * (count * length - count * (count - 1) // 2)
+    work = Work(cached + 2 * q.nbytes, 4.0 * scores * shape.heads * shape.head_dim)
+    title = f"attention {sequences} x {length}{', prompt' if count > 1 else ''}, {kernels.name}"
+    return bench.figure(title, took_s, work, 1e6, "us")
+
+
+def _copies(bench: Bench, size_bytes: int) -> int:
+    return max(1, min(8, COLD_BYTES // max(1, size_bytes))) if bench.machine.is_cuda else 1
