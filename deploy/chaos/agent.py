@@ -29,11 +29,16 @@ class Vitals:
 
 
 class Agent:
-    """Lives on one node. Its parent process is the node's raylet."""
+    """Lives on one node. The process that started it is the node's raylet."""
+
+    def __init__(self) -> None:
+        self._raylet = os.getppid()
 
     def raylet(self) -> int:
-        """The process id of this node's raylet."""
-        return os.getppid()
+        """The process id of this node's raylet. Raises RuntimeError once that has ended: so will this actor soon."""
+        if not self.lives(self._raylet):
+            raise RuntimeError(f"the raylet of this node, process {self._raylet}, has ended")
+        return self._raylet
 
     def machine(self) -> str:
         """The same for all nodes of one machine."""
@@ -41,7 +46,7 @@ class Agent:
 
     def beside(self) -> dict[str, int]:
         """Process ids of what Ray has beside the raylet, by name: gcs_server on the head."""
-        raylet = psutil.Process(os.getppid())
+        raylet = psutil.Process(self._raylet)
         beside = raylet.parent()
         family = beside.children() if beside is not None and beside.pid > 1 else [raylet]
         return {process.name(): process.pid for process in family if process.name() in RAYS_OWN}
