@@ -14,7 +14,6 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-START_TIMEOUT_S = 30.0
 CALL_TIMEOUT_S = 5.0
 RAYS_OWN = ("gcs_server",)
 T = TypeVar("T")
@@ -30,11 +29,16 @@ class Vitals:
 
 
 class Agent:
-    """Lives on one node. Its parent process is the node's raylet."""
+    """Lives on one node. The process that started it is the node's raylet."""
+
+    def __init__(self) -> None:
+        self._raylet = os.getppid()
 
     def raylet(self) -> int:
-        """The process id of this node's raylet."""
-        return os.getppid()
+        """The process id of this node's raylet. Raises RuntimeError once that has ended: so will this actor soon."""
+        if not self.lives(self._raylet):
+            raise RuntimeError(f"the raylet of this node, process {self._raylet}, has ended")
+        return self._raylet
 
     def machine(self) -> str:
         """The same for all nodes of one machine."""
@@ -42,7 +46,7 @@ class Agent:
 
     def beside(self) -> dict[str, int]:
         """Process ids of what Ray has beside the raylet, by name: gcs_server on the head."""
-        raylet = psutil.Process(os.getppid())
+        raylet = psutil.Process(self._raylet)
         beside = raylet.parent()
         family = beside.children() if beside is not None and beside.pid > 1 else [raylet]
         return {process.name(): process.pid for process in family if process.name() in RAYS_OWN}
@@ -93,13 +97,11 @@ class Agents:
 
     def ask(self, node_id: str, call: Callable[[Any], "ray.ObjectRef[T]"]) -> T:
         """What a node's agent answers. Raises ray.exceptions.RayError when none answers in time."""
-        if node_id in self._actors:
-            try:
-                return ray.get(call(self._actors[node_id]), timeout=CALL_TIMEOUT_S)
-            except ray.exceptions.RayActorError:
-                del self._actors[node_id]
-        place = NodeAffinitySchedulingStrategy(node_id, soft=False)
-        actor: Any = ray.remote(Agent).options(num_cpus=0, scheduling_strategy=place).remote()
-        answer = ray.get(call(actor), timeout=START_TIMEOUT_S)
-        self._actors[node_id] = actor
-        return answer
+        if node_id not in self._actors:
+            place = NodeAffinitySchedulingStrategy(node_id, soft=False)
+            self._actors[node_id] = ray.remote(Agent).options(num_cpus=0, scheduling_strategy=place).remote()
+        try:
+            return ray.get(call(self._actors[node_id]), timeout=CALL_TIMEOUT_S)
+        except ray.exceptions.RayActorError:
+            del self._actors[node_id]  # the next call makes another one
+            raise

@@ -17,7 +17,7 @@ from rayline.deploy.chaos.pairs import Fault, Pair, Target
 from rayline.deploy.chaos.targets import Victim
 from rayline.deploy.chaos.transcript import Transcript
 from rayline.deploy.chaos.workload import Workload, traffic
-from rayline.protos.errors import Unavailable
+from rayline.protos.errors import Overloaded, Unavailable
 
 STREAM_TIMEOUT_S = 180.0
 WHOLE_TIMEOUT_S = 300.0
@@ -36,12 +36,13 @@ class Case:
 @dataclass(frozen=True, slots=True)
 class StreamResult:
     """pause_s: its longest wait for a next event from the fault on, None where none was to come. complaints: none for
-    an undisturbed stream."""
+    an undisturbed stream. is_refused: it was told at once, and before anything else, that nobody can serve it."""
 
     workload: str
     moves: int
     pause_s: float | None
     complaints: tuple[str, ...]
+    is_refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,8 @@ class Scene:
         """A stream that has ended, or that still hangs."""
         silent = {workload.name for workload in self.workloads if workload.is_silent}
         pause_s = None if transcript.workload in silent else transcript.pause_s(fault_s)
+        if not transcript.events and isinstance(transcript.error, Unavailable | Overloaded):
+            return StreamResult(transcript.workload, 0, None, (), is_refused=True)
         found = complaints(transcript, self.references.get(transcript.workload))
         return StreamResult(transcript.workload, transcript.moves, pause_s, found)
 
@@ -110,14 +113,19 @@ async def run_case(scene: Scene, case: Case, tokens: int) -> CaseResult:
     others: list[Transcript] = []
     noise = [asyncio.create_task(scene.others(tokens, others)) for _ in range(scene.traffic)]
     streams = [scene.start(workload) for _ in range(scene.copies) for workload in scene.workloads]
-    await _until_position(streams, _pacer(scene, case), case.position)
-    victim, fault_s = await strike(scene, case.pair)
-    recovery = asyncio.create_task(recover(scene, case.pair, victim, fault_s))
-    _, hanging = await asyncio.wait([task for _, task in streams], timeout=STREAM_TIMEOUT_S)
-    back_s, trouble = await recovery
-    for task in (*noise, *hanging):
-        task.cancel()
-    ended = [transcript for transcript in others if transcript.failure() or transcript.moves or transcript.is_over]
+    tasks = [task for _, task in streams]
+    try:
+        await _until_position(streams, _pacer(scene, case), case.position)
+        victim, fault_s = await strike(scene, case.pair)
+        recovery = asyncio.create_task(recover(scene, case.pair, victim, fault_s))
+        await asyncio.wait(tasks, timeout=STREAM_TIMEOUT_S)
+        back_s, trouble = await recovery
+    except Unavailable as error:
+        return CaseResult(case, (), None, error.message)
+    finally:
+        for task in (*noise, *tasks):
+            task.cancel()
+    ended = [transcript for transcript in others if transcript.failure() or transcript.is_over]
     judged = [scene.judged(transcript, fault_s) for transcript in [*(t for t, _ in streams), *ended]]
     return CaseResult(case, tuple(judged), back_s, trouble)
 

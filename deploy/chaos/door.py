@@ -9,16 +9,18 @@ from rayline.protos.client import AsyncClient
 from rayline.protos.event_wire import event_of
 from rayline.protos.events import StreamEvent
 from rayline.protos.request_wire import spec_to_pb
+from rayline.protos.resuming import Patience
 from rayline.protos.types import Spec
 
 STATUS_TIMEOUT_S = 2.0
+PATIENCE = Patience(connect_s=60.0, resume_s=150.0)  # faults may hit all routers of a crowded machine at once
 
 
 class Door:
     """One client for all streams, and one for each router. Enter it inside the event loop."""
 
     def __init__(self, addresses: Sequence[str], api_key: str | None):
-        self._client = AsyncClient(addresses, api_key=api_key)
+        self._client = AsyncClient(addresses, api_key=api_key, patience=PATIENCE)
         self._each = [AsyncClient([address], api_key=api_key) for address in addresses]
 
     async def __aenter__(self) -> Self:

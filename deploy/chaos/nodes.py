@@ -7,8 +7,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import psutil
 
@@ -20,6 +23,7 @@ OBJECT_STORE_BYTES = 80_000_000  # tokens never pass through it
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 10.0
 POLL_S = 0.1
+TRIES = 4
 STARTED = "block forever until terminated"
 
 
@@ -27,13 +31,27 @@ STARTED = "block forever until terminated"
 class Node:
     """A Ray node: its processes are children of one that does nothing but wait for them."""
 
-    process: subprocess.Popen[bytes]
+    command: list[str]
     log: Path
-    address: str
+    process: subprocess.Popen[bytes]
+    tries: int = 1
+
+    @classmethod
+    def begun(cls, command: list[str], log: Path) -> Self:
+        return cls(command, log, _begun(command, log))
+
+    def begin_again(self) -> None:
+        """Ray gives a node up that has not registered after 30 s, which on a crowded machine it may not have."""
+        self.process, self.tries = _begun(self.command, self.log), self.tries + 1
 
     @property
     def is_whole(self) -> bool:
         return self.process.poll() is None
+
+    @property
+    def has_raylet(self) -> bool:
+        """Without one it is lost to its cluster, though its other processes still take their time to end."""
+        return any(process.name() == "raylet" and process.is_running() for process in self.family())
 
     def family(self) -> list[psutil.Process]:
         try:
@@ -63,7 +81,7 @@ class Nodes:
             *("--head", "--port", str(port), *place, "--num-cpus", str(self.head_cpus)),
             *("--ray-client-server-port", str(free_port("127.0.0.1")), "--include-dashboard", "false"),
         ]
-        self.head = self._start(words, "head", self.network.head if self.network else "")
+        self.head = self._start(words, "head")
         self._wait([self.head])
         self.ray_address = (self.folder / "ray_current_cluster").read_text().strip()
         self.others = [self._other(number) for number in range(count)]
@@ -71,7 +89,7 @@ class Nodes:
 
     def repair(self) -> None:
         """A new node for each one that ended, as a cluster's operator would bring."""
-        ended = [node for node in self.others if not node.is_whole]
+        ended = [node for node in self.others if not node.has_raylet]
         for node in ended:
             _end(node)
             self.others.remove(node)
@@ -89,37 +107,40 @@ class Nodes:
         address = self.network.add() if self.network else ""
         place = ["--node-ip-address", address] if address else []
         words = ["--address", self.ray_address, *place, "--num-cpus", str(self.node_cpus)]
-        return self._start(words, f"node-{number}", address)
+        return self._start(words, f"node-{number}", self.network.inside(address) if self.network else ())
 
-    def _start(self, words: list[str], name: str, address: str) -> Node:
-        log = self.folder / f"{name}.log"
-        inside = self.network.inside(address) if self.network and address in self.network.namespaces else []
+    def _start(self, words: list[str], name: str, inside: Sequence[str] = ()) -> Node:
         command = [
             *(*inside, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *words),
             *("--object-store-memory", str(OBJECT_STORE_BYTES), "--disable-usage-stats"),
             *("--include-log-monitor", "false"),
             *(["--temp-dir", str(self.folder)] if "--head" in words else []),
         ]
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                command, stdout=out, stderr=subprocess.STDOUT, env=dict(os.environ), start_new_session=True
-            )
-        return Node(process, log, address)
+        return Node.begun(command, self.folder / f"{name}.log")
 
     def _wait(self, nodes: list[Node]) -> None:
         end = time.monotonic() + START_TIMEOUT_S
         while waited := [node for node in nodes if STARTED not in node.log.read_text()]:
-            if time.monotonic() > end or not waited[0].is_whole:
-                raise Unavailable(f"a Ray node did not start: {waited[0].log.read_text()[-2000:]}")
+            for node in waited:
+                if time.monotonic() > end or (not node.is_whole and node.tries == TRIES):
+                    raise Unavailable(f"a Ray node did not start: {node.log.read_text()[-2000:]}")
+                if not node.is_whole:
+                    node.begin_again()
             time.sleep(POLL_S)
+
+
+def _begun(command: list[str], log: Path) -> "subprocess.Popen[bytes]":
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env=dict(os.environ), start_new_session=True
+        )
 
 
 def _end(node: Node) -> None:
     """End a node's processes, all by force that do not obey."""
     family = node.family()
     for process in family:
-        process_ends = process.is_running()
-        if process_ends:
+        with suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGCONT)
     if node.process.poll() is None:
         node.process.terminate()
@@ -129,4 +150,5 @@ def _end(node: Node) -> None:
         node.process.kill()
     _, left = psutil.wait_procs(family, timeout=1.0)
     for process in left:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()

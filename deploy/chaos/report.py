@@ -21,7 +21,8 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """All cases of one target and fault. lost: streams that failed, hung, or differ from the undisturbed one.
+    """All cases of one target and fault. lost: streams that failed, hung, or differ from the undisturbed one. refused:
+    those that began after the fault and were told so before anything else.
 
     moved: streams that went on in another group. next_token: the longest wait for a next event after the fault, of
     the streams that moved where any did, of all others elsewhere. back: until the deployment was whole again.
@@ -31,6 +32,7 @@ class Row:
     cases: int
     streams: int
     lost: int
+    refused: int
     moved: int
     next_token: Spread | None
     back: Spread | None
@@ -72,6 +74,7 @@ def _row(pair: Pair, results: Sequence[CaseResult]) -> Row:
         cases=len(results),
         streams=len(streams),
         lost=sum(bool(stream.complaints) for stream in streams),
+        refused=sum(stream.is_refused for stream in streams),
         moved=len(moved),
         next_token=spread([stream.pause_s for stream in moved or streams if stream.pause_s is not None]),
         back=spread([result.back_s for result in results if result.back_s is not None]),

@@ -17,9 +17,9 @@ WIDTH = 100
 
 def matrix_table(rows: Sequence[Row]) -> Table:
     """A line a pair; seconds as p50 / p99 / most. WIDTH columns wide."""
-    table = Table("broken", "cases", "streams", "lost", "moved", "next token, s", "whole again, s", box=None)
+    table = Table("broken", "cases", "streams", "lost", "refused", "moved", "next token, s", "whole again, s", box=None)
     for row in rows:
-        counts = (str(number) for number in (row.cases, row.streams, row.lost, row.moved))
+        counts = (str(number) for number in (row.cases, row.streams, row.lost, row.refused, row.moved))
         table.add_row(f"{row.pair.target} {row.pair.fault}", *counts, _seconds(row.next_token), _seconds(row.back))
     return table
 
@@ -58,6 +58,7 @@ def _add_streams(table: Table, streams: Sequence[StreamResult]) -> None:
     pauses = spread([stream.pause_s for stream in streams if stream.pause_s is not None])
     table.add_row("streams", str(len(streams)))
     table.add_row("lost", str(sum(bool(stream.complaints) for stream in streams)))
+    table.add_row("refused before they began", str(sum(stream.is_refused for stream in streams)))
     table.add_row("moved", str(sum(bool(stream.moves) for stream in streams)))
     table.add_row("longest pause of a stream, s", _seconds(pauses))
 

@@ -1,15 +1,19 @@
 """What `rayline chaos` makes of its cases, which it runs, which it cannot, and what it calls a leak."""
 
+import random
 from dataclasses import replace
 
 import pytest
 
-from rayline.deploy.chaos.case import Case, CaseResult, StreamResult
+from rayline.deploy.chaos.case import Case, CaseResult, Scene, StreamResult
 from rayline.deploy.chaos.footprint import Footprint, Holding, leaks
 from rayline.deploy.chaos.matrix import impossible_in, plan
 from rayline.deploy.chaos.pairs import Fault, Pair, Target, pairs
 from rayline.deploy.chaos.report import lost, rows, spread
+from rayline.deploy.chaos.transcript import Transcript
 from rayline.deploy.chaos.workload import traffic, workloads
+from rayline.protos.errors import InternalError, Unavailable
+from rayline.protos.events import Started
 
 KILLED = Pair(Target.RANK, Fault.KILL)
 STOPPED = Pair(Target.CONTROLLER, Fault.STOP)
@@ -124,3 +128,16 @@ def test_less_of_anything_and_a_little_more_of_what_fluctuates_is_none() -> None
     assert leaks(BEFORE, BEFORE) == ()
     calmer = Footprint(0, 0, {}, {"router": Holding(1, 110 * 2**20, 65), "new": Holding(1, 2**40, 10**6)}, ())
     assert leaks(BEFORE, calmer) == ()
+
+
+# ---- lost or refused
+
+
+def test_who_was_told_at_once_that_nobody_can_serve_it_lost_nothing() -> None:
+    scene = Scene(Elsewhere(), None, workloads(10), 1, 0, random.Random(0))  # type: ignore[arg-type]
+    refused = Transcript("greedy", 0.0, error=Unavailable("no group"))
+    assert scene.judged(refused, 0.0) == StreamResult("greedy", 0, None, (), is_refused=True)
+    begun = Transcript("greedy", 0.0, [1.0], [Started("r", "cpu", True, 3)], Unavailable("no group"))
+    assert scene.judged(begun, 0.0).complaints
+    broken = Transcript("greedy", 0.0, error=InternalError("a bug"))
+    assert scene.judged(broken, 0.0).complaints
