@@ -72,7 +72,7 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
         "reasoning_parser": ["", "hermes", None, True],
     },
     "engine": {
-        "block_tokens": [0, -16, "many", None],
+        "block_tokens": [-1, -16, "many", None],
         "kv_bytes": [-1, "1 GB", 0.5],
         "kv_memory_fraction": [0, 0.96, -0.5, float("nan"), "half"],
         "max_step_tokens": [0, -1],
@@ -87,6 +87,8 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
         "activations": ["int4", None],
         "kv_cache": ["dynamic", True],
         "compile": ["maybe", None],
+        "attention": ["fast", "", None],
+        "decode_graphs": ["maybe", None],
     },
     "parallel": {"tp": [0, -2, 1.5], "pp": [0, "two"], "groups": [0, None]},
     "router": {
