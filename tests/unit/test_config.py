@@ -36,6 +36,8 @@ ACCEPTED: dict[str, dict[str, list[Any]]] = {
         "activations": ["exact", "int8"],
         "kv_cache": ["paged", "static"],
         "compile": [True, False],
+        "attention": ["auto", "flash", "varlen", "triton"],
+        "decode_graphs": [True, False],
     },
     "parallel": {"tp": [1, 8], "pp": [1, 4], "groups": [1, 16]},
     "router": {
@@ -188,7 +190,7 @@ def test_an_unknown_section_is_refused_by_name() -> None:
 
 def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as refused:
-        parse({"engine": {"block_tokens": 0, "colour": "red"}, "parallel": {"tp": 0}})
+        parse({"engine": {"block_tokens": -1, "colour": "red"}, "parallel": {"tp": 0}})
     for part in ("engine.block_tokens = 0", "engine.colour", "parallel.tp = 0"):
         assert part in refused.value.message
 
