@@ -191,7 +191,7 @@ def test_an_unknown_section_is_refused_by_name() -> None:
 def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as refused:
         parse({"engine": {"block_tokens": -1, "colour": "red"}, "parallel": {"tp": 0}})
-    for part in ("engine.block_tokens = 0", "engine.colour", "parallel.tp = 0"):
+    for part in ("engine.block_tokens = -1", "engine.colour", "parallel.tp = 0"):
         assert part in refused.value.message
 
 
