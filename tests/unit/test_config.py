@@ -36,6 +36,8 @@ ACCEPTED: dict[str, dict[str, list[Any]]] = {
         "activations": ["exact", "int8"],
         "kv_cache": ["paged", "static"],
         "compile": [True, False],
+        "attention": ["auto", "flash", "varlen", "triton"],
+        "decode_graphs": [True, False],
     },
     "parallel": {"tp": [1, 8], "pp": [1, 4], "groups": [1, 16]},
     "router": {
@@ -72,7 +74,7 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
         "reasoning_parser": ["", "hermes", None, True],
     },
     "engine": {
-        "block_tokens": [0, -16, "many", None],
+        "block_tokens": [-1, -16, "many", None],
         "kv_bytes": [-1, "1 GB", 0.5],
         "kv_memory_fraction": [0, 0.96, -0.5, float("nan"), "half"],
         "max_step_tokens": [0, -1],
@@ -87,6 +89,8 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
         "activations": ["int4", None],
         "kv_cache": ["dynamic", True],
         "compile": ["maybe", None],
+        "attention": ["fast", "", None],
+        "decode_graphs": ["maybe", None],
     },
     "parallel": {"tp": [0, -2, 1.5], "pp": [0, "two"], "groups": [0, None]},
     "router": {
@@ -186,8 +190,8 @@ def test_an_unknown_section_is_refused_by_name() -> None:
 
 def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as refused:
-        parse({"engine": {"block_tokens": 0, "colour": "red"}, "parallel": {"tp": 0}})
-    for part in ("engine.block_tokens = 0", "engine.colour", "parallel.tp = 0"):
+        parse({"engine": {"block_tokens": -1, "colour": "red"}, "parallel": {"tp": 0}})
+    for part in ("engine.block_tokens = -1", "engine.colour", "parallel.tp = 0"):
         assert part in refused.value.message
 
 
