@@ -56,5 +56,5 @@ def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str 
     if isinstance(prompt, str):
         return [prompt]
     if prompt and isinstance(prompt[0], int):  # then all are: looking at 100 000 of them takes 2 ms
-        return [cast(list[int], prompt)]
+        return [prompt]
     return list(cast(list[str] | list[list[int]], prompt))

@@ -55,6 +55,10 @@ ACCEPTED: dict[str, dict[str, list[Any]]] = {
         "slow_reader_s": [0.1, 3600],
         "max_unread_tokens": [1, 10**6],
         "max_message_bytes": [1, 2**30],
+        "journal_keep_s": [0, 120.5],
+        "journal_bytes": [0, 2**30],
+        "poison_losses": [1, 5],
+        "quarantine_s": [0, 3600.0],
     },
     "security": {
         "api_keys": [[], ["one", "two"]],
@@ -108,6 +112,10 @@ REFUSED: dict[str, dict[str, list[Any]]] = {
         "slow_reader_s": [0, -1, float("nan")],
         "max_unread_tokens": [0, None],
         "max_message_bytes": [0],
+        "journal_keep_s": [-1, float("nan"), "long"],
+        "journal_bytes": [-1, "1 GB"],
+        "poison_losses": [0, "two"],
+        "quarantine_s": [-1, float("nan")],
     },
     "security": {
         "api_keys": ["one", [3], None],
