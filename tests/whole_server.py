@@ -54,7 +54,7 @@ async def whole_server(limits: LimitsSection, blocks: int = 512, **engine: objec
     group = await asyncio.to_thread(start_group, spec, None, lambda *_: None)
     leader = Leader(group.engine, group.info, SECRET, Journal(2**26, keep_s=1.0))
     await leader.start("127.0.0.1")
-    link = await GroupLink.open(leader.address, SECRET, limits.max_unread_tokens)
+    link = await GroupLink.open(leader.address, SECRET, most_unread_tokens=limits.max_unread_tokens)
     tokenizer = Tokenizer.load(path)
     model = ServedModel(NAME, tokenizer, {"g0": link}, 0, chat_formats(tokenizer, "auto", "auto"))
     service = Service({NAME: model}, time.monotonic, lambda: 42)

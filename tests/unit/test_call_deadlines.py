@@ -186,7 +186,7 @@ async def test_ten_thousand_clients_that_go_at_any_time_leave_nothing_behind(mon
         await _storm(server, ABORTS - CLIENTS, chance)
         await _settled(server, tasks + SPARE, files + SPARE)
         assert server.link.alive
-        _assert_nothing_is_left(server)
+        await _nothing_is_left(server)
 
 
 async def _storm(server: WholeServer, requests: int, chance: random.Random) -> None:
@@ -239,6 +239,15 @@ async def _go_away(stub: Any, client: httpx.AsyncClient, chance: random.Random) 
     with suppress(TimeoutError, httpx.HTTPError):
         async with asyncio.timeout(patience_s):
             await client.post("/v1/completions", json=body)
+
+
+async def _nothing_is_left(server: WholeServer) -> None:
+    """An idle group asks itself for a token now and then, which holds a block for a moment."""
+    for _ in range(20):
+        with suppress(AssertionError):
+            return _assert_nothing_is_left(server)
+        await asyncio.sleep(0.05)
+    _assert_nothing_is_left(server)
 
 
 def _assert_nothing_is_left(server: WholeServer) -> None:

@@ -216,7 +216,7 @@ def test_a_group_lost_before_its_first_token_is_passed_over() -> None:
     lost = FakeGroup(saying("x"), info=info("g0"), loss=Unavailable("gone"))
     free = FakeGroup(saying("ok"), info=info("g1"), load=GroupLoad(outstanding_tokens=10**6))
     assert text_of(run(service_of(lost, free), spec())) == "ok"
-    assert type(refusal(service_of(lost), spec())) is Unavailable
+    assert type(refusal(service_of(lost), spec(request_id="another"))) is Unavailable
 
 
 def test_a_request_the_group_calls_invalid_is_not_tried_elsewhere() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("cluster", "deploy", "kernels", "protos", "router", "workers")
 MAX_FUNCTION_LINES = 60
+MAX_KERNEL_LINES = 80  # kernels/triton_*_code.py: what a GPU runs between two launches cannot be split
 MAX_FILE_LINES = 400
 FILES = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py") if "_pb2" not in path.name]
 
@@ -20,7 +21,8 @@ def test_no_function_is_longer_than_a_screen() -> None:
         for path in FILES
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        if (length := (node.end_lineno or node.lineno) - node.lineno + 1) > MAX_FUNCTION_LINES
+        if (length := (node.end_lineno or node.lineno) - node.lineno + 1)
+        > (MAX_KERNEL_LINES if path.name.endswith("_code.py") else MAX_FUNCTION_LINES)
     ]
     assert not long
 
