@@ -1,7 +1,8 @@
 # Everything starts here: each target makes the virtual environment it needs.
 #   make serve   serve the embedded model          make test    lint, types, all tests
 #   make lint    ruff     make types   mypy        make proto   regenerate protos/*_pb2*
-#   make unit    tests without processes of Ray     make system  those with them
+#   make unit    tests without processes of Ray     make system  those with them, the short ones
+#   make long    the others of those: more faults, more parts of Ray lost
 #   make search  the property tests with new examples, many of them
 PYTHON ?= python3
 ARGS ?=
@@ -24,13 +25,14 @@ $(shell rm -rf $(VENV))
 endif
 endif
 
-.PHONY: serve test lint types unit system search proto clean
+.PHONY: serve test lint types unit system long search proto clean
 .DEFAULT_GOAL := test
 
 serve: $(SERVE)
 	$(BIN)/rayline serve $(ARGS)
 
-test: lint types unit system
+test: lint types
+	$(MAKE) -j2 unit system
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -43,9 +45,13 @@ types: $(DEV)
 unit: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(TESTS),tests/unit) -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# One after the other: they measure how soon things happen.
+# Beside the others: they mostly wait.
 system: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(TESTS),tests/system tests/chaos) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(TESTS),tests/system tests/chaos) -m "not long" $(ARGS)
+
+# More faults than a check of every change has time for: some ten minutes.
+long: $(DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/system tests/chaos -m long $(ARGS)
 
 search: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --hypothesis-profile=new -m hypothesis $(ARGS)

@@ -17,7 +17,7 @@ from rayline.cluster.kv_memory import KvPlan
 from rayline.deploy.actors import own_name
 from rayline.deploy.nodes import draining_nodes
 from rayline.deploy.progress_link import ProgressSender
-from rayline.protos.errors import RaylineError
+from rayline.protos.errors import RaylineError, Unavailable
 from rayline.protos.group import GroupInfo
 from rayline.router.directory import GroupAddress
 from rayline.router.operations import Drained
@@ -84,15 +84,24 @@ class GroupReplica:
         weight_bytes = sum(rank.weight_bytes for rank in started.loaded)
         return GroupSummary(started.info, started.kernels, started.kv, weight_bytes, started.load_s, started.warm_up_s)
 
-    async def follow(self, request_id: str, group_id: str) -> None:
+    async def follow(self, request_id: str, group_id: str) -> bool:
         """Stay open as long as a stream runs here, so that Serve counts it; tokens go elsewhere.
 
-        `group_id` is read by ChosenGroupRouter, which brought the call here.
+        `group_id` is read by ChosenGroupRouter, which brought the call here; False when it names another group, which
+        is gone.
         """
+        if group_id != self._started.info.group_id:
+            return False
         await self._leader.follow(request_id)
+        return True
 
     async def drain(self, timeout_s: float, group_id: str) -> Drained:
-        """Have the routers take all streams elsewhere, then end: Serve starts another group in this one's place."""
+        """Have the routers take all streams elsewhere, then end: Serve starts another group in this one's place.
+
+        Raises Unavailable when `group_id` names another group, which is gone.
+        """
+        if group_id != self._started.info.group_id:
+            raise Unavailable(f"group {group_id} is gone")
         if self._draining is None:
             self._draining = asyncio.create_task(self._drain(timeout_s))
         return await asyncio.shield(self._draining)

@@ -24,7 +24,7 @@ from rayline.cluster.config import ModelSection, SystemConfig
 from rayline.deploy.actors import ask_each, kill_actor
 from rayline.deploy.operations import OperatedModel, RayOperations
 from rayline.deploy.router_watch import RouterWatch
-from rayline.protos.errors import PortInUse
+from rayline.protos.errors import PortInUse, Unavailable
 from rayline.protos.events import EngineEvent
 from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.journal import JournalAnswer, JournalCall
@@ -252,4 +252,5 @@ def _directory(model: RoutedModel, secret: str, docket: Docket, most_unread_toke
 
 
 async def _answer(handle: DeploymentHandle[Any], group_id: str) -> None:
-    await handle.follow.remote("", group_id=group_id)
+    if not await handle.follow.remote("", group_id=group_id):
+        raise Unavailable(f"group {group_id} is gone")

@@ -8,7 +8,11 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 
 
 class ChosenGroupRouter(RequestRouter):
-    """Ranks the replica named by the call's `group_id` first and alone; without one, any replica will do."""
+    """Ranks the replica named by the call's `group_id` first and alone; without one, any replica will do.
+
+    A group that is gone is stood in for by any other, which ends the call: Serve asks for replicas again and again,
+    without a pause in which its event loop could do anything else, as long as it is given none.
+    """
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
@@ -16,4 +20,5 @@ class ChosenGroupRouter(RequestRouter):
         wanted = pending_request.kwargs.get("group_id") if pending_request is not None else None
         if wanted is None:
             return [candidate_replicas]
-        return [[replica for replica in candidate_replicas if replica.replica_id.unique_id == wanted]]
+        chosen = [replica for replica in candidate_replicas if replica.replica_id.unique_id == wanted]
+        return [chosen or candidate_replicas]

@@ -89,6 +89,7 @@ def test_poison_is_quarantined_and_streams_beside_it_end_as_if_nothing_had_been(
         assert "fingerprint" in bad.failure[1]
         assert len(deaths.read_text().split()) == BOUND
 
+        until(lambda: stub.ListModels(pb.ListModelsRequest()).models[0].groups > 0, BACK_S)
         began = time.monotonic()
         again = Stream(stub, poison).join()
         refused_s = time.monotonic() - began
