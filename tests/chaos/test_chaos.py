@@ -21,36 +21,24 @@ pytestmark = pytest.mark.timeout(900)
 On = Callable[..., Any]
 
 
-def test_every_stream_is_the_undisturbed_one_whatever_is_broken(on: On) -> None:
+@pytest.mark.parametrize(
+    "faults", [("kill",), pytest.param(("stop", "exception"), marks=pytest.mark.long)], ids=["killed", "stuck"]
+)
+def test_every_stream_is_the_undisturbed_one_whatever_is_broken(on: On, faults: tuple[str, ...]) -> None:
     """Each kind of process that has a group's streams in hand, by each fault that it can suffer on one node."""
-    targets = ("--target", "rank", "--target", "leader")
-    faults = ("--fault", "kill", "--fault", "stop", "--fault", "exception")
-    run = on(
-        "matrix",
-        *targets,
-        *faults,
-        *SMALL,
-        "--every",
-        "50",
-        "--cases",
-        "6",
-        "--workload",
-        "sampled",
-        "--workload",
-        "grammar",
-        "--workload",
-        "n4",
-        "--workload",
-        "beam",
-    )
+    pairs = ("--target", "rank", "--target", "leader", *(word for fault in faults for word in ("--fault", fault)))
+    workloads = [word for name in ("sampled", "grammar", "n4", "beam") for word in ("--workload", name)]
+    count = 2 * len(faults)
+    run = on("matrix", *pairs, *SMALL, "--every", "50", "--cases", str(count), *workloads)
     assert run.status == 0, run.said
-    assert len(run.report["rows"]) == 6 and not run.report["skipped"]
+    assert len(run.report["rows"]) == count and not run.report["skipped"]
     for row in run.report["rows"]:
         assert row["lost"] == 0 and row["streams"] >= 4
         assert row["back"]["count"] == row["cases"] == 1
     assert sum(row["moved"] for row in run.report["rows"]) > 0, "some were hit"
 
 
+@pytest.mark.long
 def test_nothing_is_left_behind_by_faults_one_after_another(on: On) -> None:
     run = on(
         "soak",
@@ -74,6 +62,7 @@ def test_nothing_is_left_behind_by_faults_one_after_another(on: On) -> None:
     assert {"rank", "leader", "router", "controller", "gcs_server"} <= set(run.report["after"]["holdings"])
 
 
+@pytest.mark.long
 def test_a_busy_and_even_a_suspended_machine_is_no_reason_to_give_anything_up(running: Running) -> None:
     """Two busy loops for each core; and for a while everything sleeps, as with its machine."""
     words = ("calm", "--address", ",".join(running.addresses), "--seconds", "12", *SMALL, "--json")
@@ -89,6 +78,7 @@ def test_a_busy_and_even_a_suspended_machine_is_no_reason_to_give_anything_up(ru
         assert process.wait(300) == 0, said
 
 
+@pytest.mark.long
 def test_a_node_is_lost_and_another_one_takes_its_place() -> None:
     """Two groups on two nodes: one node ends, then another one is cut off where the machine lets us."""
     targets = ("--target", "raylet", "--fault", "kill", "--fault", "cut")

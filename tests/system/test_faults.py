@@ -7,6 +7,7 @@ from contextlib import suppress
 import grpc
 import httpx
 import psutil
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from live_stream import MODEL, TOKENS, Stream, until
 from server import Server
@@ -70,6 +71,7 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_no_stream_is_lost_with_its_group_and_health_tells_the_truth(serve: Callable[..., Server]) -> None:
     """First a rank of one group freezes, then, while that one is being rebuilt, the leader of the other."""
     system = System(serve("--groups", "2", "--tp", "2"))

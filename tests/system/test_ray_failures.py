@@ -218,6 +218,25 @@ def test_a_head_without_cpus_gets_no_router_and_the_server_starts(system: System
     assert len(system.undisturbed.token_ids) == TOKENS
 
 
+@pytest.mark.long
+def test_a_lost_node_takes_its_group_and_its_router_and_a_new_node_gets_both(system: System) -> None:
+    node = system.other_node()
+    elsewhere = {process.pid for process in system.leaders} - {p.pid for p in system.nodes.processes("group-", node)}
+    with system.traffic() as traffic:
+        system.nodes.lose_worker(node)
+        noticed_s = until(lambda: system.groups == 1, DETECTED_S)
+        assert traffic.goes_on() and system.serves()
+        assert {process.pid for process in system.leaders} == elsewhere
+        system.nodes.add_worker()
+        back_s = until(lambda: system.groups == 2 and len(system.routers) == 2, BACK_S)
+        assert traffic.goes_on() and system.serves()
+    assert traffic.moves > 0
+    print(
+        f"node noticed after {noticed_s:.2f} s, group and router on the new one after {back_s:.1f} s, longest pause "
+        f"{traffic.longest_gap_s:.2f} s"
+    )
+
+
 def test_nobody_misses_serves_controller_and_its_proxies(system: System) -> None:
     """The next controller takes over the replicas as they are. Its proxies are not our doors."""
     replicas = system.replicas
@@ -233,6 +252,7 @@ def test_nobody_misses_serves_controller_and_its_proxies(system: System) -> None
     print(f"controller back after {back_s:.1f} s, proxies after {back_s + proxies_s:.1f} s")
 
 
+@pytest.mark.long
 def test_a_group_is_rebuilt_by_the_controller_that_came_after(system: System) -> None:
     with system.traffic() as traffic:
         system.lose_a_leader()
@@ -261,6 +281,7 @@ def test_a_lost_gcs_is_not_noticed_and_groups_still_stand_in_for_each_other(syst
     print(f"group back {back_s:.1f} s after the GCS, longest pause {traffic.longest_gap_s:.2f} s")
 
 
+@pytest.mark.long
 @with_redis
 def test_a_lost_store_takes_the_gcs_with_it_and_nothing_else(system: System) -> None:
     replicas = system.replicas
@@ -276,24 +297,7 @@ def test_a_lost_store_takes_the_gcs_with_it_and_nothing_else(system: System) -> 
     until(lambda: system.groups == 2, BACK_S)
 
 
-def test_a_lost_node_takes_its_group_and_its_router_and_a_new_node_gets_both(system: System) -> None:
-    node = system.other_node()
-    elsewhere = {process.pid for process in system.leaders} - {p.pid for p in system.nodes.processes("group-", node)}
-    with system.traffic() as traffic:
-        system.nodes.lose_worker(node)
-        noticed_s = until(lambda: system.groups == 1, DETECTED_S)
-        assert traffic.goes_on() and system.serves()
-        assert {process.pid for process in system.leaders} == elsewhere
-        system.nodes.add_worker()
-        back_s = until(lambda: system.groups == 2 and len(system.routers) == 2, BACK_S)
-        assert traffic.goes_on() and system.serves()
-    assert traffic.moves > 0
-    print(
-        f"node noticed after {noticed_s:.2f} s, group and router on the new one after {back_s:.1f} s, longest pause "
-        f"{traffic.longest_gap_s:.2f} s"
-    )
-
-
+@pytest.mark.long
 @with_redis
 def test_a_lost_head_is_replaced_under_streams_that_do_not_notice(system: System) -> None:
     replicas = system.replicas
@@ -310,6 +314,7 @@ def test_a_lost_head_is_replaced_under_streams_that_do_not_notice(system: System
     print(f"controller on the new head after {back_s:.1f} s; a group lost then is back after {group_s:.1f} s")
 
 
+@pytest.mark.long
 def test_a_node_whose_raylet_freezes_serves_on_until_ray_ends_it(system: System) -> None:
     """Ray gives it up after 5 s; its processes live, and streams stay there, until the raylet wakes and sees it."""
     node = system.other_node()
@@ -327,6 +332,7 @@ def test_a_node_whose_raylet_freezes_serves_on_until_ray_ends_it(system: System)
         assert traffic.goes_on() and system.serves()
 
 
+@pytest.mark.long
 def test_ctrl_c_still_ends_the_server_and_leaves_ray_running(system: System) -> None:
     """Where Redis is, the node that it was on is the head that was lost: Ray tells it nothing any more."""
     system.server.interrupt()
@@ -335,6 +341,7 @@ def test_ctrl_c_still_ends_the_server_and_leaves_ray_running(system: System) -> 
     assert all(psutil.pid_exists(raylet) for raylet in system.nodes.workers)
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_a_server_whose_own_gcs_is_gone(serve: Callable[..., Server]) -> None:
     """Nobody starts the GCS of `rayline serve` again: it serves on, and can be ended."""
     server = serve("--groups", "1")

@@ -181,7 +181,7 @@ def _status_of(text: str, routers: Routers) -> bool:
     return {router["address"] for router in found["routers"]} == set(routers.addresses)
 
 
-@pytest.mark.parametrize("fault", ["kill", "suspend"])
+@pytest.mark.parametrize("fault", ["kill", pytest.param("suspend", marks=pytest.mark.long)])
 def test_no_stream_is_lost_with_its_router(
     routers: Routers, undisturbed: dict[str, list[pb.StreamResponse]], fault: str
 ) -> None:
