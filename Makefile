@@ -31,8 +31,7 @@ endif
 serve: $(SERVE)
 	$(BIN)/rayline serve $(ARGS)
 
-test: lint types
-	$(MAKE) -j2 unit system
+test: lint types unit system
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -43,15 +42,15 @@ types: $(DEV)
 
 # One thread each: the models of the tests are so small that threads only wait for each other. A file is one job.
 unit: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(TESTS),tests/unit) -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(TESTS),tests/unit) -m "not long" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# Beside the others: they mostly wait.
+# One after the other: they measure how soon things happen.
 system: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(TESTS),tests/system tests/chaos) -m "not long" $(ARGS)
 
-# More faults than a check of every change has time for: some ten minutes.
+# More faults than a check of every change has time for: some twenty minutes.
 long: $(DEV)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/system tests/chaos -m long $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/system tests/chaos -m long $(ARGS)
 
 search: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit --hypothesis-profile=new -m hypothesis $(ARGS)

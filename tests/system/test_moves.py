@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import grpc
+import pytest
 import yaml
 from live_stream import Stream, until
 from server import Server, command, environment
@@ -51,6 +52,7 @@ def check_ended(found: list[Stream]) -> None:
         assert stream.token_ids == found[0].token_ids, "streams that moved say to the bit what the others say"
 
 
+@pytest.mark.long
 def test_streams_leave_a_group_that_is_drained_scaled_in_or_replaced(
     serve: Callable[..., Server], tmp_path: Path
 ) -> None:

@@ -67,9 +67,10 @@ def until(condition: Callable[[], bool], limit_s: float) -> float:
     ("tp", "poison"),
     [
         pytest.param("2", AT_ONCE, id="a rank dies"),
-        pytest.param("1", LATE, id="a leader dies", marks=pytest.mark.long),
+        pytest.param("1", LATE, id="a leader dies"),
     ],
 )
+@pytest.mark.long
 def test_poison_is_quarantined_and_streams_beside_it_end_as_if_nothing_had_been(
     tp: str,
     poison: tuple[int, ...],

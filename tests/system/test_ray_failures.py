@@ -212,6 +212,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         yield System(nodes, redis, server)
 
 
+@pytest.mark.long
 def test_a_head_without_cpus_gets_no_router_and_the_server_starts(system: System) -> None:
     assert system.groups == len(system.routers) == 2 and system.serves()
     assert not system.nodes.processes("ServeReplica", system.nodes.head)
@@ -237,6 +238,7 @@ def test_a_lost_node_takes_its_group_and_its_router_and_a_new_node_gets_both(sys
     )
 
 
+@pytest.mark.long
 def test_nobody_misses_serves_controller_and_its_proxies(system: System) -> None:
     """The next controller takes over the replicas as they are. Its proxies are not our doors."""
     replicas = system.replicas
@@ -261,6 +263,7 @@ def test_a_group_is_rebuilt_by_the_controller_that_came_after(system: System) ->
     print(f"group back after {back_s:.1f} s, longest pause {traffic.longest_gap_s:.2f} s")
 
 
+@pytest.mark.long
 @with_redis
 def test_a_lost_gcs_is_not_noticed_and_groups_still_stand_in_for_each_other(system: System) -> None:
     """A group lost meanwhile takes its ranks with it although Ray cannot end them, and comes back with the GCS."""

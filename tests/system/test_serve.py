@@ -202,6 +202,7 @@ def _running(stub: pb_grpc.InferenceServiceStub) -> int:
     return sum(model.running for model in stub.ListModels(pb.ListModelsRequest()).models)
 
 
+@pytest.mark.long
 def test_a_killed_group_costs_no_stream_and_comes_back(server: Server, stub: pb_grpc.InferenceServiceStub) -> None:
     """Runs last: it kills one of the server's two groups."""
     sampling = pb.SamplingParams(max_tokens=1500, ignore_eos=True, temperature=1.0, seed=5)

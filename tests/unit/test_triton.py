@@ -12,13 +12,14 @@ pytestmark = pytest.mark.timeout(1200)
 
 TESTS = Path(__file__).parents[1] / "triton"
 FILES = sorted(path.name for path in TESTS.glob("test_*.py"))
+LONG = {"test_bench.py"}
 
 
 def test_there_are_tests_to_run() -> None:
     assert len(FILES) >= 5
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", [pytest.param(f, marks=[pytest.mark.long] if f in LONG else []) for f in FILES])
 def test_in_the_interpreter(file: str) -> None:
     """Nothing may be skipped there: a skip would hide that the interpreter was not on."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", str(TESTS / file)]
