@@ -145,9 +145,10 @@ def attention_of(options: KernelOptions) -> tuple[str, ...]:
 
 def default_block_tokens(device: torch.device, options: KernelOptions) -> int:
     """Tokens of a block where nobody says: what the attention that comes first wants."""
-    is_asked = device.type == "cuda" and options.kernels in ("auto", "triton") and not options.compile
+    if device.type != "cuda" or options.kernels not in ("auto", "triton") or options.compile:
+        return BLOCK_TOKENS  # nobody asks libraries, whose import takes seconds
     first = options.attention if options.attention != "auto" else next(iter(library_attention.at_hand()), "")
-    return library_attention.FLASH_PAGE_TOKENS if is_asked and first == "flash" else BLOCK_TOKENS
+    return library_attention.FLASH_PAGE_TOKENS if first == "flash" else BLOCK_TOKENS
 
 
 def quantisation_of(options: KernelOptions) -> Quantisation | None:
