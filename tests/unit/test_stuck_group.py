@@ -107,7 +107,8 @@ def test_a_lost_rank_is_noticed_in_time_and_its_group_ends_without_a_trace(
         run(engine, 30)
         harm(process_ids[rank])
         error, seconds = loss(engine)
-        assert isinstance(error, Unavailable) and said in error.message
+        # A neighbour whose socket broke may tell of it before the leader sees the dead rank's own.
+        assert isinstance(error, Unavailable | InternalError) and said in error.message
         assert seconds < within_s + SLACK_S
         engine.fence()
         began = time.monotonic()
