@@ -1,5 +1,5 @@
 # Everything starts here: each target makes the virtual environment it needs.
-#   make serve   serve the embedded model          make test    lint, types, all tests
+#   make serve   serve the embedded model          make test    lint, types, tests
 #   make lint    ruff     make types   mypy        make proto   regenerate protos/*_pb2*
 #   make unit    tests without processes of Ray     make system  those with them, the short ones
 #   make long    the others of those: more faults, more parts of Ray lost
