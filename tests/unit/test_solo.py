@@ -75,6 +75,7 @@ class Watched:
     def _check(self, plan: Plan, in_flight: int, named: str) -> None:
         """No plan holds a suspect beside others; the first of each is made when none of others is in flight."""
         whose = {self.owners[item.sequence] for item in plan.slices}
+        assert named in ("", *whose), "who is named as the only one is computed"
         for name in whose:
             each = self.requests[name]
             done = PROOF_TOKENS if not each.params.beam_width else 10**6

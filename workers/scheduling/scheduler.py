@@ -200,7 +200,8 @@ class Scheduler:
             self._unblock()
 
     def _plan_solo(self) -> None:
-        """The suspect alone, once all plans made before it have ended. When it lacks blocks the others go on first."""
+        """The suspect alone, once all plans made before it have ended. When it lacks blocks the others go on first: from
+        the next plan on, as until then the suspect is known as the only one that is computed."""
         if not self._solo.may_plan(in_flight=len(self._works)):
             return
         for sequence in self._solo.sequences:
@@ -211,7 +212,6 @@ class Scheduler:
         if not self._draft.slices and not self._works:
             self._preemption.step_back(self._solo.sequences)
             self._solo.give_up()
-            self._plan_all()
 
     def _turn(self, streams: list[Sequence]) -> list[Sequence]:
         """Of the sequences that need a single token, those whose turn it is. They come before all prompts.
