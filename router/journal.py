@@ -67,6 +67,7 @@ class Page:
         self._journal = journal
         self._record = b""
         self._holders: set[str] = set()
+        self._told: set[str] = set()  # where it may count as read here, whether that was answered or not
         self._whole: Callable[[], Sequence[Trace]] | None = None
 
     async def write(self, record: StreamRecord) -> None:
@@ -81,7 +82,9 @@ class Page:
 
     async def claim(self) -> None:
         """Tell all leaders that it is read here: older calls end. Raises TakenOver as `write` does."""
-        self._heed(await self._journal.ask(self._journal.live(), self._call("claim"), lambda answer: answer.accepted))
+        live = self._journal.live()
+        self._told |= live.keys()
+        self._heed(await self._journal.ask(live, self._call("claim"), lambda answer: answer.accepted))
 
     async def begin_ahead(self, whole: Callable[[], Sequence[Trace]]) -> None:
         """From now on `ahead` tells what is new. `whole` gives all there is, for each new holder."""
@@ -104,8 +107,8 @@ class Page:
     def end(self) -> None:
         """It is read no more: kept for a while, for whoever comes back to it."""
         live = self._journal.live()
-        holders = {group_id: live[group_id] for group_id in self._holders & live.keys()}
-        self._journal.close(self, holders, self._call("end"))
+        told = {group_id: live[group_id] for group_id in self._told & live.keys()}
+        self._journal.close(self, told, self._call("end"))
 
     def _call(self, act: Act) -> JournalCall:
         return JournalCall(act, self.key, self.ballot, self._record if act == "write" else b"")
@@ -113,6 +116,7 @@ class Page:
     async def _hold(self, wanted: Collection[str]) -> None:
         live = self._journal.live()
         groups = {group_id: live[group_id] for group_id in wanted if group_id in live}
+        self._told |= groups.keys()
         answers = await self._journal.ask(groups, self._call("write"), lambda answer: answer.accepted)
         self._heed(answers)
         accepted = {group_id for group_id, answer in answers.items() if answer.accepted}
@@ -160,10 +164,10 @@ class RouterJournal:
             self._watch = asyncio.create_task(self._replace_lost())
         return page
 
-    def close(self, page: Page, holders: Mapping[str, Group], call: JournalCall) -> None:
-        """Nobody waits for what the holders answer."""
+    def close(self, page: Page, groups: Mapping[str, Group], call: JournalCall) -> None:
+        """Nobody waits for what the groups answer."""
         self._pages.discard(page)
-        for group in holders.values():
+        for group in groups.values():
             self._beside(_answer(group, call))
 
     async def look(self, key: str) -> Look:
