@@ -52,7 +52,9 @@ def ranked(key: str, group_ids: Iterable[str]) -> list[str]:
 def missing(key: str, holders: Collection[str], live: Collection[str]) -> list[str]:
     """The groups that should hold a record too, so that `HOLDERS` live ones do where there are so many."""
     lacking = HOLDERS - sum(group_id in live for group_id in holders)
-    return [group_id for group_id in ranked(key, live) if group_id not in holders][: max(0, lacking)]
+    if lacking <= 0:
+        return []
+    return [group_id for group_id in ranked(key, live) if group_id not in holders][:lacking]
 
 
 class Page:
@@ -100,9 +102,9 @@ class Page:
         if self._record and (wanted := missing(self.key, self._holders, self._journal.live())):
             await self._hold(wanted)
 
-    @property
-    def is_lacking(self) -> bool:
-        return bool(self._record and missing(self.key, self._holders, self._journal.live()))
+    def lacks(self, live: Collection[str]) -> bool:
+        """Whether holders were lost that others can stand in for. live: the groups that are left."""
+        return bool(self._record and missing(self.key, self._holders, live))
 
     def end(self) -> None:
         """It is read no more: kept for a while, for whoever comes back to it."""
@@ -217,8 +219,8 @@ class RouterJournal:
         """Runs while anything is read here."""
         while self._pages:
             await asyncio.sleep(WATCH_PERIOD_S)
-            lacking = [page for page in self._pages if page.is_lacking]
-            await asyncio.gather(*(_reheld(page) for page in lacking))
+            live = self.live()
+            await asyncio.gather(*(_reheld(page) for page in self._pages if page.lacks(live)))
 
 
 async def _answer(group: Group, call: JournalCall) -> JournalAnswer | None:
