@@ -14,7 +14,7 @@ from scheduler_bench import alone
 from small_tokenizers import served
 
 from rayline.protos.blame import Record, Suspect
-from rayline.protos.errors import DeadlineExceeded, Quarantined, RaylineError, Unavailable
+from rayline.protos.errors import DeadlineExceeded, Overloaded, Quarantined, RaylineError, Unavailable
 from rayline.protos.events import Delta, Failed, Finished, StreamEvent
 from rayline.protos.types import EngineRequest, SamplingParams, Spec, choice_seed
 from rayline.router.blame import fingerprint
@@ -42,12 +42,12 @@ def spec(name: str, first: int = 1, tokens: int = 25, **params: Any) -> Spec:
 
 
 async def read(service: Service, wanted: Spec, after_s: float = 0.0) -> Seen:
-    """As clients do it asks again while there is no group to begin in: nothing has been accepted then."""
+    """As clients do it asks again while there is no group to begin in, or no room: nothing has been accepted then."""
     await asyncio.sleep(after_s)
     for _ in range(1000):
         try:
             return [event async for event in service.generate(wanted)]
-        except Unavailable:
+        except (Unavailable, Overloaded):
             await asyncio.sleep(0.1)
         except RaylineError as error:
             return error
