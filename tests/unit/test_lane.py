@@ -13,7 +13,7 @@ from rayline.protos.blame import PROOF_TOKENS
 from rayline.protos.errors import InvalidRequest, Overloaded, RaylineError, Unavailable
 from rayline.protos.events import Delta, Failed, Finished, StreamEvent
 from rayline.protos.group import GroupLoad
-from rayline.protos.types import EngineRequest, SamplingParams, Spec
+from rayline.protos.types import SamplingParams, Spec
 from rayline.router.service import Service
 
 SAYING = "the quick brown fox jumps"
