@@ -1,6 +1,5 @@
 """The HTTP and the gRPC door over loopback ports, and clients of the first."""
 
-import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 import httpx
 import openai
 import uvicorn
+from door_thread import door_of
 from fakes import FakeGroup, service_of
 
 from rayline.cluster.config import LimitsSection, RouterSection, SecuritySection, SystemConfig
@@ -71,26 +71,6 @@ def http_of(service: Service, **options: Any) -> Iterator[httpx.Client]:
 @contextmanager
 def served(*groups: FakeGroup, api_keys: Sequence[str] = ()) -> Iterator[str]:
     """The address of a gRPC door that runs in a thread of its own."""
-    address: list[str] = []
-    started = threading.Event()
-    loop = asyncio.new_event_loop()
-    stop = asyncio.Event()
-
-    async def run() -> None:
-        config = SystemConfig(router=RouterSection(grpc_port=0), security=SecuritySection(api_keys=tuple(api_keys)))
-        server = build_grpc_server(service_of(*groups), config)
-        await server.start()
-        address.append(f"127.0.0.1:{server.port}")
-        started.set()
-        await stop.wait()
-        await server.stop(0)
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
-    thread.start()
-    assert started.wait(10)
-    try:
-        yield address[0]
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
-        loop.close()
+    config = SystemConfig(router=RouterSection(grpc_port=0), security=SecuritySection(api_keys=tuple(api_keys)))
+    with door_of(lambda: build_grpc_server(service_of(*groups), config)) as address:
+        yield address
