@@ -1,8 +1,7 @@
 """The HTTP and the gRPC door over loopback ports, and clients of the first."""
 
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +10,7 @@ import openai
 import uvicorn
 from door_thread import door_of
 from fakes import FakeGroup, service_of
+from waiting import until
 
 from rayline.cluster.config import LimitsSection, RouterSection, SecuritySection, SystemConfig
 from rayline.router.grpc.api import build_grpc_server
@@ -42,15 +42,7 @@ def serving(
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(10)
-
-
-def until(condition: Callable[[], object]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.005)
-    raise AssertionError("did not happen within 5 s")
+        thread.join()
 
 
 @contextmanager

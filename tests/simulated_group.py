@@ -28,22 +28,36 @@ VOCAB = 50
 BLOCKS = 64
 BLOCK_TOKENS = 4
 SECRET = "correct horse"
+PAUSE_LIMIT_S = 120.0
 
 
 class TimedRanks(SimulatedRanks):
-    """Takes `step_s` for each step, and is lost after `lives` results or once `lost` is set."""
+    """Takes `step_s` for each step, and is lost after `lives` results or once `lost` is set.
 
-    def __init__(self, step_s: float = 0.0, lives: int = sys.maxsize, delay: int = 1):
+    pauses_at: brings so many results, and more only once a test has set it to None. However slow the machine, streams
+    have then come so far and no further.
+    """
+
+    def __init__(self, step_s: float = 0.0, lives: int = sys.maxsize, delay: int = 1, pauses_at: int | None = None):
         super().__init__(BLOCKS, BLOCK_TOKENS, VOCAB, delay)
         self.step_s = step_s
         self.lives = lives
+        self.pauses_at = pauses_at
+        self.brought = 0
         self.lost = False
         self.closed = 0
 
+    @property
+    def limit_s(self) -> float:
+        return super().limit_s if self.pauses_at is None else PAUSE_LIMIT_S
+
     def next_result(self) -> StepResult:
         time.sleep(self.step_s)
+        while self.brought == self.pauses_at and not self.lost:
+            time.sleep(0.001)
         self.check()
         self.lives -= 1
+        self.brought += 1
         return super().next_result()
 
     def check(self) -> None:

@@ -93,15 +93,6 @@ def _small_listener() -> socket.socket:
     return listener
 
 
-async def until(server: WholeServer, within_s: float) -> float:
-    """Wait until it is idle; how long that took."""
-    began_s = time.monotonic()
-    async with asyncio.timeout(within_s):
-        while not server.is_idle:
-            await asyncio.sleep(0.01)
-    return time.monotonic() - began_s
-
-
 def deaf_socket(port: int) -> socket.socket:
     """A connection whose other end can send little before somebody reads here."""
     deaf = socket.socket()

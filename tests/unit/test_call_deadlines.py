@@ -14,7 +14,8 @@ import grpc
 import httpx
 import openai
 import pytest
-from whole_server import NAME, WholeServer, until, whole_server
+from waiting import until_async
+from whole_server import NAME, WholeServer, whole_server
 
 from rayline.cluster.config import LimitsSection
 from rayline.protos import inference_pb2 as pb
@@ -70,7 +71,7 @@ async def test_a_grpc_deadline_ends_the_call_and_frees_the_group() -> None:
             async for _ in stub.Generate(ask(), timeout=1.0):
                 pass
         assert ended.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        await until(server, FREED_S)
+        await until_async(lambda: server.is_idle)
 
 
 async def test_a_grpc_deadline_that_cannot_be_met_is_refused_before_anything_runs() -> None:
@@ -97,7 +98,7 @@ async def test_the_fields_and_the_calls_own_deadline_count_both() -> None:
                 last = event
         assert error_kind(ended.value) == "DeadlineExceeded"
         assert last.failed.error.kind == "DeadlineExceeded" and "have passed" in last.failed.error.message
-        await until(server, FREED_S)
+        await until_async(lambda: server.is_idle)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -114,7 +115,7 @@ async def test_the_http_header_reaches_the_scheduler(stream: bool) -> None:
         else:
             assert answer.status_code == 504 and answer.headers["x-should-retry"] == "false"
             assert answer.json()["error"]["param"] == "timeout_s"
-        await until(server, FREED_S)
+        await until_async(lambda: server.is_idle)
 
 
 async def test_a_waiting_request_is_ended_at_its_deadline_too() -> None:
@@ -128,7 +129,7 @@ async def test_a_waiting_request_is_ended_at_its_deadline_too() -> None:
         assert error_kind(ended.value) == "DeadlineExceeded"
         assert server.leader.load.waiting == 0
         first.cancel()
-        await until(server, FREED_S)
+        await until_async(lambda: server.is_idle)
 
 
 @pytest.mark.parametrize("timeout_s", ["0", "-1", "nan", "inf", "soon", ""])
@@ -171,7 +172,7 @@ async def test_openais_client_that_times_out_leaves_nothing_running(stream: bool
                 async for _ in answer:
                     pass
         await client.close()
-        await until(server, FREED_S)
+        await until_async(lambda: server.is_idle)
 
 
 async def test_ten_thousand_clients_that_go_at_any_time_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +203,7 @@ async def _storm(server: WholeServer, requests: int, chance: random.Random) -> N
 
 async def _settled(server: WholeServer, most_tasks: int, most_files: int) -> tuple[int, int]:
     """How many tasks and open files there are, once they are few enough; 0: once they have not changed for a second."""
-    await until(server, WAIT_S)
+    await until_async(lambda: server.is_idle)
     before, since_s = (0, 0), time.monotonic()
     while True:
         gc.collect()

@@ -17,6 +17,7 @@ import pytest
 from doors import served
 from fakes import FakeGroup, saying
 from scripted_router import ScriptedRouter, events_of, running
+from waiting import until
 
 from rayline.protos import inference_pb2 as pb
 from rayline.protos.client import AsyncClient, Client
@@ -214,14 +215,6 @@ def test_leaving_a_stream_cancels_it_and_says_so_to_the_server() -> None:
         asyncio.run(leave())
         until(lambda: router.cancelled == 2)
     assert len(router.calls) == 2
-
-
-def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("did not happen within 10 s")
 
 
 @both

@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 from simulated_group import SECRET, TimedRanks, engine_over, leading
 from small_tokenizers import served
+from waiting import until_async
 
 from rayline.cluster.config import RouterSection, SystemConfig
 from rayline.protos import inference_pb2 as pb
@@ -123,10 +123,10 @@ async def test_a_router_that_is_ended_sends_streams_away_and_waits_for_those_tha
         whole = await undisturbed(routers, THREE)
         async with AsyncClient([routers[0].address]) as client:
             ours = asyncio.create_task(collect(client, THREE))
-            await until(lambda: routers[0].service.running == 1)
+            await until_async(lambda: routers[0].service.running == 1)
             await asyncio.sleep(0.1)
             drained = asyncio.create_task(routers[0].service.drain(30.0))
-            await until(lambda: routers[1].service.running == 1)
+            await until_async(lambda: routers[1].service.running == 1)
             assert await drained, "nothing is left to wait for"
             assert routers[1].service.running == 1, "before the stream's end"
             assert shown(await ours) == whole
@@ -138,7 +138,7 @@ async def test_the_last_router_lets_its_streams_finish() -> None:
         AsyncClient([router.address], patience=Patience(connect_s=0.0)) as client,
     ):
         ours = asyncio.create_task(collect(client, ONE))
-        await until(lambda: router.service.running == 1)
+        await until_async(lambda: router.service.running == 1)
         assert await router.service.drain(30.0, is_last=True)
         assert (await ours)[-1].HasField("finished")
         with pytest.raises(Unavailable, match="shutting down"):
@@ -149,7 +149,7 @@ async def test_a_request_whose_router_dies_before_the_first_event_is_computed_on
     async with deployment(step_s=0.05) as routers:
         async with AsyncClient([router.address for router in routers]) as client:
             ours = asyncio.create_task(collect(client, ONE))
-            await until(lambda: routers[0].service.running == 1)
+            await until_async(lambda: routers[0].service.running == 1)
             await routers[0].kill()
             events = await ours
         assert shown(events) == await undisturbed(routers, ONE)
@@ -157,9 +157,3 @@ async def test_a_request_whose_router_dies_before_the_first_event_is_computed_on
 
 async def collect(client: AsyncClient, params: pb.SamplingParams) -> list[pb.StreamResponse]:
     return [event async for event in client.stream(request(params))]
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(20.0):
-        while not condition():
-            await asyncio.sleep(0.005)

@@ -9,10 +9,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from doors import CHAT, COMPLETION, HI, client_of, http_of, serving, until
+from doors import CHAT, COMPLETION, HI, client_of, http_of, serving
 from fakes import FakeGroup, saying, service_of
 from prometheus_client.parser import text_string_to_metric_families
 from small_tokenizers import served
+from waiting import until
 
 from rayline.protos.errors import Overloaded, Unavailable
 from rayline.protos.group import GroupLoad

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from simulated_group import SECRET, TimedRanks, engine_over, leading
 from small_tokenizers import served
+from waiting import until_async
 
 from rayline.protos.errors import RequestIdTaken, StreamNotFound, TakenOver, Unavailable
 from rayline.protos.events import Failed, Finished, FinishReason, Started, StreamEvent, Usage
@@ -49,7 +50,7 @@ class Cluster:
     async def end_group(self, group_id: str) -> None:
         """A rank is lost, and the group with it."""
         self.ranks[group_id].lost = True
-        await until(lambda: not any(links[group_id].alive for links in self.links.values()))
+        await until_async(lambda: not any(links[group_id].alive for links in self.links.values()))
 
     def runs(self) -> int:
         return sum(len(leader._owners) for leader in self.leaders.values())
@@ -78,12 +79,6 @@ async def cluster(
         finally:
             for name in list(made.links):
                 await made.kill(name)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 def spec(request_id: str = "r1", **params: Any) -> Spec:
@@ -142,7 +137,7 @@ async def test_what_was_said_is_not_computed_again() -> None:
         first, second = await made.join("a"), await made.join("b")
         await collect(first.generate(spec()), 12)
         await made.kill("a")
-        await until(lambda: made.runs() == 0)
+        await until_async(lambda: made.runs() == 0)
         lives = made.ranks["g0"].lives
         await again(second)
         assert lives - made.ranks["g0"].lives <= 14
@@ -179,7 +174,7 @@ async def test_a_holder_that_is_lost_is_replaced_while_the_stream_runs() -> None
         lost = min(before)
         assert len(before) == 2
         await made.end_group(lost)
-        await until(lambda: len(made.holders() - {lost}) == 2)
+        await until_async(lambda: len(made.holders() - {lost}) == 2)
         await made.kill("a")
         assert len(await again(second)) == 43
         await events.aclose()
@@ -189,7 +184,7 @@ async def test_a_request_that_is_sent_again_is_not_run_twice() -> None:
     async with cluster() as made:
         first, second = await made.join("a"), await made.join("b")
         reading = asyncio.create_task(collect(first.generate(spec(max_tokens=50, seed=3))))
-        await until(lambda: made.runs() == 1 and made.holders())
+        await until_async(lambda: made.runs() == 1 and made.holders())
         events = untimed(await collect(second.generate(spec(max_tokens=50, seed=3))))
         (older,) = await asyncio.gather(reading, return_exceptions=True)
         ended = older[-1] if isinstance(older, list) else older
@@ -213,7 +208,7 @@ async def test_of_many_that_take_a_stream_up_at_once_one_reads_on() -> None:
         for each in ends:
             last = each.copy().pop().error if isinstance(each, list) and isinstance(each[-1], Failed) else each
             assert each in whole or isinstance(last, TakenOver)
-        await until(lambda: made.runs() == 0)
+        await until_async(lambda: made.runs() == 0)
 
 
 async def test_a_frozen_router_that_wakes_up_finds_its_stream_taken_over() -> None:
@@ -283,7 +278,7 @@ async def test_a_router_that_drains_sends_away_who_can_resume_and_waits_for_othe
         first, second = await made.join("a"), await made.join("b")
         moving = asyncio.create_task(collect(first.generate(spec("moving", max_tokens=40), can_resume=True)))
         staying = asyncio.create_task(collect(first.generate(spec("staying", max_tokens=40))))
-        await until(lambda: made.runs() == 2 and made.holders("moving"))
+        await until_async(lambda: made.runs() == 2 and made.holders("moving"))
         assert await first.drain(20.0)
         with pytest.raises(Unavailable, match="resume"):
             await moving
@@ -296,7 +291,7 @@ async def test_nothing_is_left_of_streams_in_a_router() -> None:
         router = await made.join("a")
         for n in range(5):
             await collect(router.generate(spec(f"r{n}")))
-        await until(lambda: not router._journal._tasks)
+        await until_async(lambda: not router._journal._tasks)
         assert not router._calls and not router._running and not router._journal._pages
         assert all(journal._ended.keys() == journal._streams.keys() for journal in made.journals.values())
 
