@@ -1,5 +1,7 @@
 """The HTTP and the gRPC door over loopback ports, and clients of the first."""
 
+import json
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,6 +60,17 @@ def client_of(service: Service, api_key: str = "none", **options: Any) -> Iterat
 def http_of(service: Service, **options: Any) -> Iterator[httpx.Client]:
     with serving(service, **options) as url, httpx.Client(base_url=url, timeout=20) as client:
         yield client
+
+
+@contextmanager
+def asking(url: str, path: str, body: dict[str, Any]) -> Iterator[None]:
+    """A client that has sent a request, and goes away at the end of the block without having read anything."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: {len(content)}"
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(f"{head}\r\n\r\n".encode() + content)
+        yield
 
 
 @contextmanager

@@ -47,6 +47,10 @@ class TimedRanks(SimulatedRanks):
         self.lost = False
         self.closed = 0
 
+    def pause_after(self, results: int | None) -> None:
+        """After so many more results; None: it goes on."""
+        self.pauses_at = None if results is None else self.brought + results
+
     @property
     def limit_s(self) -> float:
         return super().limit_s if self.pauses_at is None else PAUSE_LIMIT_S

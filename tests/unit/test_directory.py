@@ -143,7 +143,8 @@ async def test_a_leader_that_drains_says_so_at_once_and_for_good() -> None:
 async def test_an_aborted_stream_brings_what_has_come_and_then_one_end() -> None:
     book = Book()
     directory = Directory(book.describe, SECRET, as_it_is)
-    async with leading(engine_over(TimedRanks(0.01)), "a") as leader:
+    ranks = TimedRanks(pauses_at=4)
+    async with leading(engine_over(ranks), "a") as leader:
         book.add(leader)
         await directory.refresh()
         group = directory.groups["a"]
@@ -153,6 +154,7 @@ async def test_an_aborted_stream_brings_what_has_come_and_then_one_end() -> None
             if len(events) == 3:
                 group.abort("r")
                 group.abort("unknown")
+                ranks.pauses_at = None
         assert len(events) >= 4 and all(isinstance(event, TokenEvent) for event in events[:-1])
         last = events[-1]
         assert isinstance(last, Failed) and type(last.error) is Unavailable and last.presence is None
