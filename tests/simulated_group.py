@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from simulated_ranks import SimulatedRanks, next_token
+from waiting import until_async
 
 from rayline.protos.errors import Unavailable
 from rayline.protos.group import GroupInfo
@@ -95,14 +96,18 @@ def answer(asked: EngineRequest) -> list[int]:
 
 @asynccontextmanager
 async def leading(engine: Engine, group_id: str = "g0", journal: Journal | None = None) -> AsyncIterator[Leader]:
-    """A leader that listens on a loopback port."""
+    """A leader that listens on a loopback port. At the end its streams are cut as they are; paused ranks go on."""
     info = GroupInfo(group_id, "tiny", "simulated", True, 64, VOCAB, BLOCK_TOKENS, BLOCKS, 100, 7)
     leader = Leader(engine, info, SECRET, Journal(2**20, 60.0) if journal is None else journal)
     await leader.start("127.0.0.1")
     try:
         yield leader
     finally:
-        await leader.stop(0)
+        stopping = asyncio.create_task(leader.stop(0))
+        await until_async(lambda: not leader._connections)
+        if isinstance(engine.pipeline, TimedRanks):
+            engine.pipeline.pauses_at = None
+        await stopping
 
 
 async def _serve(step_s: float) -> None:

@@ -289,14 +289,6 @@ async def test_a_leader_that_stops_ends_open_streams_with_one_failed_each() -> N
         link = await GroupLink.open(leader.address, SECRET)
         streams = [asyncio.create_task(collect(link, request(f"r{n}", tokens=50))) for n in range(3)]
         await until_async(lambda: leader.streams == 3)
-
-        async def go_on() -> None:
-            """The engine's thread ends between steps."""
-            await until_async(lambda: not link.alive)
-            ranks.pauses_at = None
-
-        going = asyncio.create_task(go_on())
-    await going
     for events in await asyncio.gather(*streams):
         assert_failed(events, Unavailable)
     assert not link.alive
