@@ -123,11 +123,16 @@ def test_a_lost_stream_goes_on_at_another_router(read: Read) -> None:
 
 
 @both
-def test_routers_that_a_router_names_are_asked_when_it_is_lost(read: Read) -> None:
+@pytest.mark.parametrize("error", [None, Unavailable("this router is being ended", retry_after_s=0.0)])
+@pytest.mark.parametrize("events", [0, 3], ids=["before its first event", "later"])
+def test_routers_that_a_router_names_are_asked_when_it_is_lost(
+    read: Read, events: int, error: RaylineError | None
+) -> None:
     whole = ScriptedRouter(EVENTS)
-    with running(whole) as second, running(ScriptedRouter(EVENTS, cuts=[(3, None)] * 9, routers=second)) as first:
+    with running(whole) as second, running(ScriptedRouter(EVENTS, [(events, error)] * 99, routers=second)) as first:
         assert read([first]) == EVENTS
-    assert [call.next_index for call in whole.calls] == [3]
+    (call,) = whole.calls
+    assert call.text == "a" if isinstance(call, pb.GenerateRequest) else call.next_index == events
 
 
 @both
