@@ -45,7 +45,7 @@ def serve_rank(addresses: Sequence[str], rank: int, secret: str) -> bool:
     channel = connect(address, CONNECT_TIMEOUT_S)
     channel.send(pb.WorkerFrame(hello=pb.Hello(secret=secret, rank=rank)))
     try:
-        orders = _Orders(channel, _start(channel))
+        orders = Orders(channel, _start(channel))
         while orders.follow():
             pass
         return True
@@ -75,7 +75,7 @@ def _start(channel: Channel) -> Worker:
     return worker
 
 
-class _Orders:
+class Orders:
     """What the leader says, followed in its order. A rank that may launches the next plan while a step runs."""
 
     def __init__(self, channel: Channel, worker: Worker):
