@@ -1,11 +1,10 @@
-"""The steps of one rank: each launched in two halves, and read back when the next one's first half has been launched.
+"""The steps of one rank: each launched in two halves, and read back once the next one's first half has been launched.
 
-    host     F1 | plan 2 | S1 F2 | reads 1 | tells of 1, plan 3 | S2 F3 | reads 2 | ..
-    device   [-- F1 --]....[S1][------- F2 -------]............[S2][------- F3 -------]
-                                                   \\____________/ nothing, once F2 is longer than what the host does
+    host     S1 F2 | reads 1 | tells of 1, plan 3 comes | S2 F3 | reads 2 | ..
+    device   [S1][----------------- F2 -----------------][S2][-------- F3 ---
 
 F: the forward pass, whose ids are taken on the device. S: sampling, for which penalties, grammars and the like need all
-earlier tokens on the host. Read back at once instead, a step is over before the next one is planned.
+earlier tokens on the host. Who reads a step back before the next one begins has the order F1 S1, reads 1, F2 S2 ..
 """
 
 from collections import deque
