@@ -20,7 +20,7 @@ class Fleet:
     ledger: Ledger
     docket: Docket
     clock: Callable[[], float]
-    patience_s: float = 0.0
+    patience_s: float
 
     def views(self, among: Iterable[Group]) -> list[GroupView]:
         """What the policy sees of them."""
