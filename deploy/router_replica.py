@@ -21,7 +21,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.util import get_node_ip_address
 
 from rayline.cluster.config import ModelSection, SystemConfig
-from rayline.deploy.actors import ask_each, kill_actor
+from rayline.deploy.actors import ask_each, by_grpc, kill_actor
 from rayline.deploy.operations import OperatedModel, RayOperations
 from rayline.deploy.router_watch import RouterWatch
 from rayline.protos.errors import PortInUse, Unavailable
@@ -116,6 +116,7 @@ class RouterReplica:
     ) -> None:
         logging.getLogger("rayline").setLevel(config.observability.log_level.upper())
         self._config = config
+        models = [replace(model, groups=by_grpc(model.groups)) for model in models]
         limits = BlameLimits(config.limits.poison_losses, config.limits.quarantine_s)
         dockets = {model.name: Docket(limits) for model in models}
         unread = config.limits.max_unread_tokens

@@ -359,7 +359,7 @@ class Submit(_message.Message):
     KEPT_FIELD_NUMBER: _ClassVar[int]
     stream: int
     request_id: str
-    prompt_ids: _containers.RepeatedScalarFieldContainer[int]
+    prompt_ids: bytes
     output_ids: _containers.RepeatedScalarFieldContainer[int]
     params: _inference_pb2.SamplingParams
     priority: int
@@ -371,7 +371,7 @@ class Submit(_message.Message):
     timeout_s: float
     apart: bool
     kept: KeptAs
-    def __init__(self, stream: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., params: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ..., family: _Optional[str] = ..., rules: _Optional[_Union[TokenRules, _Mapping]] = ..., repeats_prompt: _Optional[bool] = ..., timeout_s: _Optional[float] = ..., apart: _Optional[bool] = ..., kept: _Optional[_Union[KeptAs, _Mapping]] = ...) -> None: ...
+    def __init__(self, stream: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_ids: _Optional[bytes] = ..., output_ids: _Optional[_Iterable[int]] = ..., params: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ..., family: _Optional[str] = ..., rules: _Optional[_Union[TokenRules, _Mapping]] = ..., repeats_prompt: _Optional[bool] = ..., timeout_s: _Optional[float] = ..., apart: _Optional[bool] = ..., kept: _Optional[_Union[KeptAs, _Mapping]] = ...) -> None: ...
 
 class Abort(_message.Message):
     __slots__ = ("stream",)
@@ -442,7 +442,7 @@ class JournalAnswer(_message.Message):
     def __init__(self, number: _Optional[int] = ..., accepted: _Optional[bool] = ..., ballot: _Optional[_Union[Ballot, _Mapping]] = ..., record: _Optional[bytes] = ..., traces: _Optional[_Iterable[_Union[Trace, _Mapping]]] = ...) -> None: ...
 
 class StreamRecord(_message.Message):
-    __slots__ = ("generate", "chat", "seed", "created_s", "numerics", "exact", "note", "weights", "is_ahead")
+    __slots__ = ("generate", "chat", "seed", "created_s", "numerics", "exact", "note", "weights", "is_ahead", "prompt_ids")
     GENERATE_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
@@ -452,6 +452,7 @@ class StreamRecord(_message.Message):
     NOTE_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     IS_AHEAD_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
     generate: _inference_pb2.GenerateRequest
     chat: _inference_pb2.ChatRequest
     seed: int
@@ -461,7 +462,8 @@ class StreamRecord(_message.Message):
     note: str
     weights: str
     is_ahead: bool
-    def __init__(self, generate: _Optional[_Union[_inference_pb2.GenerateRequest, _Mapping]] = ..., chat: _Optional[_Union[_inference_pb2.ChatRequest, _Mapping]] = ..., seed: _Optional[int] = ..., created_s: _Optional[float] = ..., numerics: _Optional[str] = ..., exact: _Optional[bool] = ..., note: _Optional[str] = ..., weights: _Optional[str] = ..., is_ahead: _Optional[bool] = ...) -> None: ...
+    prompt_ids: bytes
+    def __init__(self, generate: _Optional[_Union[_inference_pb2.GenerateRequest, _Mapping]] = ..., chat: _Optional[_Union[_inference_pb2.ChatRequest, _Mapping]] = ..., seed: _Optional[int] = ..., created_s: _Optional[float] = ..., numerics: _Optional[str] = ..., exact: _Optional[bool] = ..., note: _Optional[str] = ..., weights: _Optional[str] = ..., is_ahead: _Optional[bool] = ..., prompt_ids: _Optional[bytes] = ...) -> None: ...
 
 class Alive(_message.Message):
     __slots__ = ()

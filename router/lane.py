@@ -76,8 +76,9 @@ class Lane:
 
         `lease` is the request's, for what all of its choices have to do in `group`.
         """
-        while self._case.must_wait:
-            await asyncio.sleep(SEEK_PERIOD_S)
+        if (refusal := await self._verdict()) is not None:
+            yield Failed(self._name, refusal)
+            return
         lost, bits = list[Group](), group.info.bits
         stay = self._begin(group, lease)
         try:
@@ -102,7 +103,7 @@ class Lane:
                     lost.append(stay.group)
                     found = await self._seek(lost, bits)
                 if found is None:
-                    yield self._given_up(failure)
+                    yield failure if self._refusal is None else Failed(self._name, self._refusal)
                     return
                 self._go_on(stay, found, bits, failure.error)
                 stay = found
@@ -137,6 +138,12 @@ class Lane:
             here.leave()
 
     # ---- in a group
+
+    async def _verdict(self) -> RaylineError | None:
+        """Wait while one like it is computed alone; then why it may not run, if so."""
+        while self._refusal is None and self._case.must_wait:
+            await asyncio.sleep(SEEK_PERIOD_S)
+        return self._refusal
 
     def _begin(self, group: Group, lease: Lease | None = None) -> Stay:
         """Ask `group` for the rest. Each attempt has an id of its own: an earlier one may not have ended there yet."""
@@ -210,7 +217,7 @@ class Lane:
         None: there is none, or the request may not run any more.
         """
         for _ in range(1 + int(self._patience_s / SEEK_PERIOD_S)):
-            if self._case.refusal is not None or self._clock() >= self._deadline_s:
+            if self._refusal is not None:
                 return None
             if self._case.must_wait:
                 await asyncio.sleep(SEEK_PERIOD_S)
@@ -225,14 +232,14 @@ class Lane:
             await asyncio.sleep(SEEK_PERIOD_S)
         return None
 
-    def _given_up(self, failure: Failed) -> Failed:
-        """What the client is told where no group goes on."""
+    @property
+    def _refusal(self) -> RaylineError | None:
+        """Why no group may run it any more."""
         if self._case.refusal is not None:
-            return Failed(self._name, self._case.refusal)
+            return self._case.refusal
         if self._clock() >= self._deadline_s:
-            text = f"the time for it passed while it waited for a group: {failure.error.message}"
-            return Failed(self._name, DeadlineExceeded(text, field="timeout_s"))
-        return failure
+            return DeadlineExceeded("the time for it passed while it waited for a group", field="timeout_s")
+        return None
 
     def _go_on(self, before: Stay, stay: Stay, bits: tuple[str, str], why: RaylineError) -> None:
         log.warning("%s goes on in group %s: %s", self._name, stay.name, why.message)

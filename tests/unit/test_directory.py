@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 from dataclasses import dataclass, field
 
 import pytest
@@ -10,6 +11,7 @@ from waiting import until_async
 
 from rayline.protos.errors import Unavailable
 from rayline.protos.events import Failed, TokenEvent
+from rayline.router import link as link_module
 from rayline.router.directory import Directory, GroupAddress, Listing
 from rayline.router.group import Group
 from rayline.router.link import GroupLink
@@ -87,6 +89,20 @@ async def test_a_group_is_linked_once_however_often_it_is_described() -> None:
         await directory.close()
 
 
+async def test_a_group_that_does_not_answer_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "WELCOME_TIMEOUT_S", 1000.0)
+    book = Book()
+    directory = Directory(book.describe, SECRET, as_it_is)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        book.addresses += [GroupAddress(f"deaf{n}", f"127.0.0.1:{deaf.getsockname()[1]}") for n in range(3)]
+        async with leading(engine_over(TimedRanks()), "well") as leader:
+            book.add(leader)
+            directory.start()
+            await until_async(lambda: directory.groups)
+            assert set(directory.groups) == {"well"}
+            await directory.close()
+
+
 async def test_a_lost_group_leaves_and_the_others_stay() -> None:
     book = Book()
     directory = Directory(book.describe, SECRET, as_it_is)
@@ -100,6 +116,7 @@ async def test_a_lost_group_leaves_and_the_others_stay() -> None:
         await directory.refresh()
         assert set(directory.groups) == {"stays"}
         assert await tokens(directory.groups["stays"]) == answer(request("r"))
+        assert set(directory._addresses) == {"stays"}
         await directory.close()
 
 

@@ -24,6 +24,7 @@ from rayline.protos.internal_pb2_grpc import (
     GroupChannelStub,
     add_GroupChannelServicer_to_server,
 )
+from rayline.protos.token_ids import unpacked
 from rayline.protos.types import EngineRequest
 from rayline.router import link as link_module
 from rayline.router.link import GroupLink
@@ -357,5 +358,5 @@ async def test_the_prompt_of_several_choices_crosses_the_wire_once(monkeypatch: 
         answers = await asyncio.gather(*(collect(link, each) for each in asked_for))
     for asked, events in zip(asked_for, answers, strict=True):
         assert said(events) == answer(asked)
-    assert [len(each.prompt_ids) for each in sent] == [20, 0, 0, 2, 20]
+    assert [len(unpacked(each.prompt_ids)) for each in sent] == [20, 0, 0, 2, 20]
     assert [each.repeats_prompt for each in sent] == [False, True, True, False, False]

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,8 +14,9 @@ from waiting import until_async
 
 from rayline.protos.errors import RequestIdTaken, StreamNotFound, TakenOver, Unavailable
 from rayline.protos.events import Failed, Finished, FinishReason, Started, StreamEvent, Usage
-from rayline.protos.journal import stream_key
+from rayline.protos.journal import Ballot, JournalAnswer, JournalCall, stream_key
 from rayline.protos.types import SamplingParams, Spec
+from rayline.router import journal as journal_module
 from rayline.router.journal import HOLDERS, missing
 from rayline.router.link import GroupLink
 from rayline.router.service import ServedModel, Service
@@ -23,6 +24,13 @@ from rayline.workers.journal import Journal
 from rayline.workers.leader import Leader
 
 STEP_S = 0.002
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaders that live answer, however busy the machine is."""
+    monkeypatch.setattr(journal_module, "ANSWER_S", 60.0)
+    monkeypatch.setattr(journal_module, "GRACE_S", 60.0)
 
 
 @dataclass
@@ -319,6 +327,45 @@ async def test_nothing_is_left_of_streams_in_a_router() -> None:
         await until_async(lambda: not router._journal._tasks)
         assert not router._calls and not router._running and not router._journal._pages
         assert all(journal._ended.keys() == journal._streams.keys() for journal in made.journals.values())
+
+
+async def test_a_leader_is_told_of_the_end_of_a_stream_whose_client_left_before_the_leader_had_answered() -> None:
+    async with cluster() as made:
+        router = await made.join("a")
+        reading: list[asyncio.Task[list[StreamEvent]]] = []
+
+        def leave_when_written(journal: Journal) -> Callable[..., JournalAnswer]:
+            take = journal.take
+
+            def taken(call: JournalCall, owner: int, now_s: float) -> JournalAnswer:
+                answer = take(call, owner, now_s)
+                if call.act == "write":
+                    reading[0].cancel()
+                return answer
+
+            return taken
+
+        for journal in made.journals.values():
+            journal.take = leave_when_written(journal)  # type: ignore[method-assign]
+        reading.append(asyncio.create_task(collect(router.generate(spec()))))
+        with pytest.raises(asyncio.CancelledError):
+            await reading[0]
+        await until_async(lambda: all(journal._streams for journal in made.journals.values()))
+        await until_async(lambda: not any(s.is_live for j in made.journals.values() for s in j._streams.values()))
+
+
+async def test_all_leaders_that_heard_the_claim_are_told_of_the_end() -> None:
+    async with cluster(groups=3) as made:
+        first, second = await made.join("a"), await made.join("b")
+        await collect(first.generate(spec()))
+        (other,) = made.journals.keys() - made.holders()
+        key, now_s = stream_key("", "r1"), asyncio.get_running_loop().time()
+        (record,) = {made.journals[holder]._streams[key].record for holder in made.holders()}
+        assert made.journals[other].take(JournalCall("write", key, Ballot(1, "a"), record), -1, now_s).accepted
+        made.journals[other].lose(-1, now_s)
+        assert len(await again(second)) == 23
+        await until_async(lambda: not second._journal._tasks)
+        await until_async(lambda: not any(s.is_live for j in made.journals.values() for s in j._streams.values()))
 
 
 def test_records_move_as_little_as_can_be() -> None:

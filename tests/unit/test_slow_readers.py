@@ -3,7 +3,10 @@
 import asyncio
 import itertools
 import json
+import signal
 import socket
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from statistics import median
@@ -27,7 +30,7 @@ from rayline.router.inbox import Inbox
 from rayline.router.slow_readers import LOOKS, Reader, SlowReaders
 from rayline.workers.outbox import MOST_JOINED, Outbox
 
-WAIT_S = 60.0
+WAIT_S = 200.0
 LONG_TOKENS = 1500
 FAST_CLIENTS = 2
 
@@ -113,6 +116,34 @@ async def test_a_grpc_client_that_reads_nothing_is_ended_and_told_so_when_it_rea
                     pass
         assert ended.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert dict(ended.value.trailing_metadata() or ())["rayline-error-kind"] == "SlowReader"
+
+
+GONE = f"""
+import sys, grpc
+from rayline.protos import inference_pb2 as pb, inference_pb2_grpc as pb_grpc
+params = pb.SamplingParams(max_tokens={LONG_TOKENS}, ignore_eos=True, temperature=0.0, logprobs=20)
+channel = grpc.insecure_channel(sys.argv[1], [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)])
+call = pb_grpc.InferenceServiceStub(channel).Generate(
+    pb.GenerateRequest(model="{NAME}", text="def f(", params=params))
+print(next(call).WhichOneof("event"), flush=True)
+next(event for event in call if False)
+"""
+
+
+async def test_a_grpc_client_that_is_gone_without_a_word_is_noticed_by_its_pings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rayline.router.grpc.api.KEEPALIVE_MS", 1_000)
+    async with whole_server(LimitsSection(slow_reader_s=3600.0, max_unread_tokens=10**6)) as server:
+        command = [sys.executable, "-c", GONE, f"127.0.0.1:{server.grpc_port}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
+            try:
+                assert client.stdout is not None
+                assert (await asyncio.to_thread(client.stdout.readline)).strip() == "started"
+                client.send_signal(signal.SIGSTOP)
+                await until_async(lambda: server.is_idle)
+            finally:
+                client.kill()
 
 
 async def test_who_is_too_far_behind_is_ended_at_once_and_its_backlog_dropped() -> None:
