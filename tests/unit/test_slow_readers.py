@@ -30,8 +30,7 @@ from rayline.router.inbox import Inbox
 from rayline.router.slow_readers import LOOKS, Reader, SlowReaders
 from rayline.workers.outbox import MOST_JOINED, Outbox
 
-WAIT_S = 60.0
-SLACK_S = 20.0  # for machines that run other things beside
+WAIT_S = 200.0
 LONG_TOKENS = 1500
 FAST_CLIENTS = 2
 
