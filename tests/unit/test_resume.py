@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from fakes import FakeGroup, info, saying, service_of
 from simulated_group import SECRET, TimedRanks, engine_over, leading
 from small_tokenizers import served
 from waiting import until_async
