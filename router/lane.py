@@ -36,7 +36,8 @@ AGAIN_S = 1.0  # after a group did not take a stream that was to be moved
 
 
 class Lane:
-    """`moves`: groups it went on in. `exact`: false once one where its bits are others was all there was."""
+    """`moves`: groups it went on in. `losses`: of these, after one that was lost. `exact`: false once one where its
+    bits are others was all there was."""
 
     def __init__(
         self,
@@ -59,7 +60,7 @@ class Lane:
         self._goal: Group | None = None
         self._approach: asyncio.Task[Stay | None] | None = None
         self._rests_until_s = 0.0
-        self.moves = 0
+        self.moves = self.losses = 0
         self.exact = True
 
     async def events(self, group: Group, lease: Lease) -> AsyncGenerator[ChoiceEvent, None]:
@@ -96,7 +97,7 @@ class Lane:
                 if found is None:
                     yield failure if self._refusal is None else Failed(self._name, self._refusal)
                     return
-                self._go_on(stay, found, bits, failure.error)
+                self._go_on(stay, found, bits, failure)
                 stay = found
         finally:
             await self._call_off()
@@ -229,9 +230,10 @@ class Lane:
             return DeadlineExceeded("the time for it passed while it waited for a group", field="timeout_s")
         return None
 
-    def _go_on(self, before: Stay, stay: Stay, bits: tuple[str, str], why: RaylineError) -> None:
-        log.warning("%s goes on in group %s: %s", self._name, stay.name, why.message)
+    def _go_on(self, before: Stay, stay: Stay, bits: tuple[str, str], why: Failed) -> None:
+        log.warning("%s goes on in group %s: %s", self._name, stay.name, why.error.message)
         self.moves += 1
+        self.losses += why.presence is not None
         self.exact = self.exact and stay.group.info.exact and stay.group.info.bits == bits
         before.lease.done(self._tokens_left)
 

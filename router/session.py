@@ -217,6 +217,7 @@ class Session:
             total_s=self._fleet.clock() - self._timing.arrived_s,
             preempted=finished.preempted,
             moves=sum(lane.moves for lane in lanes.values()),
+            losses=sum(lane.losses for lane in lanes.values()),
         )
         return replace(finished, overhead=overhead, exact=exact and all(lane.exact for lane in lanes.values()))
 
