@@ -216,7 +216,7 @@ def _run(
 ) -> DeploymentHandle[Any] | None:
     """Deploy and wait until every group takes requests; None when told to stop meanwhile.
 
-    Raises what a group failed with: Serve alone would try again and again.
+    Raises what a group failed with (Serve alone would try again and again), or Unavailable.
     """
     handle = _deploy(config, models, wiring)
     while not _is_running():
@@ -224,7 +224,10 @@ def _run(
             raise start.error
         if stop.is_set():
             return None
-    handle.broadcast("wait_ready", config.parallel.groups).results(timeout_s=READY_TIMEOUT_S)
+    try:
+        handle.broadcast("wait_ready", config.parallel.groups).results(timeout_s=READY_TIMEOUT_S)
+    except TimeoutError:
+        raise Unavailable(f"not every router has reached all groups within {READY_TIMEOUT_S:.0f} s") from None
     return handle
 
 
