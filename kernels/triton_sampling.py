@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from rayline.kernels.sampling import SamplingRows
+from rayline.kernels.transfer import to_device
 from rayline.kernels.triton_launch import Kernel, Variant
 from rayline.kernels.triton_sampling_code import draw_rows
 
@@ -32,7 +33,7 @@ def draw(logits: Tensor, rows: SamplingRows, units: int) -> tuple[Tensor, Tensor
     segments = -(-vocab // segment)
     heat = torch.tensor(rows.temperature, dtype=torch.float64).view(torch.int64).tolist()
     packed = torch.tensor([*rows.seed, *rows.position, *heat], dtype=torch.int64)
-    seeds, positions, temperature = packed.to(logits.device, non_blocking=True).view(3, count)
+    seeds, positions, temperature = to_device(packed, logits.device).view(3, count)
     values = torch.empty((count, segments), dtype=torch.float64, device=logits.device)
     tokens = torch.empty((count, segments), dtype=torch.int64, device=logits.device)
     DRAW_ROWS.launch(

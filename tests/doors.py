@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 import openai
-import uvicorn
 from door_thread import door_of
 from fakes import FakeGroup, service_of
 from waiting import until
@@ -17,7 +16,7 @@ from waiting import until
 from rayline.cluster.config import LimitsSection, RouterSection, SecuritySection, SystemConfig
 from rayline.router.grpc.api import build_grpc_server
 from rayline.router.http.api import build_http_app
-from rayline.router.http.protocol import door_protocol
+from rayline.router.http.server import http_server
 from rayline.router.service import Service
 
 HI: Any = [{"role": "user", "content": "hi"}]
@@ -33,15 +32,13 @@ def serving(
     config = SystemConfig(
         security=SecuritySection(api_keys=tuple(api_keys)), limits=LimitsSection(max_message_bytes=max_message_bytes)
     )
-    app = build_http_app(service, config)
-    server = uvicorn.Server(
-        uvicorn.Config(app, http=door_protocol(slow_reader_s), port=0, log_level="error", lifespan="off")
-    )
-    thread = threading.Thread(target=server.run)
+    server = http_server(build_http_app(service, config), slow_reader_s)
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=lambda: server.run([listener]))
     thread.start()
     try:
         until(lambda: server.started)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()

@@ -8,14 +8,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import uvicorn
-
 from rayline.cluster.config import EngineSection, LimitsSection, ParallelSection, RouterSection, SystemConfig
 from rayline.deploy.model_path import resolve_model
 from rayline.protos.plan import StepResult
 from rayline.router.grpc.api import build_grpc_server
 from rayline.router.http.api import build_http_app
-from rayline.router.http.protocol import door_protocol
+from rayline.router.http.server import http_server
 from rayline.router.link import GroupLink
 from rayline.router.output_form import chat_formats
 from rayline.router.service import ServedModel, Service
@@ -63,15 +61,7 @@ async def whole_server(limits: LimitsSection, step_s: float = 0.0, **engine: obj
     service = Service({NAME: model}, time.monotonic, lambda: 42)
     grpc_door = build_grpc_server(service, config)
     await grpc_door.start()
-    http = uvicorn.Server(
-        uvicorn.Config(
-            build_http_app(service, config),
-            http=door_protocol(limits.slow_reader_s),
-            log_level="error",
-            lifespan="off",
-            timeout_graceful_shutdown=1,
-        )
-    )
+    http = http_server(build_http_app(service, config), limits.slow_reader_s)
     listener = _small_listener()
     port = listener.getsockname()[1]
     task = asyncio.create_task(http.serve([listener]))

@@ -4,7 +4,6 @@ A rank reduces its own part to a few numbers and only these are exchanged: the b
 and a sum for its logprobs. Rows that are cut by top-k, top-p or min-p are gathered whole.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -23,6 +22,7 @@ from rayline.kernels.sampling import (
     best_candidates,
     draw,
     logprobs_of,
+    named,
     sample,
     score,
 )
@@ -102,14 +102,13 @@ class DeviceSampler(TorchSampler):
         whole = self._whole(logits)
         allowed = edited(whole, rows.edits)
         token_ids, values = self._kernels.draw(allowed, rows)
-        edits = [i for i, edit in enumerate(rows.edits) if edit is not None]
-        left = values.tolist() if edits else []
-        stuck = tuple(i for i in edits if left[i] == -math.inf)
-        cut = [i for i in range(len(rows)) if rows.temperature[i] != 0.0 and rows.is_truncated(i) and i not in stuck]
+        cut = [i for i in range(len(rows)) if rows.temperature[i] != 0.0 and rows.is_truncated(i)]
         if cut:
             token_ids[cut] = draw(allowed[cut], rows, cut)
-        token_ids = token_ids.clamp(max=self._vocab_size - 1)  # of stuck rows, which mean nothing
-        return SampledRows(token_ids, logprobs_of(whole, token_ids, rows), stuck)
+        token_ids = token_ids.clamp(max=self._vocab_size - 1)  # of rows with nothing left, which mean nothing
+        if allowed is not whole:
+            token_ids = named(token_ids, values)
+        return SampledRows(token_ids, logprobs_of(whole, token_ids, rows))
 
 
 class NativeSampler:
@@ -137,8 +136,7 @@ class NativeSampler:
             raw = best[:, 0] if not any(rows.edits) else step.best(everyone)[:, 0]
             for i, found in zip(asked, step.logprobs(asked, raw[asked], token_ids[asked], counts), strict=True):
                 logprobs[i] = found
-        stuck = tuple(i for i in everyone if rows.edits[i] is not None and best[i, 0] == -torch.inf)
-        return SampledRows(token_ids, tuple(logprobs), stuck)
+        return SampledRows(named(token_ids, best[:, 0]) if any(rows.edits) else token_ids, tuple(logprobs))
 
     def candidates(
         self, logits: Tensor, rows: SamplingRows, most: Sequence[int]

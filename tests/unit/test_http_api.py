@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,8 +16,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from small_tokenizers import served
 from waiting import until
 
+from rayline.cluster.config import SystemConfig
 from rayline.protos.errors import Overloaded, Unavailable
 from rayline.protos.group import GroupLoad
+from rayline.router.http.api import build_http_app
+from rayline.router.http.server import STOP_GRACE_S, http_server
 
 SAYING = "the quick brown fox jumps"
 
@@ -458,3 +462,19 @@ def test_a_bug_is_an_internal_error_and_the_server_goes_on(monkeypatch: pytest.M
         answer = client.get("/v1/models")
         assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
         assert client.post("/v1/completions", json=COMPLETION).status_code == 200
+
+
+async def test_a_server_that_is_told_to_end_takes_what_still_runs_along() -> None:
+    group = FakeGroup(saying("the fox"), delay_s=600.0)
+    server = http_server(build_http_app(service_of(group), SystemConfig()), slow_reader_s=600.0)
+    listener = socket.create_server(("127.0.0.1", 0))
+    task = asyncio.create_task(server.serve([listener]))
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60.0) as client:
+        asking = asyncio.create_task(client.post("/v1/completions", json=COMPLETION))
+        while not group.requests:
+            await asyncio.sleep(0.01)
+        server.should_exit = True
+        async with asyncio.timeout(STOP_GRACE_S + 20.0):
+            await task
+        await asyncio.wait([asking])
+    assert group.aborted and not group.finished

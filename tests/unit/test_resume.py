@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from fakes import FakeGroup, info, saying, service_of
 from simulated_group import SECRET, TimedRanks, engine_over, leading
 from small_tokenizers import served
 from waiting import until_async
@@ -361,6 +362,16 @@ async def test_all_leaders_that_heard_the_claim_are_told_of_the_end() -> None:
         assert len(await again(second)) == 23
         await until_async(lambda: not second._journal._tasks)
         await until_async(lambda: not any(s.is_live for j in made.journals.values() for s in j._streams.values()))
+
+
+async def test_a_stream_that_is_written_ahead_and_taken_over_before_its_first_event_ends() -> None:
+    group = FakeGroup(saying("hello"), replace(info(), exact=False), held=Journal(2**20, 60.0))
+    router = service_of(group)
+    claim = JournalCall("claim", stream_key("", "r1"), Ballot(5, "another"))
+    assert group.held.take(claim, -1, asyncio.get_running_loop().time()).accepted
+    with pytest.raises(TakenOver):
+        async with asyncio.timeout(5.0):
+            await collect(router.generate(spec(), is_known=False))  # it has not heard of the claim
 
 
 def test_records_move_as_little_as_can_be() -> None:
