@@ -11,31 +11,31 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-MODULE = "rayline.workers.worker"
+MODULE = "rayline.workers.steps"
 AT_ONCE = (7, 7, 7, 7)  # the prompt begins so: it kills whoever computes any of it
 LATE = (8, 8, 8, 8)  # it kills whoever computes its sixth output token
 LATE_TOKENS = 6
 
 
 class Watch:
-    """Wraps `Worker.execute`: knows how long each poisonous sequence's prompt is, and dies in time."""
+    """Wraps `Steps.begin`: knows how long each poisonous sequence's prompt is, and dies in time."""
 
-    def __init__(self, worker: Any):
-        self._execute = worker.execute
+    def __init__(self, steps: Any):
+        self._begin = steps.begin
         self._prompts: dict[int, tuple[tuple[int, ...], int]] = {}
 
-    def __call__(self, worker: Any, plan: Any) -> Any:
+    def __call__(self, steps: Any, plan: Any) -> Any:
         for new in plan.admitted:
             if (start := tuple(new.prompt_ids[:4])) in (AT_ONCE, LATE):
                 self._prompts[new.sequence] = start, len(new.prompt_ids)
         for item in plan.slices:
             start, length = self._prompts.get(item.sequence, ((), 0))
             if start == AT_ONCE or (start == LATE and item.start + item.count >= length + LATE_TOKENS):
-                self._die(worker)
-        return self._execute(worker, plan)
+                self._die(steps)
+        return self._begin(steps, plan)
 
-    def _die(self, worker: Any) -> None:
-        if worker.spec.parallel.rank:
+    def _die(self, steps: Any) -> None:
+        if steps._stage.place.rank:
             return
         with open(os.environ["DEADLY_LOG"], "a") as log:
             log.write(f"{os.getpid()}\n")
@@ -43,7 +43,7 @@ class Watch:
 
 
 class Finder:
-    """Finds the worker's module as Python does, and changes it once it is loaded."""
+    """Finds the module of steps as Python does, and changes it once it is loaded."""
 
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != MODULE:
@@ -54,8 +54,8 @@ class Finder:
 
         def load_and_watch(module: ModuleType) -> None:
             load(module)
-            watch = Watch(module.Worker)
-            module.Worker.execute = lambda worker, plan: watch(worker, plan)  # type: ignore[attr-defined]
+            watch = Watch(module.Steps)
+            module.Steps.begin = lambda steps, plan: watch(steps, plan)  # type: ignore[attr-defined]
 
         spec.loader.exec_module = load_and_watch  # type: ignore[method-assign]
         return spec
