@@ -85,6 +85,7 @@ class Client:
                 call.cancel()
             if reading.ended:
                 return
+            self._addresses.learn(_routers(call.initial_metadata()))  # a call may end before its first event
             self._addresses.failed(address, time.monotonic())
             time.sleep(reading.lost(error, len(self._addresses), time.monotonic(), random.random()))
 
@@ -189,6 +190,7 @@ class AsyncClient:
                 call.cancel()
             if reading.ended:
                 return
+            self._addresses.learn(_routers(await call.initial_metadata()))  # a call may end before its first event
             self._addresses.failed(address, time.monotonic())
             await asyncio.sleep(reading.lost(error, len(self._addresses), time.monotonic(), random.random()))
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 import psutil
 import pytest
 from server import Server, command, environment
+from waiting import until
 
 from rayline.protos import inference_pb2 as pb
 from rayline.protos.client import Client
@@ -159,15 +160,6 @@ def shown(events: Sequence[pb.StreamResponse]) -> dict[int | None, list[pb.Strea
                 copy.finished.request_id, copy.finished.queue_s, copy.finished.usage.cached_tokens = "", 0.0, 0
         said.setdefault(choice, []).append(copy)
     return said
-
-
-def until(condition: Callable[[], bool], limit_s: float) -> float:
-    """Wait for `condition`; returns the seconds it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < limit_s, f"not within {limit_s:.0f} s"
-        time.sleep(0.05)
-    return time.monotonic() - began
 
 
 def leaders(server: Server) -> set[psutil.Process]:

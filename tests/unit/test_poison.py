@@ -17,6 +17,7 @@ from rayline.protos.blame import Record, Suspect
 from rayline.protos.errors import DeadlineExceeded, Overloaded, Quarantined, RaylineError, Unavailable
 from rayline.protos.events import Delta, Failed, Finished, StreamEvent
 from rayline.protos.types import EngineRequest, SamplingParams, Spec, choice_seed
+from rayline.router import docket as docket_module
 from rayline.router.blame import fingerprint
 from rayline.router.docket import BlameLimits, Docket
 from rayline.router.service import ServedModel, Service
@@ -213,6 +214,18 @@ def test_two_poisons_are_both_found() -> None:
         assert_undisturbed(wanted, events)
     assert type(error_of(one)) is type(error_of(two)) is Quarantined
     assert max(world.kills.values()) <= BOUND
+
+
+def test_nobody_takes_the_fingerprint_of_a_request_that_nothing_is_held_against(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def taken(request: EngineRequest) -> str:
+        raise AssertionError("of a prompt of 100 000 tokens that takes milliseconds")
+
+    monkeypatch.setattr(docket_module, "fingerprint", taken)
+    wanted = spec("i1", n=3)
+    (seen,), _ = play(wanted)
+    assert_undisturbed(wanted, seen)
 
 
 strikes = st.lists(st.tuples(st.integers(0, 120), st.integers(0, 3)), max_size=8)
