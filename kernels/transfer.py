@@ -1,11 +1,21 @@
 """Small tensors between the host and a device, in the order of what was launched there: nobody waits for the device."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
 
+def whole_numbers(values: Sequence[int]) -> Tensor:
+    """int64 [len(values)], made several times as fast as torch makes it of a list."""
+    return torch.from_numpy(np.array(values, dtype=np.int64))
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host. From memory that is not pinned a copy would wait for everything launched before it."""
+    if device.type == "cpu":
+        return tensor
     if device.type != "cuda" or not tensor.numel():
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from rayline.kernels.context import ForwardContext
-from rayline.kernels.transfer import to_device
+from rayline.kernels.transfer import to_device, whole_numbers
 from rayline.protos.plan import Slice
 from rayline.workers.resident import Residents
 
@@ -84,12 +84,12 @@ def forward_context(
         known = min(len(table), width)
         row[:known] = np.frombuffer(table, dtype=np.int32, count=known)
     return ForwardContext(
-        positions=to_device(torch.tensor(positions, dtype=torch.int64), device),
-        slots=to_device(torch.tensor(slots, dtype=torch.int64), device),
+        positions=to_device(whole_numbers(positions), device),
+        slots=to_device(whole_numbers(slots), device),
         starts=tuple(starts),
         lens=tuple(lens),
         tables=to_device(torch.from_numpy(rows), device),
-        wanted=to_device(torch.tensor(wanted_tokens, dtype=torch.int64), device),
+        wanted=to_device(whole_numbers(wanted_tokens), device),
     )
 
 

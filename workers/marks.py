@@ -5,7 +5,6 @@ A CPU is at a place as soon as the place is made: what was launched before has b
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 import torch
@@ -25,9 +24,11 @@ class Mark(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
 class HostMark:
-    at_s: float = field(default_factory=time.perf_counter)
+    __slots__ = ("_at_s",)
+
+    def __init__(self) -> None:
+        self._at_s = time.perf_counter()
 
     def is_reached(self) -> bool:
         return True
@@ -36,7 +37,7 @@ class HostMark:
         """There is nothing to wait for."""
 
     def seconds_since(self, earlier: "HostMark") -> float:
-        return self.at_s - earlier.at_s
+        return self._at_s - earlier._at_s
 
 
 class CudaMark:

@@ -43,16 +43,16 @@ def sampling_rows(requests: Sequence[SampleRequest], eos_ids: Sequence[int], voc
     """The rows of a step. `params.seed` None counts as 0; the router sets it for every client."""
     params = [request.params for request in requests]
     return SamplingRows(
-        temperature=tuple(p.temperature for p in params),
-        top_k=tuple(p.top_k for p in params),
-        top_p=tuple(p.top_p for p in params),
-        min_p=tuple(p.min_p for p in params),
-        typical_p=tuple(p.typical_p for p in params),
-        top_n_sigma=tuple(p.top_n_sigma for p in params),
-        seed=tuple(p.seed or 0 for p in params),
-        position=tuple(request.position for request in requests),
-        edits=tuple(edit_of(request, eos_ids, vocab_size) for request in requests),
-        logprobs=tuple(p.logprobs for p in params),
+        temperature=tuple([p.temperature for p in params]),
+        top_k=tuple([p.top_k for p in params]),
+        top_p=tuple([p.top_p for p in params]),
+        min_p=tuple([p.min_p for p in params]),
+        typical_p=tuple([p.typical_p for p in params]),
+        top_n_sigma=tuple([p.top_n_sigma for p in params]),
+        seed=tuple([p.seed or 0 for p in params]),
+        position=tuple([request.position for request in requests]),
+        edits=tuple([edit_of(request, eos_ids, vocab_size) for request in requests]),
+        logprobs=tuple([p.logprobs for p in params]),
     )
 
 

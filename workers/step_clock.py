@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from rayline.workers.marks import Mark
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Span:
     """What was launched between two marks."""
 

@@ -84,27 +84,27 @@ class Steps:
         if stage.links is not None and not stage.place.is_first_stage:
             stage.links.expect_hidden(plan.tokens, stage.decoder.hidden_size, stage.decoder.dtype)
 
-    @torch.inference_mode()
     def begin(self, plan: Plan) -> None:
         """Launch the forward pass of the next plan, behind all of the step before. Of that one nothing is awaited."""
-        self.sample()
+        if self._running:
+            self.sample()
         stage = self._stage
         stage.residents.follow(plan)
         if stage.last is not None:
             stage.last.follow(plan)
-        if plan.copies:
-            stage.cache.copy(plan.copies)
         asked = wanted(plan.slices, stage.residents)
         context = forward_context(plan.slices, stage.residents, asked.tokens, stage.block_tokens, stage.device)
-        inputs = self._inputs(plan)
-        began = self._mark()
-        output = stage.decoder.forward(inputs, stage.cache, context)
-        forward = Span(began, self._mark())
-        if stage.last is None:
-            self._hand_on(asked, output)
+        with torch.inference_mode():
+            if plan.copies:
+                stage.cache.copy(plan.copies)
+            inputs = self._inputs(plan)
+            began = self._mark()
+            output = stage.decoder.forward(inputs, stage.cache, context)
+            forward = Span(began, self._mark())
+            if stage.last is None:
+                self._hand_on(asked, output)
         self._running.append(Step(plan, asked, output, forward))
 
-    @torch.inference_mode()
     def sample(self) -> None:
         """Launch the second half of the newest step, if it is not: the step before must be finished."""
         last = self._stage.last
@@ -112,7 +112,8 @@ class Steps:
             return
         assert len(self._running) == 1, "a step samples when all tokens before are known"
         step, began = self._running[0], self._mark()
-        step.answer = last.sample(step.asked, step.output)
+        with torch.inference_mode():
+            step.answer = last.sample(step.asked, step.output)
         step.sampling = Span(began, self._mark())
 
     def finish(self) -> StepResult | None:

@@ -7,32 +7,32 @@ They come from this rank's own sampling, or to the first stage of a pipeline fro
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from rayline.kernels.transfer import to_device, to_host
+from rayline.kernels.transfer import to_device, to_host, whole_numbers
 from rayline.protos.plan import Slice
 from rayline.workers.resident import Residents
 
 
-@dataclass(frozen=True, slots=True)
 class FreshTokens:
     """One token for each of `sequences`, int64 [N] on the device, and its copy on the host, which is coming."""
 
-    sequences: Sequence[int]
-    token_ids: Tensor
-    coming: Tensor = field(init=False)
+    __slots__ = ("_coming", "_ids", "sequences", "token_ids")
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "coming", to_host(self.token_ids))
+    def __init__(self, sequences: Sequence[int], token_ids: Tensor) -> None:
+        self.sequences = sequences
+        self.token_ids = token_ids
+        self._coming = to_host(token_ids)
+        self._ids: list[int] | None = None
 
     @property
     def on_host(self) -> list[int]:
         """To be read once the device has passed a mark that was made behind them."""
-        ids: list[int] = self.coming.tolist()
-        return ids
+        if self._ids is None:
+            self._ids = self._coming.tolist()
+        return self._ids
 
 
 class TokenFeed:
@@ -63,12 +63,14 @@ class TokenFeed:
         known: list[int] = []
         fresh: list[tuple[int, int]] = []  # places among the packed tokens, and among the fresh ones
         for item in slices:
-            known += self._residents[item.sequence].token_ids[item.start : item.start + item.count]
-            if self._missing(item):
+            start, end = item.start, item.start + item.count
+            token_ids = self._residents[item.sequence].token_ids
+            known += token_ids[start:end]
+            if end > len(token_ids):
                 fresh.append((len(known), self._places[item.sequence]))
                 known.append(0)
         if not fresh:
-            return to_device(torch.tensor(known, dtype=torch.int64), self._device)
+            return to_device(whole_numbers(known), self._device)
         return self._mixed(known, fresh)
 
     def settle(self) -> None:
@@ -90,5 +92,5 @@ class TokenFeed:
         order = list(range(len(known)))
         for at, place in fresh:
             order[at] = len(known) + place
-        packed = to_device(torch.tensor([known, order], dtype=torch.int64), self._device)
-        return torch.cat((packed[0], *tokens))[packed[1]].clamp(min=0)
+        ids, places = to_device(whole_numbers([*known, *order]), self._device).view(2, -1)
+        return torch.cat((ids, *tokens))[places].clamp(min=0)

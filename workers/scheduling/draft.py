@@ -1,6 +1,6 @@
 """The next plan while it is being made: what was decided since the last one, then its slices."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from rayline.protos.plan import Admission, Copy, Fork, Gain, Plan, Slice
 from rayline.workers.scheduling.pace import Allowance, Work
@@ -31,7 +31,7 @@ class Draft:
 
     @property
     def work(self) -> Work:
-        return replace(self.prompts, decodes=self.decodes)
+        return Work(self.decodes, self.prompts.prompt_tokens, self.prompts.attended)
 
     @property
     def has_room(self) -> bool:
