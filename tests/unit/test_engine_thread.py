@@ -193,11 +193,13 @@ def test_a_request_that_cannot_be_computed_fails_and_no_other() -> None:
 
 
 def test_an_abort_ends_the_stream_and_frees_its_blocks() -> None:
-    desk = Desk(engine_over(TimedRanks(step_s=0.01)))
+    ranks = TimedRanks(pauses_at=2)
+    desk = Desk(engine_over(ranks))
     desk.thread.start()
     desk.thread.post(request("r", tokens=50))
     desk.wait(lambda: bool(desk.tokens("r")))
     desk.thread.post(Abort("r"))
+    ranks.pauses_at = None
     desk.wait(lambda: bool(desk.ends()))
     end = desk.end("r")
     assert isinstance(end, Finished) and end.reason is FinishReason.ABORT

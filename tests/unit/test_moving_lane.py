@@ -173,6 +173,7 @@ async def test_where_the_new_group_does_not_take_it_a_stream_stays(error: Raylin
     assert len(second.requests) == 1, "it is not asked again at once"
 
 
+@timeless
 async def test_an_old_group_that_is_lost_on_the_way_is_no_loss() -> None:
     first = group("g0", loss=Unavailable("gone"), loss_after=6)
     second = group("g1", load=BUSY, delay_s=0.01)
@@ -215,6 +216,7 @@ async def test_a_search_runs_in_both_groups_until_one_has_it() -> None:
     assert [shown(events, n) for n in (0, 1)] == [shown(undisturbed, n) for n in (0, 1)]
 
 
+@timeless
 async def test_balance_moves_a_long_stream_away_from_a_full_group() -> None:
     now = [0.0]
     first, second = group("g0", delay_s=0.001), group("g1", load=DRAINING)
