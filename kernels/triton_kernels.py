@@ -9,13 +9,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rayline.kernels import triton_elementwise, triton_product, triton_quant, triton_sampling
+from rayline.kernels import triton_elementwise, triton_product, triton_quant, triton_rows
 from rayline.kernels.backend import AttentionShape, KvLayer, RopeTables, Weight
 from rayline.kernels.context import ForwardContext
+from rayline.kernels.drawn_rows import DrawnRows
 from rayline.kernels.graphs import CudaRecorder, DecodeGraphs, DecodeLimits, Function, Recorder
 from rayline.kernels.library_attention import Attention, ChosenAttention, Library
 from rayline.kernels.native_quant import Quantisation
-from rayline.kernels.sampling import SamplingRows
+from rayline.kernels.sampling import RowLogprobs, SamplingRows
 from rayline.kernels.torch_kernels import TorchKernels
 from rayline.kernels.triton_attention import EXACT, ORDINARY, PagedAttention
 from rayline.kernels.triton_quant import QuantisedWeight
@@ -111,9 +112,17 @@ class TritonKernels(TorchKernels):
     ) -> Tensor:
         return self._attention.attend(q, shape, layer, context, sinks)
 
-    def draw(self, logits: Tensor, rows: SamplingRows) -> tuple[Tensor, Tensor]:
-        """`DrawingKernels.draw` of workers/token_sampler.py."""
-        return triton_sampling.draw(logits, rows, self._units)
+    def draw(self, logits: Tensor, rows: SamplingRows) -> DrawnRows:
+        """`DrawingKernels.draw` of workers/token_sampler.py, as the two that follow."""
+        return triton_rows.sample(logits, rows, self._units)
+
+    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]:
+        return triton_rows.score(logits, token_ids, tops, self._units)
+
+    def candidates(
+        self, logits: Tensor, rows: SamplingRows, most: Sequence[int]
+    ) -> list[tuple[tuple[int, float], ...]]:
+        return triton_rows.best_candidates(logits, rows, most, self._units)
 
     def replay(self, function: Function, limits: DecodeLimits | None = None) -> Function:
         if limits is None:

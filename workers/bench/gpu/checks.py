@@ -161,24 +161,32 @@ def graphs(bench: Bench) -> Iterator[Row]:
 
 
 def sampling(bench: Bench) -> Iterator[Row]:
-    """Tokens that the device draws are those the CPU draws of the same logits."""
+    """Tokens that the device draws are those the CPU draws of the same logits; logprobs are near, and a row's own."""
     count, vocab = 32, 8000 if bench.machine.is_cuda else 300
     logits = torch.randn(count, vocab, generator=torch.Generator().manual_seed(0)) * 4
+    there = logits.to(bench.machine.device)
     sampler = token_sampler(bench.machine.ordinary(), Alone(), vocab, 0)
     none = (None,) * count
-    edit = Edit(banned=(1, 2), forced=None)
+    edit = Edit(banned=(1, 2), bias=(torch.tensor([7, 9]), torch.tensor([3.0, -1.0])), repetition_penalty=1.3)
     for name, rows in {
         "greedy": sampling_rows(count, 0.0),
         "temperature": sampling_rows(count, 0.9),
         "top-k and top-p": sampling_rows(count, 1.1, top_k=40, top_p=0.9),
-        "min-p, banned ids": replace(sampling_rows(count, 0.7, min_p=0.02), edits=(edit, *none[1:])),
+        "top-p": sampling_rows(count, 1.0, top_p=0.95),
+        "typical-p": replace(sampling_rows(count, 1.0), typical_p=(0.9,) * count),
+        "top-n-sigma": replace(sampling_rows(count, 1.5), top_n_sigma=(1.5,) * count),
+        "min-p, edited": replace(sampling_rows(count, 0.7, min_p=0.02), edits=(edit, *none[1:])),
     }.items():
-        ours, theirs = (
-            sampler.sample(logits.to(bench.machine.device), rows).token_ids.cpu(),
-            sample(logits, rows).token_ids,
-        )
+        ours, theirs = sampler.sample(there, rows).token_ids.cpu(), sample(logits, rows).token_ids
         wrong = int((ours != theirs).sum())
         yield Check(f"sampling, {name}: the CPU's tokens", wrong == 0, f"{wrong} of {count} differ" if wrong else "")
+    tokens, tops = list(range(count)), [3] * count
+    found = sampler.score(there, tokens, tops)
+    known = torch.tensor([row.logprob for row in found])
+    yield _close("logprobs", known, logits.log_softmax(-1)[tokens, tokens], 1e-5)
+    alone = [sampler.score(there[at : at + 1], [at], [3])[0] for at in (0, count - 1)]
+    if bench.machine.has_triton:
+        yield Check("logprobs: a row's own bits", alone == [found[0], found[-1]])
 
 
 def sampling_rows(

@@ -52,12 +52,18 @@ class Machine:
         name = triton_name(gpu, kind == "exact", quantisation)
         return TritonKernels(name, kind == "exact", quantisation, gpu.units, libraries=libraries)
 
+    @property
+    def has_triton(self) -> bool:
+        """Whether Triton can compute here."""
+        try:
+            _ = gpu_of(self.device) if self.is_cuda else _interpreted()
+        except NoGpu:
+            return False
+        return True
+
     def ordinary(self) -> Kernels:
         """The ordinary class; torch's kernels where Triton cannot compute."""
-        try:
-            return self.kernels("ordinary")
-        except NoGpu:
-            return self.kernels("torch")
+        return self.kernels("ordinary" if self.has_triton else "torch")
 
     def synchronize(self) -> None:
         """Wait until all that was launched is done. Raises what went wrong in it."""
