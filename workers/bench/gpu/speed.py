@@ -20,7 +20,7 @@ from rayline.workers.token_sampler import token_sampler
 
 COLD_BYTES = 2**28  # of copies that are gone through in turn, so that no cache holds what comes next
 PAGE_TOKENS = library_attention.FLASH_PAGE_TOKENS
-QUANTISED: tuple[Kind, ...] = ("int4", "int8")
+QUANTISED: tuple[Kind, ...] = ("int4", "int8", "fp8", "w8a8")
 
 
 def first_model(bench: Bench) -> Iterator[Row]:
@@ -42,8 +42,10 @@ def _model(bench: Bench, at: int) -> Iterator[Row]:
 
 
 def exact_class(bench: Bench) -> Iterator[Row]:
-    """What a row's own bits cost."""
-    yield from _decoder(bench, next(iter(bench.sizes.models)), bench.machine.kernels("exact"), bench.sizes.batches)
+    """What a row's own bits cost: with 16 bits, and with whole numbers, whose sums have no order anyway."""
+    name = next(iter(bench.sizes.models))
+    yield from _decoder(bench, name, bench.machine.kernels("exact"), bench.sizes.batches)
+    yield from _decoder(bench, name, bench.machine.kernels("exact w8a8"), bench.sizes.batches[:2])
 
 
 def quantised_models(bench: Bench) -> Iterator[Row]:
