@@ -22,6 +22,7 @@ AttentionWish = Literal["auto", "flash", "varlen", "triton"]
 Quantize = Literal["none", "int8", "int4", "fp8", "w8a8"]
 Activations = Literal["exact", "int8"]
 KvCacheKind = Literal["paged", "static"]
+AsyncScheduling = Literal["auto", "always", "never"]
 ToolParser = Literal[
     "auto",
     "none",
@@ -128,6 +129,13 @@ class EngineSection:
         metadata=says(
             "auto, flash (flash-attn), varlen (torch's) or triton: attention of the triton kernels; auto is the "
             "first that is there, and triton computes what that cannot"
+        ),
+    )
+    async_scheduling: AsyncScheduling = field(
+        default="auto",
+        metadata=says(
+            "auto, always or never: plan and launch the next step while one runs; auto does on GPUs, where a step runs "
+            "beside the host"
         ),
     )
     decode_graphs: bool = field(

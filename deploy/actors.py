@@ -24,6 +24,16 @@ def kill_actor(name: str) -> None:
     ray.kill(actor)
 
 
+def by_grpc(handle: DeploymentHandle[Any]) -> DeploymentHandle[Any]:
+    """`handle` whose calls go from replica to replica over gRPC instead of through Ray's actors.
+
+    Serve makes a call by way of an actor as a streaming one. When that ends, Ray lets none of the replica's other calls
+    begin until the caller's process has confirmed what it got (`TaskGeneratorBackpressureWaiter` waits for it on the
+    thread that begins them): a frozen caller would stop a healthy replica's health checks, and Serve end it.
+    """
+    return handle.options(_by_reference=False)
+
+
 def controller_answers(timeout_s: float) -> bool:
     """Whether this process reaches Serve's controller."""
     try:

@@ -22,6 +22,7 @@ ROUTER_SPARE_CORES = 1  # left to the router, the transport and the clients on a
 HEALTH_PERIOD_S = 1.0
 GROUP_GRACE_S = 10.0  # at least, to end in good order
 HEALTH_TIMEOUT_S = 3.0  # Serve acts on the third failure in a row
+ROUTER_HEALTH_TIMEOUT_S = 1.5  # nobody else ends a router that froze, and its port takes connections until then
 MANY = 1_000_000  # our own limits refuse first: Serve's must never queue a call
 
 
@@ -48,7 +49,7 @@ def build(config: SystemConfig, models: Sequence[ResolvedModel], wiring: Wiring)
         max_ongoing_requests=MANY,
         ray_actor_options={"num_cpus": ROUTER_CPUS},
         health_check_period_s=HEALTH_PERIOD_S,
-        health_check_timeout_s=HEALTH_TIMEOUT_S,
+        health_check_timeout_s=ROUTER_HEALTH_TIMEOUT_S,
         graceful_shutdown_timeout_s=config.router.drain_timeout_s + 5.0,
         graceful_shutdown_wait_loop_s=0.1,
     )(serve.ingress()(RouterReplica))

@@ -146,7 +146,7 @@ class GroupReplica:
                 log.warning("which nodes are drained is not known: %s", error)
                 continue
             if own not in draining and not draining.isdisjoint(others):
-                await self._drain(self._drain_timeout_s)
+                await self.drain(self._drain_timeout_s, self._started.info.group_id)
                 return
 
     def _end(self) -> None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import uvicorn
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
@@ -21,7 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.util import get_node_ip_address
 
 from rayline.cluster.config import ModelSection, SystemConfig
-from rayline.deploy.actors import ask_each, kill_actor
+from rayline.deploy.actors import ask_each, by_grpc, kill_actor
 from rayline.deploy.operations import OperatedModel, RayOperations
 from rayline.deploy.router_watch import RouterWatch
 from rayline.protos.errors import PortInUse, Unavailable
@@ -36,7 +35,7 @@ from rayline.router.doors import Doors
 from rayline.router.group import Group
 from rayline.router.grpc.api import build_grpc_server
 from rayline.router.http.api import build_http_app
-from rayline.router.http.protocol import door_protocol
+from rayline.router.http.server import http_server
 from rayline.router.link import GroupLink
 from rayline.router.output_form import chat_formats
 from rayline.router.ports import listening_socket
@@ -116,6 +115,7 @@ class RouterReplica:
     ) -> None:
         logging.getLogger("rayline").setLevel(config.observability.log_level.upper())
         self._config = config
+        models = [replace(model, groups=by_grpc(model.groups)) for model in models]
         limits = BlameLimits(config.limits.poison_losses, config.limits.quarantine_s)
         dockets = {model.name: Docket(limits) for model in models}
         unread = config.limits.max_unread_tokens
@@ -194,16 +194,7 @@ class RouterReplica:
         self._neighbours = RouterWatch(lambda: _doors_of(routers), self._doors)
         self._neighbours.start()
         await self._grpc.start()
-        self._http = uvicorn.Server(
-            uvicorn.Config(
-                self._http_app,
-                http=door_protocol(self._config.limits.slow_reader_s),
-                log_config=None,  # its own would close Serve's log: a new controller then replaces the replica
-                log_level="warning",
-                access_log=False,
-                lifespan="off",
-            )
-        )
+        self._http = http_server(self._http_app, self._config.limits.slow_reader_s)
         self._http_task = asyncio.create_task(self._http.serve([socket]))
         while not self._http.started:
             await asyncio.sleep(READY_POLL_S)

@@ -112,11 +112,12 @@ def _follow(
             wanted = reread()
             resolved = check_models(wanted)
             check_reload(config, wanted, models, resolved)
-        except RaylineError as error:
-            console.print(f"not reloaded: {error.message}", highlight=False, markup=False, soft_wrap=True)
+            _deploy(wanted, resolved, wiring)
+        except Exception as error:  # Serve's and Ray's own too: whatever it is, what runs goes on
+            reason = error.message if isinstance(error, RaylineError) else f"{type(error).__name__}: {error}"
+            console.print(f"not reloaded: {reason}", highlight=False, markup=False, soft_wrap=True)
             continue
         config, models = wanted, resolved
-        _deploy(config, models, wiring)
         console.print(f"reloaded: {config.parallel.groups} groups are to serve each model", highlight=False)
 
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rayline.kernels.transfer import to_device
+
 MASK_BITS = 32  # ids in a word of a mask
 
 
@@ -69,15 +71,15 @@ def allowed_by(mask: Tensor, vocab_size: int) -> Tensor:
 
 def _apply(row: Tensor, edit: Edit) -> None:
     if edit.seen is not None and edit.counts is not None:
-        seen, counts = edit.seen.to(row.device), edit.counts.to(row.device)
+        seen, counts = to_device(edit.seen, row.device), to_device(edit.counts, row.device)
         row[seen] = _penalised(row[seen], counts, edit)
     if edit.bias is not None:
-        ids, bias = (column.to(row.device) for column in edit.bias)
+        ids, bias = (to_device(column, row.device) for column in edit.bias)
         row[ids] += bias
     if edit.banned:
-        row[list(edit.banned)] = -torch.inf
+        row.index_fill_(0, to_device(torch.tensor(edit.banned), row.device), -torch.inf)
     if edit.mask is not None:
-        row.masked_fill_(~allowed_by(edit.mask.to(row.device), len(row)), -torch.inf)
+        row.masked_fill_(~allowed_by(to_device(edit.mask, row.device), len(row)), -torch.inf)
     if edit.forced is not None:
         kept = row[edit.forced].clone()
         row.fill_(-torch.inf)

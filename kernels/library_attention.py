@@ -25,6 +25,7 @@ from rayline.kernels.attention import PagedKv, paged_attention
 from rayline.kernels.backend import AttentionShape, KvLayer
 from rayline.kernels.context import ForwardContext, StaticContext
 from rayline.kernels.torch_kernels import paged
+from rayline.kernels.transfer import to_device
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class LibraryStep:
             return LibraryStep(context, starts, ends, lens, context.tables, 1, most)
         count = len(context.lens)
         flat = torch.tensor([*context.starts, *accumulate(context.lens, initial=0), *context.lens], dtype=torch.int32)
-        starts, ends, lens = torch.split(flat.to(device, non_blocking=True), [count + 1, count + 1, count])
+        starts, ends, lens = torch.split(to_device(flat, device), [count + 1, count + 1, count])
         queries = max(last - first for first, last in pairwise(context.starts))
         return LibraryStep(context, starts, ends, lens, context.tables.contiguous(), queries, max(context.lens))
 

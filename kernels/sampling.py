@@ -17,6 +17,7 @@ from rayline.kernels.candidates import Candidates, Draw, chosen, contenders, win
 from rayline.kernels.edits import Edit, edited
 from rayline.kernels.truncation import Rules, kept, least_score
 
+NO_TOKEN = -1
 _CHUNK_ELEMENTS = 2**18  # logits whose noise is drawn at once: the draw's temporaries stay in the cache
 
 
@@ -63,14 +64,13 @@ class RowLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class SampledRows:
-    """token_ids: int64 [N]. logprobs: one entry a row, None where not asked for.
+    """token_ids: int64 [N], NO_TOKEN where edits left a row none. logprobs: one entry a row, None where not wanted.
 
-    stuck: rows whose edits left no token; what was sampled for them means nothing.
+    Logprobs may still be on their way from a device (kernels/coming_logprobs.py).
     """
 
     token_ids: Tensor
-    logprobs: tuple[RowLogprobs | None, ...]
-    stuck: tuple[int, ...] = ()
+    logprobs: Sequence[RowLogprobs | None]
 
 
 def sample(logits: Tensor, rows: SamplingRows) -> SampledRows:
@@ -83,8 +83,13 @@ def sample(logits: Tensor, rows: SamplingRows) -> SampledRows:
         token_ids[greedy] = _take(allowed, greedy).argmax(-1)
     for part in _chunks(noisy, logits.shape[-1]):
         token_ids[part] = draw(_take(allowed, part), rows, part)
-    stuck = [i for i, edit in enumerate(rows.edits) if edit is not None and allowed[i].max() == -torch.inf]
-    return SampledRows(token_ids, logprobs_of(logits, token_ids, rows), tuple(stuck))
+    logprobs = logprobs_of(logits, token_ids, rows)
+    return SampledRows(token_ids if allowed is logits else named(token_ids, allowed.amax(-1)), logprobs)
+
+
+def named(token_ids: Tensor, values: Tensor) -> Tensor:
+    """The ids of edited rows, NO_TOKEN where the best value is -inf."""
+    return token_ids.where(values > -torch.inf, NO_TOKEN)
 
 
 def best_candidates(logits: Tensor, rows: SamplingRows, most: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from rayline.kernels.edits import MASK_BITS, Edit
+from rayline.kernels.transfer import to_device
 from rayline.kernels.triton_edits_code import edit_tokens, mask_logits
 from rayline.kernels.triton_launch import Kernel, Variant
-from rayline.kernels.upload import upload
 
 BLOCK = 1024
 _BLOCK = Variant((("BLOCK", BLOCK),))
@@ -65,7 +65,7 @@ def _edit_tokens(out: Tensor, rows: list[int], edits: list[Edit], pairs: list[Te
     # The fp32 numbers come first, so that they begin where Triton expects them to, padded to pairs of words.
     head = torch.nn.functional.pad(words, (0, len(words) % 2)).view(torch.int64)
     indices = torch.tensor([*rows, *accumulate(sizes, initial=0)], dtype=torch.int64)
-    packed = upload(torch.cat((head, indices, *pairs)), out.device)
+    packed = to_device(torch.cat((head, indices, *pairs)), out.device)
     rest = packed[len(head) :]
     EDIT_TOKENS.launch(
         (count, -(-max(sizes) // BLOCK)), _BLOCK, logits=out, rows=rest, starts=rest[count:],
@@ -81,7 +81,7 @@ def _mask(out: Tensor, rows: list[int], edits: list[Edit]) -> None:
     masks = torch.cat([everything if edit.mask is None else edit.mask[:words] for edit in edits])
     forced = [-1 if edit.forced is None else edit.forced for edit in edits]
     indices = torch.tensor([*rows, *forced], dtype=torch.int64).view(torch.int32)
-    packed = upload(torch.cat((indices, masks)), out.device)
+    packed = to_device(torch.cat((indices, masks)), out.device)
     index = packed[: len(indices)].view(torch.int64)
     MASK_LOGITS.launch(
         (len(rows), -(-vocab // BLOCK)), _BLOCK, logits=out, rows=index, forced=index[len(rows) :],

@@ -12,12 +12,11 @@ from torch import Tensor
 from rayline.kernels import rowwise, triton_elementwise, triton_product, triton_quant, triton_rows, triton_rowwise
 from rayline.kernels.backend import AttentionShape, KvLayer, RopeTables, Weight
 from rayline.kernels.context import ForwardContext
-from rayline.kernels.drawn_rows import DrawnRows
 from rayline.kernels.graphs import CudaRecorder, DecodeGraphs, DecodeLimits, Function, Recorder
 from rayline.kernels.library_attention import Attention, ChosenAttention, Library
 from rayline.kernels.native_quant import Quantisation
 from rayline.kernels.rowwise import RowWeight, Rowwise
-from rayline.kernels.sampling import RowLogprobs, SamplingRows
+from rayline.kernels.sampling import RowLogprobs, SampledRows, SamplingRows
 from rayline.kernels.torch_kernels import TorchKernels
 from rayline.kernels.triton_attention import EXACT, ORDINARY, PagedAttention
 from rayline.kernels.triton_quant import QuantisedWeight
@@ -122,7 +121,7 @@ class TritonKernels(TorchKernels):
     ) -> Tensor:
         return self._attention.attend(q, shape, layer, context, sinks)
 
-    def draw(self, logits: Tensor, rows: SamplingRows) -> DrawnRows:
+    def draw(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         """`DrawingKernels.draw` of workers/token_sampler.py, as the two that follow."""
         return triton_rows.sample(logits, rows, self._units)
 

@@ -12,16 +12,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rayline.kernels.drawn_rows import DrawnRows, ranked_of
-from rayline.kernels.sampling import RowLogprobs, SamplingRows
+from rayline.kernels.coming_logprobs import ComingLogprobs, ranked_of
+from rayline.kernels.sampling import RowLogprobs, SampledRows, SamplingRows, named
+from rayline.kernels.transfer import to_device
 from rayline.kernels.triton_edits import edited
 from rayline.kernels.triton_sampling import draw
 from rayline.kernels.triton_truncation import Logits, best_tokens, draw_truncated, rules_of
-from rayline.kernels.upload import upload
 
 
-def sample(logits: Tensor, rows: SamplingRows, units: int) -> DrawnRows:
-    """One token for each row of fp32 [N, V], as `kernels.sampling.sample` gives it.
+def sample(logits: Tensor, rows: SamplingRows, units: int) -> SampledRows:
+    """One token for each row of fp32 [N, V], as `kernels.sampling.sample` gives it. Nothing is waited for.
 
     units: processors to fill with programs; the results do not depend on it.
     """
@@ -34,23 +34,24 @@ def sample(logits: Tensor, rows: SamplingRows, units: int) -> DrawnRows:
     token_ids, values = parts[0] if len(parts) == 1 else (torch.cat(columns) for columns in zip(*parts, strict=True))
     if len(parts) > 1:
         order = sorted(range(len(rows)), key=[*whole, *cut].__getitem__)
-        index = upload(torch.tensor(order), logits.device)
+        index = to_device(torch.tensor(order), logits.device)
         token_ids, values = token_ids[index], values[index]
-    token_ids = token_ids.clamp(max=logits.shape[1] - 1)
-    told = [token_ids, values.view(torch.int64)]
+    token_ids = token_ids.clamp(max=logits.shape[1] - 1)  # of rows with nothing left, which mean nothing
+    logprobs: Sequence[RowLogprobs | None] = (None,) * len(rows)
     asked = [i for i, wanted in enumerate(rows.logprobs) if wanted is not None]
     if asked:
         table = allowed if allowed.values is raw else Logits.of(raw, units)
-        index = upload(torch.tensor(asked), logits.device)
-        told.append(_ranked(table, asked, token_ids[index], max(rows.logprobs[i] or 0 for i in asked)))
-    return DrawnRows(token_ids, torch.cat(told), rows)
+        index = to_device(torch.tensor(asked), logits.device)
+        told = _ranked(table, asked, token_ids[index], max(rows.logprobs[i] or 0 for i in asked))
+        logprobs = ComingLogprobs(told, rows.logprobs)
+    return SampledRows(token_ids if allowed.values is raw else named(token_ids, values), logprobs)
 
 
 def score(logits: Tensor, token_ids: Sequence[int], tops: Sequence[int], units: int) -> list[RowLogprobs]:
     """`kernels.sampling.score`. Waits for the device."""
-    ids = upload(torch.tensor(token_ids, dtype=torch.int64), logits.device)
+    ids = to_device(torch.tensor(token_ids, dtype=torch.int64), logits.device)
     told = _ranked(Logits.of(logits, units), range(len(token_ids)), ids, max(tops))
-    return ranked_of(told.cpu(), tops)
+    return ranked_of(told.tolist(), [min(top, logits.shape[1]) for top in tops])
 
 
 def best_candidates(

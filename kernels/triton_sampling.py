@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from rayline.kernels.sampling import SamplingRows
+from rayline.kernels.transfer import to_device
 from rayline.kernels.triton_launch import Kernel, Variant
 from rayline.kernels.triton_sampling_code import draw_rows
-from rayline.kernels.triton_truncation import Logits
-from rayline.kernels.upload import bits_of, upload
+from rayline.kernels.triton_truncation import Logits, bits_of
 
 BLOCK = 256  # of Philox blocks, which are four ids each
 LEAST_SEGMENT = 4 * BLOCK * 4  # ids that are worth a program of their own
@@ -35,7 +35,7 @@ def draw(logits: Logits, rows: SamplingRows, at: Sequence[int]) -> tuple[Tensor,
     segments = -(-vocab // segment)
     heats = bits_of([rows.temperature[i] for i in at])
     whole = [*heats, *at, *(rows.seed[i] for i in at), *(rows.position[i] for i in at)]
-    packed = upload(torch.tensor(whole, dtype=torch.int64), device)
+    packed = to_device(torch.tensor(whole, dtype=torch.int64), device)
     values = torch.empty((len(at), segments), dtype=torch.float64, device=device)
     tokens = torch.empty((len(at), segments), dtype=torch.int64, device=device)
     DRAW_ROWS.launch(

@@ -1,16 +1,17 @@
 """Truncated draws and best tokens on GPUs; kernels/triton_truncation_code.py says how. No number goes to the host."""
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rayline.kernels.sampling import SamplingRows
+from rayline.kernels.transfer import to_device
 from rayline.kernels.triton_launch import Kernel, Variant
 from rayline.kernels.triton_truncation_code import draw_kept, gather_rows, rank_rows, sigma_floors, tally_rows
 from rayline.kernels.truncation import least_score
-from rayline.kernels.upload import bits_of, upload
 
 BLOCK = 1024
 PEAKS = 4096  # groups of a row, whose largest logits bound the top-k-th: a larger k reads the whole row
@@ -62,6 +63,11 @@ RANK_ROWS = Kernel(
 KERNELS = (SIGMA_FLOORS, TALLY_ROWS, GATHER_ROWS, DRAW_KEPT, RANK_ROWS)
 
 
+def bits_of(values: Iterable[float]) -> list[int]:
+    """fp64 numbers by their bits, to travel among int64 ones."""
+    return array("q", array("d", values).tobytes()).tolist()
+
+
 @dataclass(frozen=True, slots=True)
 class Logits:
     """values fp32 [N, V] in one piece, best fp32 [N]: the largest of each row. units: processors to fill with programs;
@@ -99,7 +105,7 @@ def rules_of(rows: SamplingRows, at: Sequence[int], device: torch.device) -> Rul
     reals = [rows.temperature[i] for i in at], [rows.top_p[i] for i in at], [least_score(rows.min_p[i]) for i in at]
     bits = bits_of([*reals[0], *reals[1], *reals[2], *(rows.typical_p[i] for i in at), *sigmas])
     whole = [*at, *(rows.top_k[i] for i in at), *(rows.seed[i] for i in at), *(rows.position[i] for i in at)]
-    packed = upload(torch.tensor([*bits, *whole], dtype=torch.int64), device).view(9, len(at))
+    packed = to_device(torch.tensor([*bits, *whole], dtype=torch.int64), device).view(9, len(at))
     return Rules(packed[5:], packed[:5].view(torch.float64), any(sigma > 0.0 for sigma in sigmas))
 
 
@@ -180,7 +186,7 @@ def best_tokens(
     device, vocab = logits.values.device, logits.values.shape[1]
     ones = bits_of([1.0] * len(at))
     low = bits_of([-torch.inf] * len(at))
-    packed = upload(torch.tensor([*ones, *ones, *low, *at, *([count] * len(at))], dtype=torch.int64), device)
+    packed = to_device(torch.tensor([*ones, *ones, *low, *at, *([count] * len(at))], dtype=torch.int64), device)
     fields = packed.view(5, len(at))
     some = shortlist(logits, Rules(fields[3:], fields[:3].view(torch.float64), False), count > 0)
     found = torch.empty((len(at), 1 + count), dtype=torch.int64, device=device)

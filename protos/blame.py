@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-PROOF_TOKENS = 2  # that clear a suspect: one that a prompt's step samples, and one of a decode step
+# That clear a request. One comes of the step that computes its prompt; and a leader that dies takes some with it that
+# its router has not seen yet, which the request then gains once more.
+PROOF_TOKENS = 8
 
 
 class Presence(StrEnum):

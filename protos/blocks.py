@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import NewType
 
+from rayline.protos.token_ids import packed
+
 BlockHash = NewType("BlockHash", bytes)
 
 ROOT = BlockHash(b"")
@@ -19,8 +21,7 @@ def block_hash(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:
 
     128 bits of SHA-256: a collision would serve one user another's keys and values.
     """
-    body = b"".join(token.to_bytes(4, "little") for token in token_ids)
-    return BlockHash(hashlib.sha256(parent + body).digest()[:16])
+    return BlockHash(hashlib.sha256(parent + packed(token_ids)).digest()[:16])
 
 
 def block_hashes(token_ids: Sequence[int], block_tokens: int, salt: str = "") -> Iterator[BlockHash]:

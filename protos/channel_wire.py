@@ -19,6 +19,7 @@ from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.journal import Ballot, KeptAs
 from rayline.protos.params_wire import params_of, params_to_pb
 from rayline.protos.plan_wire import rules_of, rules_to_pb, scores_of, scores_to_pb, top_of, top_to_pb
+from rayline.protos.token_ids import packed, unpacked
 from rayline.protos.types import EngineRequest
 
 SECRET_KEY = "rayline-secret"  # metadata with which a router shows a leader the deployment's secret
@@ -29,7 +30,7 @@ def submit_to_pb(stream: int, request: EngineRequest, repeats_prompt: bool = Fal
     return pb.Submit(
         stream=stream,
         request_id=request.request_id,
-        prompt_ids=() if repeats_prompt else request.prompt_ids,
+        prompt_ids=b"" if repeats_prompt else packed(request.prompt_ids),
         repeats_prompt=repeats_prompt,
         output_ids=request.output_ids,
         params=params_to_pb(request.params),
@@ -48,7 +49,7 @@ def request_of(message: pb.Submit, prompt_before: tuple[int, ...] = ()) -> Engin
     """`prompt_before`: the prompt of the submit before this one on the channel."""
     return EngineRequest(
         request_id=message.request_id,
-        prompt_ids=prompt_before if message.repeats_prompt else tuple(message.prompt_ids),
+        prompt_ids=prompt_before if message.repeats_prompt else unpacked(message.prompt_ids),
         params=params_of(message.params),
         output_ids=tuple(message.output_ids),
         priority=message.priority,

@@ -31,9 +31,8 @@ ANSWER_TIMEOUT_S = 5.0
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # A router that froze answers no pings: its streams are lost after 2.5 s.
-    ("grpc.keepalive_time_ms", 1_000),
-    ("grpc.keepalive_timeout_ms", 1_500),
+    # A router that froze answers no pings: its streams are lost after 2 s. gRPC's keepalive_timeout ends nothing.
+    ("grpc.keepalive_time_ms", 500),
     ("grpc.http2.ping_timeout_ms", 1_500),
     ("grpc.http2.max_pings_without_data", 0),
     # Its machine still accepts connections in its name: one that stays silent is given up, too.
@@ -86,6 +85,7 @@ class Client:
                 call.cancel()
             if reading.ended:
                 return
+            self._addresses.learn(_routers(call.initial_metadata()))  # a call may end before its first event
             self._addresses.failed(address, time.monotonic())
             time.sleep(reading.lost(error, len(self._addresses), time.monotonic(), random.random()))
 
@@ -190,6 +190,7 @@ class AsyncClient:
                 call.cancel()
             if reading.ended:
                 return
+            self._addresses.learn(_routers(await call.initial_metadata()))  # a call may end before its first event
             self._addresses.failed(address, time.monotonic())
             await asyncio.sleep(reading.lost(error, len(self._addresses), time.monotonic(), random.random()))
 

@@ -187,6 +187,7 @@ def _finished_to_pb(event: Finished) -> pb.Finished:
             preemptions=time.preempted.times,
             recomputed_tokens=time.preempted.recomputed_tokens,
             moves=time.moves,
+            losses=time.losses,
         ),
         stop_string=why if isinstance(why, str) else None,
         stop_token_id=why if isinstance(why, int) else None,
@@ -201,7 +202,9 @@ def _finished_of(message: pb.Finished) -> Finished:
         _reason_of(message.reason),
         Usage(usage.prompt_tokens, usage.output_tokens, usage.cached_tokens, usage.reasoning_tokens),
         queue_s=message.queue_s,
-        overhead=Overhead(time.tokenize_s, time.queue_s, time.first_token_s, time.total_s, preempted, time.moves)
+        overhead=Overhead(
+            time.tokenize_s, time.queue_s, time.first_token_s, time.total_s, preempted, time.moves, time.losses
+        )
         if message.HasField("overhead")
         else None,
         stop_reason=_stop_reason_of(message),

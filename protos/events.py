@@ -94,6 +94,7 @@ class Overhead:
     total_s: float = 0.0
     preempted: Preempted = Preempted()
     moves: int = 0  # times that a choice went on in another group
+    losses: int = 0  # of these, because its group was lost
 
 
 @dataclass(frozen=True, slots=True)

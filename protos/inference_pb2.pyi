@@ -379,7 +379,7 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ...) -> None: ...
 
 class Overhead(_message.Message):
-    __slots__ = ("tokenize_s", "queue_s", "first_token_s", "total_s", "preemptions", "recomputed_tokens", "moves")
+    __slots__ = ("tokenize_s", "queue_s", "first_token_s", "total_s", "preemptions", "recomputed_tokens", "moves", "losses")
     TOKENIZE_S_FIELD_NUMBER: _ClassVar[int]
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_S_FIELD_NUMBER: _ClassVar[int]
@@ -387,6 +387,7 @@ class Overhead(_message.Message):
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     RECOMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MOVES_FIELD_NUMBER: _ClassVar[int]
+    LOSSES_FIELD_NUMBER: _ClassVar[int]
     tokenize_s: float
     queue_s: float
     first_token_s: float
@@ -394,7 +395,8 @@ class Overhead(_message.Message):
     preemptions: int
     recomputed_tokens: int
     moves: int
-    def __init__(self, tokenize_s: _Optional[float] = ..., queue_s: _Optional[float] = ..., first_token_s: _Optional[float] = ..., total_s: _Optional[float] = ..., preemptions: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., moves: _Optional[int] = ...) -> None: ...
+    losses: int
+    def __init__(self, tokenize_s: _Optional[float] = ..., queue_s: _Optional[float] = ..., first_token_s: _Optional[float] = ..., total_s: _Optional[float] = ..., preemptions: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., moves: _Optional[int] = ..., losses: _Optional[int] = ...) -> None: ...
 
 class Finished(_message.Message):
     __slots__ = ("reason", "usage", "overhead", "stop_string", "stop_token_id", "queue_s", "request_id", "inexact")

@@ -46,7 +46,7 @@ class TokenRules(_message.Message):
     def __init__(self, bad_words: _Optional[_Iterable[_Union[_inference_pb2.TokenIds, _Mapping]]] = ..., grammar: _Optional[str] = ..., thinking: _Optional[_Union[Thinking, _Mapping]] = ...) -> None: ...
 
 class RankSpec(_message.Message):
-    __slots__ = ("path", "dtype", "device", "tp_rank", "tp_size", "stage", "pp_size", "threads", "block_tokens", "epoch", "store_host", "store_port", "kernels", "quantize", "activations", "compile", "static_cache", "attention", "graph_rows")
+    __slots__ = ("path", "dtype", "device", "tp_rank", "tp_size", "stage", "pp_size", "threads", "block_tokens", "epoch", "store_host", "store_port", "kernels", "quantize", "activations", "compile", "static_cache", "attention", "graph_rows", "launch_window")
     PATH_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class RankSpec(_message.Message):
     STATIC_CACHE_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
     GRAPH_ROWS_FIELD_NUMBER: _ClassVar[int]
+    LAUNCH_WINDOW_FIELD_NUMBER: _ClassVar[int]
     path: str
     dtype: str
     device: str
@@ -85,7 +86,8 @@ class RankSpec(_message.Message):
     static_cache: bool
     attention: str
     graph_rows: int
-    def __init__(self, path: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., tp_rank: _Optional[int] = ..., tp_size: _Optional[int] = ..., stage: _Optional[int] = ..., pp_size: _Optional[int] = ..., threads: _Optional[int] = ..., block_tokens: _Optional[int] = ..., epoch: _Optional[int] = ..., store_host: _Optional[str] = ..., store_port: _Optional[int] = ..., kernels: _Optional[str] = ..., quantize: _Optional[str] = ..., activations: _Optional[str] = ..., compile: _Optional[bool] = ..., static_cache: _Optional[bool] = ..., attention: _Optional[str] = ..., graph_rows: _Optional[int] = ...) -> None: ...
+    launch_window: int
+    def __init__(self, path: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., tp_rank: _Optional[int] = ..., tp_size: _Optional[int] = ..., stage: _Optional[int] = ..., pp_size: _Optional[int] = ..., threads: _Optional[int] = ..., block_tokens: _Optional[int] = ..., epoch: _Optional[int] = ..., store_host: _Optional[str] = ..., store_port: _Optional[int] = ..., kernels: _Optional[str] = ..., quantize: _Optional[str] = ..., activations: _Optional[str] = ..., compile: _Optional[bool] = ..., static_cache: _Optional[bool] = ..., attention: _Optional[str] = ..., graph_rows: _Optional[int] = ..., launch_window: _Optional[int] = ...) -> None: ...
 
 class Admission(_message.Message):
     __slots__ = ("sequence", "prompt_ids", "output_ids", "params", "rules")
@@ -272,7 +274,7 @@ class StatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class RankStats(_message.Message):
-    __slots__ = ("rank", "stage", "busy_s", "wall_s", "weight_bytes", "cache_bytes", "resident_bytes", "read_bytes", "step_bytes", "sample_s", "sample_steps")
+    __slots__ = ("rank", "stage", "busy_s", "wall_s", "weight_bytes", "cache_bytes", "resident_bytes", "read_bytes", "step_bytes", "sample_s", "sample_steps", "gap_s", "steps")
     RANK_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     BUSY_S_FIELD_NUMBER: _ClassVar[int]
@@ -284,6 +286,8 @@ class RankStats(_message.Message):
     STEP_BYTES_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_S_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_STEPS_FIELD_NUMBER: _ClassVar[int]
+    GAP_S_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
     rank: int
     stage: int
     busy_s: float
@@ -295,7 +299,9 @@ class RankStats(_message.Message):
     step_bytes: int
     sample_s: float
     sample_steps: int
-    def __init__(self, rank: _Optional[int] = ..., stage: _Optional[int] = ..., busy_s: _Optional[float] = ..., wall_s: _Optional[float] = ..., weight_bytes: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., read_bytes: _Optional[int] = ..., step_bytes: _Optional[int] = ..., sample_s: _Optional[float] = ..., sample_steps: _Optional[int] = ...) -> None: ...
+    gap_s: float
+    steps: int
+    def __init__(self, rank: _Optional[int] = ..., stage: _Optional[int] = ..., busy_s: _Optional[float] = ..., wall_s: _Optional[float] = ..., weight_bytes: _Optional[int] = ..., cache_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., read_bytes: _Optional[int] = ..., step_bytes: _Optional[int] = ..., sample_s: _Optional[float] = ..., sample_steps: _Optional[int] = ..., gap_s: _Optional[float] = ..., steps: _Optional[int] = ...) -> None: ...
 
 class RankFailed(_message.Message):
     __slots__ = ("kind", "message")
@@ -359,7 +365,7 @@ class Submit(_message.Message):
     KEPT_FIELD_NUMBER: _ClassVar[int]
     stream: int
     request_id: str
-    prompt_ids: _containers.RepeatedScalarFieldContainer[int]
+    prompt_ids: bytes
     output_ids: _containers.RepeatedScalarFieldContainer[int]
     params: _inference_pb2.SamplingParams
     priority: int
@@ -371,7 +377,7 @@ class Submit(_message.Message):
     timeout_s: float
     apart: bool
     kept: KeptAs
-    def __init__(self, stream: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., output_ids: _Optional[_Iterable[int]] = ..., params: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ..., family: _Optional[str] = ..., rules: _Optional[_Union[TokenRules, _Mapping]] = ..., repeats_prompt: _Optional[bool] = ..., timeout_s: _Optional[float] = ..., apart: _Optional[bool] = ..., kept: _Optional[_Union[KeptAs, _Mapping]] = ...) -> None: ...
+    def __init__(self, stream: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_ids: _Optional[bytes] = ..., output_ids: _Optional[_Iterable[int]] = ..., params: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ..., family: _Optional[str] = ..., rules: _Optional[_Union[TokenRules, _Mapping]] = ..., repeats_prompt: _Optional[bool] = ..., timeout_s: _Optional[float] = ..., apart: _Optional[bool] = ..., kept: _Optional[_Union[KeptAs, _Mapping]] = ...) -> None: ...
 
 class Abort(_message.Message):
     __slots__ = ("stream",)
@@ -442,7 +448,7 @@ class JournalAnswer(_message.Message):
     def __init__(self, number: _Optional[int] = ..., accepted: _Optional[bool] = ..., ballot: _Optional[_Union[Ballot, _Mapping]] = ..., record: _Optional[bytes] = ..., traces: _Optional[_Iterable[_Union[Trace, _Mapping]]] = ...) -> None: ...
 
 class StreamRecord(_message.Message):
-    __slots__ = ("generate", "chat", "seed", "created_s", "numerics", "exact", "note", "weights", "is_ahead")
+    __slots__ = ("generate", "chat", "seed", "created_s", "numerics", "exact", "note", "weights", "is_ahead", "prompt_ids")
     GENERATE_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
@@ -452,6 +458,7 @@ class StreamRecord(_message.Message):
     NOTE_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     IS_AHEAD_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
     generate: _inference_pb2.GenerateRequest
     chat: _inference_pb2.ChatRequest
     seed: int
@@ -461,7 +468,8 @@ class StreamRecord(_message.Message):
     note: str
     weights: str
     is_ahead: bool
-    def __init__(self, generate: _Optional[_Union[_inference_pb2.GenerateRequest, _Mapping]] = ..., chat: _Optional[_Union[_inference_pb2.ChatRequest, _Mapping]] = ..., seed: _Optional[int] = ..., created_s: _Optional[float] = ..., numerics: _Optional[str] = ..., exact: _Optional[bool] = ..., note: _Optional[str] = ..., weights: _Optional[str] = ..., is_ahead: _Optional[bool] = ...) -> None: ...
+    prompt_ids: bytes
+    def __init__(self, generate: _Optional[_Union[_inference_pb2.GenerateRequest, _Mapping]] = ..., chat: _Optional[_Union[_inference_pb2.ChatRequest, _Mapping]] = ..., seed: _Optional[int] = ..., created_s: _Optional[float] = ..., numerics: _Optional[str] = ..., exact: _Optional[bool] = ..., note: _Optional[str] = ..., weights: _Optional[str] = ..., is_ahead: _Optional[bool] = ..., prompt_ids: _Optional[bytes] = ...) -> None: ...
 
 class Alive(_message.Message):
     __slots__ = ()

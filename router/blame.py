@@ -12,6 +12,7 @@ import hashlib
 from dataclasses import replace
 
 from rayline.protos.blame import PROOF_TOKENS, Presence, Record
+from rayline.protos.token_ids import packed
 from rayline.protos.types import EngineRequest
 
 
@@ -30,4 +31,5 @@ def after_loss(record: Record, presence: Presence, position: int, was_apart: boo
 def fingerprint(request: EngineRequest) -> str:
     """The same for all who ask the same of a model, whatever seed was drawn for them."""
     params = replace(request.params, seed=None, prompt_logprobs=None)  # only the first choice scores the prompt
-    return hashlib.sha256(repr((request.prompt_ids, params, request.rules)).encode()).hexdigest()[:16]
+    rest = repr((len(request.prompt_ids), params, request.rules))
+    return hashlib.sha256(packed(request.prompt_ids) + rest.encode()).hexdigest()[:16]

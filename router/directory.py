@@ -101,28 +101,35 @@ class Directory:
         for group_id, link in list(self._links.items()):
             link.trust = self._breaker.trust(group_id)
             if not link.alive:
-                del self._links[group_id], self._groups[group_id]
-                self._docket.disconnect(link.tell)
-                self._breaker.left(group_id, is_explained=link.departing or bool(link.apart))
-                if link.silent:
-                    self._begin_fence(self._addresses[group_id])
-                await link.close()
+                await self._drop(group_id, link)
         listing = await self._describe()
         self._mark_departing(listing)
-        for found in listing.groups:
-            if found.group_id in self._links:
-                continue
-            try:
-                link = await GroupLink.open(found.address, self._secret, self._docket.hear, self._most_unread_tokens)
-            except RaylineError as error:
-                log.warning("group %s cannot be reached: %s", found.group_id, error.message)
-                continue
-            self._docket.connect(link.tell)
-            self._breaker.joined(found.group_id, place=found.address.rpartition(":")[0])
-            link.trust = self._breaker.trust(found.group_id)
-            self._links[found.group_id] = link
-            self._addresses[found.group_id] = found
-            self._groups[found.group_id] = self._wrap(link)
+        async with asyncio.TaskGroup() as joining:  # one that does not answer holds up no other
+            for found in listing.groups:
+                if found.group_id not in self._links:
+                    joining.create_task(self._join(found))
+
+    async def _drop(self, group_id: str, link: GroupLink) -> None:
+        del self._links[group_id], self._groups[group_id]
+        address = self._addresses.pop(group_id)
+        self._docket.disconnect(link.tell)
+        self._breaker.left(group_id, is_explained=link.departing or bool(link.apart))
+        if link.silent:
+            self._begin_fence(address)
+        await link.close()
+
+    async def _join(self, found: GroupAddress) -> None:
+        try:
+            link = await GroupLink.open(found.address, self._secret, self._docket.hear, self._most_unread_tokens)
+        except RaylineError as error:
+            log.warning("group %s cannot be reached: %s", found.group_id, error.message)
+            return
+        self._docket.connect(link.tell)
+        self._breaker.joined(found.group_id, place=found.address.rpartition(":")[0])
+        link.trust = self._breaker.trust(found.group_id)
+        self._links[found.group_id] = link
+        self._addresses[found.group_id] = found
+        self._groups[found.group_id] = self._wrap(link)
 
     def _mark_departing(self, listing: Listing) -> None:
         """One look may miss a group that was hard to reach for a moment; where not all answered nothing is known."""

@@ -153,7 +153,7 @@ class Case:
 
     def close(self) -> None:
         """It is computed alone no more."""
-        if self._docket.trials.get(self._fingerprint) is self:
+        if self._was_apart and self._docket.trials.get(self._fingerprint) is self:
             del self._docket.trials[self._fingerprint]
 
     def lost(self, presence: Presence, position: int) -> None:

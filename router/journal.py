@@ -52,7 +52,9 @@ def ranked(key: str, group_ids: Iterable[str]) -> list[str]:
 def missing(key: str, holders: Collection[str], live: Collection[str]) -> list[str]:
     """The groups that should hold a record too, so that `HOLDERS` live ones do where there are so many."""
     lacking = HOLDERS - sum(group_id in live for group_id in holders)
-    return [group_id for group_id in ranked(key, live) if group_id not in holders][: max(0, lacking)]
+    if lacking <= 0:
+        return []
+    return [group_id for group_id in ranked(key, live) if group_id not in holders][:lacking]
 
 
 class Page:
@@ -67,6 +69,7 @@ class Page:
         self._journal = journal
         self._record = b""
         self._holders: set[str] = set()
+        self._told: set[str] = set()  # where it may count as read here, whether that was answered or not
         self._whole: Callable[[], Sequence[Trace]] | None = None
 
     async def write(self, record: StreamRecord) -> None:
@@ -81,7 +84,9 @@ class Page:
 
     async def claim(self) -> None:
         """Tell all leaders that it is read here: older calls end. Raises TakenOver as `write` does."""
-        self._heed(await self._journal.ask(self._journal.live(), self._call("claim"), lambda answer: answer.accepted))
+        live = self._journal.live()
+        self._told |= live.keys()
+        self._heed(await self._journal.ask(live, self._call("claim"), lambda answer: answer.accepted))
 
     async def begin_ahead(self, whole: Callable[[], Sequence[Trace]]) -> None:
         """From now on `ahead` tells what is new. `whole` gives all there is, for each new holder."""
@@ -97,15 +102,15 @@ class Page:
         if self._record and (wanted := missing(self.key, self._holders, self._journal.live())):
             await self._hold(wanted)
 
-    @property
-    def is_lacking(self) -> bool:
-        return bool(self._record and missing(self.key, self._holders, self._journal.live()))
+    def lacks(self, live: Collection[str]) -> bool:
+        """Whether holders were lost that others can stand in for. live: the groups that are left."""
+        return bool(self._record and missing(self.key, self._holders, live))
 
     def end(self) -> None:
         """It is read no more: kept for a while, for whoever comes back to it."""
         live = self._journal.live()
-        holders = {group_id: live[group_id] for group_id in self._holders & live.keys()}
-        self._journal.close(self, holders, self._call("end"))
+        told = {group_id: live[group_id] for group_id in self._told & live.keys()}
+        self._journal.close(self, told, self._call("end"))
 
     def _call(self, act: Act) -> JournalCall:
         return JournalCall(act, self.key, self.ballot, self._record if act == "write" else b"")
@@ -113,6 +118,7 @@ class Page:
     async def _hold(self, wanted: Collection[str]) -> None:
         live = self._journal.live()
         groups = {group_id: live[group_id] for group_id in wanted if group_id in live}
+        self._told |= groups.keys()
         answers = await self._journal.ask(groups, self._call("write"), lambda answer: answer.accepted)
         self._heed(answers)
         accepted = {group_id for group_id, answer in answers.items() if answer.accepted}
@@ -160,10 +166,10 @@ class RouterJournal:
             self._watch = asyncio.create_task(self._replace_lost())
         return page
 
-    def close(self, page: Page, holders: Mapping[str, Group], call: JournalCall) -> None:
-        """Nobody waits for what the holders answer."""
+    def close(self, page: Page, groups: Mapping[str, Group], call: JournalCall) -> None:
+        """Nobody waits for what the groups answer."""
         self._pages.discard(page)
-        for group in holders.values():
+        for group in groups.values():
             self._beside(_answer(group, call))
 
     async def look(self, key: str) -> Look:
@@ -213,8 +219,8 @@ class RouterJournal:
         """Runs while anything is read here."""
         while self._pages:
             await asyncio.sleep(WATCH_PERIOD_S)
-            lacking = [page for page in self._pages if page.is_lacking]
-            await asyncio.gather(*(_reheld(page) for page in lacking))
+            live = self.live()
+            await asyncio.gather(*(_reheld(page) for page in self._pages if page.lacks(live)))
 
 
 async def _answer(group: Group, call: JournalCall) -> JournalAnswer | None:

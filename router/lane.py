@@ -15,18 +15,18 @@ Noise depends on seed and position, and a text's state is the router's, so a cli
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
 from dataclasses import replace
 
 from rayline.protos.errors import DeadlineExceeded, Overloaded, RaylineError, Unavailable
 from rayline.protos.events import Failed, TokenEvent
 from rayline.router.choice import Choice, ChoiceEvent
 from rayline.router.docket import Case
+from rayline.router.fleet import Fleet
 from rayline.router.group import Group
-from rayline.router.ledger import Lease, Ledger
+from rayline.router.ledger import Lease
 from rayline.router.moves import Standing
-from rayline.router.policy import choose, view_of
 from rayline.router.stay import Stay, approach
 
 log = logging.getLogger("rayline.router")
@@ -36,31 +36,23 @@ AGAIN_S = 1.0  # after a group did not take a stream that was to be moved
 
 
 class Lane:
-    """`moves`: groups it went on in. `exact`: false once one where its bits are others was all there was."""
+    """`moves`: groups it went on in. `losses`: of these, after one that was lost. `exact`: false once one where its
+    bits are others was all there was."""
 
     def __init__(
         self,
         choice: Choice,
         case: Case,
-        groups: Mapping[str, Group],
-        ledger: Ledger,
-        clock: Callable[[], float],
+        fleet: Fleet,
         turn: int,
-        patience_s: float,
         deadline_s: float,
         is_promised: Callable[[], bool],
     ):
-        """patience_s: how long another group is waited for. deadline_s: by the clock, inf for none.
-
-        is_promised: whether the client was told that it runs.
-        """
+        """deadline_s: by the fleet's clock, inf for none. is_promised: whether the client was told that it runs."""
         self._choice = choice
         self._case = case
-        self._groups = groups
-        self._ledger = ledger
-        self._clock = clock
+        self._fleet = fleet
         self._turn = turn
-        self._patience_s = patience_s
         self._deadline_s = deadline_s
         self._is_promised = is_promised
         self._attempts = 0
@@ -68,7 +60,7 @@ class Lane:
         self._goal: Group | None = None
         self._approach: asyncio.Task[Stay | None] | None = None
         self._rests_until_s = 0.0
-        self.moves = 0
+        self.moves = self.losses = 0
         self.exact = True
 
     async def events(self, group: Group, lease: Lease) -> AsyncGenerator[ChoiceEvent, None]:
@@ -76,8 +68,9 @@ class Lane:
 
         `lease` is the request's, for what all of its choices have to do in `group`.
         """
-        while self._case.must_wait:
-            await asyncio.sleep(SEEK_PERIOD_S)
+        if (refusal := await self._verdict()) is not None:
+            yield Failed(self._name, refusal)
+            return
         lost, bits = list[Group](), group.info.bits
         stay = self._begin(group, lease)
         try:
@@ -102,9 +95,9 @@ class Lane:
                     lost.append(stay.group)
                     found = await self._seek(lost, bits)
                 if found is None:
-                    yield self._given_up(failure)
+                    yield failure if self._refusal is None else Failed(self._name, self._refusal)
                     return
-                self._go_on(stay, found, bits, failure.error)
+                self._go_on(stay, found, bits, failure)
                 stay = found
         finally:
             await self._call_off()
@@ -138,17 +131,23 @@ class Lane:
 
     # ---- in a group
 
+    async def _verdict(self) -> RaylineError | None:
+        """Wait while one like it is computed alone; then why it may not run, if so."""
+        while self._refusal is None and self._case.must_wait:
+            await asyncio.sleep(SEEK_PERIOD_S)
+        return self._refusal
+
     def _begin(self, group: Group, lease: Lease | None = None) -> Stay:
         """Ask `group` for the rest. Each attempt has an id of its own: an earlier one may not have ended there yet."""
         rest, attempt = self._case.run(self._choice.rest, group.info.group_id), self._attempts
         self._attempts += 1
         if self._deadline_s < math.inf:
-            rest = replace(rest, timeout_s=self._deadline_s - self._clock())
+            rest = replace(rest, timeout_s=self._deadline_s - self._fleet.clock())
         if attempt:
             rest = replace(rest, request_id=f"{rest.request_id}+{attempt}")
         if lease is not None:
-            return Stay(group, rest, self._clock(), lease, keeps_lease=False)
-        return Stay(group, rest, self._clock(), self._ledger.lease(group.info.group_id, self._tokens_left))
+            return Stay(group, rest, self._fleet.clock(), lease, keeps_lease=False)
+        return Stay(group, rest, self._fleet.clock(), self._fleet.ledger.lease(group.info.group_id, self._tokens_left))
 
     async def _through(self, stay: Stay) -> AsyncGenerator[ChoiceEvent, None]:
         """What one group brings, as far as it comes. Tokens that another one has brought already are passed over."""
@@ -188,7 +187,7 @@ class Lane:
         if found.presence is not None:
             self._case.lost(found.presence, len(self._choice.output_ids))
         log.warning("%s stays in group %s: %s", self._name, here.name, found.error.message)
-        self._approach, self._rests_until_s = None, self._clock() + AGAIN_S
+        self._approach, self._rests_until_s = None, self._fleet.clock() + AGAIN_S
         return None
 
     async def _arrival(self) -> Stay | None:
@@ -209,34 +208,32 @@ class Lane:
 
         None: there is none, or the request may not run any more.
         """
-        for _ in range(1 + int(self._patience_s / SEEK_PERIOD_S)):
-            if self._case.refusal is not None or self._clock() >= self._deadline_s:
+        for _ in range(1 + int(self._fleet.patience_s / SEEK_PERIOD_S)):
+            if self._refusal is not None:
                 return None
             if self._case.must_wait:
                 await asyncio.sleep(SEEK_PERIOD_S)
                 continue
-            fresh = [g for g in self._groups.values() if not any(g is other for other in lost)]
+            fresh = [g for g in self._fleet.groups.values() if not any(g is other for other in lost)]
             for groups in ([g for g in fresh if g.info.bits == bits], fresh):
-                try:
-                    views = [view_of(g, self._ledger) for g in self._case.gathered(groups)]
-                    return self._begin(self._groups[choose(self._tokens_left, views, self._turn).group_id])
-                except (Overloaded, Unavailable):
-                    continue
+                with suppress(Overloaded, Unavailable):
+                    return self._begin(self._fleet.choose(self._tokens_left, self._turn, self._case.gathered(groups)))
             await asyncio.sleep(SEEK_PERIOD_S)
         return None
 
-    def _given_up(self, failure: Failed) -> Failed:
-        """What the client is told where no group goes on."""
+    @property
+    def _refusal(self) -> RaylineError | None:
+        """Why no group may run it any more."""
         if self._case.refusal is not None:
-            return Failed(self._name, self._case.refusal)
-        if self._clock() >= self._deadline_s:
-            text = f"the time for it passed while it waited for a group: {failure.error.message}"
-            return Failed(self._name, DeadlineExceeded(text, field="timeout_s"))
-        return failure
+            return self._case.refusal
+        if self._fleet.clock() >= self._deadline_s:
+            return DeadlineExceeded("the time for it passed while it waited for a group", field="timeout_s")
+        return None
 
-    def _go_on(self, before: Stay, stay: Stay, bits: tuple[str, str], why: RaylineError) -> None:
-        log.warning("%s goes on in group %s: %s", self._name, stay.name, why.message)
+    def _go_on(self, before: Stay, stay: Stay, bits: tuple[str, str], why: Failed) -> None:
+        log.warning("%s goes on in group %s: %s", self._name, stay.name, why.error.message)
         self.moves += 1
+        self.losses += why.presence is not None
         self.exact = self.exact and stay.group.info.exact and stay.group.info.bits == bits
         before.lease.done(self._tokens_left)
 

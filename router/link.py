@@ -42,14 +42,7 @@ SILENCE_S = 2.0  # a leader that lives is heard of every 0.25 s
 IDLE_SILENCE_S = 4.0  # while nobody waits for it
 LATE_GRACE_S = 0.5  # a group ends what is late by itself; only one that cannot leaves it to the router
 MOST_UNREAD_TOKENS = 16_384
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.keepalive_time_ms", 2_000),
-    ("grpc.keepalive_timeout_ms", 3_000),
-    ("grpc.http2.max_pings_without_data", 0),  # go on pinging while nothing is sent
-)
-
+CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 
 OnSuspects = Callable[[Sequence[Suspect]], object]
 Outbox = asyncio.Queue[pb.RouterMessage]
@@ -87,7 +80,7 @@ class GroupLink:
         self._lost: RaylineError | None = None
         self._reader: asyncio.Task[None] | None = None
         self._listener: asyncio.Task[None] | None = None
-        self._heard = asyncio.Event()
+        self._was_heard = False
         self.silent = False
         self.apart = ""
         self.trust = Trust.FULL
@@ -218,6 +211,7 @@ class GroupLink:
         reason = "its leader ended the connection"
         try:
             async for message in messages:
+                self._was_heard = True
                 if message.HasField("journal"):
                     self._answer(message.journal)
                 elif message.HasField("blame"):
@@ -247,8 +241,8 @@ class GroupLink:
             if clock() - told_s >= BEAT_PERIOD_S:
                 told_s = clock()
                 self._outbox.put_nowait(pb.RouterMessage(alive=pb.Alive()))
-            if self._heard.is_set():
-                self._heard.clear()
+            if self._was_heard:
+                self._was_heard = False
                 waited.restart()
             elif waited.look() > (SILENCE_S if self._streams else IDLE_SILENCE_S):
                 self.silent = True
@@ -257,12 +251,10 @@ class GroupLink:
                 self._call.cancel()
 
     def _answer(self, message: pb.JournalAnswer) -> None:
-        self._heard.set()
         if (asked := self._asked.get(message.number)) is not None and not asked.done():
             asked.set_result(answer_of(message))
 
     def _take(self, step: pb.Step) -> None:
-        self._heard.set()
         self._load = load_of(step.load)
         for scores in step.scores:
             if (entry := self._streams.get(scores.stream)) is not None:
@@ -280,7 +272,6 @@ class GroupLink:
                 del self._streams[failed.stream]
 
     def _take_blame(self, blame: pb.Blame) -> None:
-        self._heard.set()
         if blame.HasField("apart"):
             self.apart = blame.apart
             self._outbox.put_nowait(pb.RouterMessage(blame=pb.Blame(apart=blame.apart)))

@@ -3,9 +3,10 @@
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from rayline.router.fleet import Fleet
 from rayline.router.group import Group
 from rayline.router.lane import Lane
 from rayline.router.ledger import Ledger
@@ -21,13 +22,11 @@ REBALANCE_PERIOD_S = 2.0
 class Mover:
     """Moves the lanes of one model. Everything it decides is in `moves.py`; `look` is one round of it."""
 
-    def __init__(self, groups: Mapping[str, Group], ledger: Ledger, clock: Callable[[], float]):
-        self._groups = groups
-        self._ledger = ledger
-        self._clock = clock
+    def __init__(self, fleet: Fleet):
+        self._fleet = fleet
         self._lanes: dict[int, Lane] = {}
         self._numbers = itertools.count()
-        self._balanced_s = clock()
+        self._balanced_s = fleet.clock()
         self._task: asyncio.Task[None] | None = None
 
     @contextmanager
@@ -50,11 +49,11 @@ class Mover:
 
     def look(self) -> Sequence[Move]:
         """Decide and send off. Returns the moves that begin now."""
-        now_s = self._clock()
+        now_s = self._fleet.clock()
         is_due = now_s - self._balanced_s >= REBALANCE_PERIOD_S
-        if not self._lanes or not (is_due or any(group.load.draining for group in self._groups.values())):
+        if not self._lanes or not (is_due or any(group.load.draining for group in self._fleet.groups.values())):
             return ()
-        places = [place_of(group, self._ledger) for group in self._groups.values()]
+        places = [place_of(group, self._fleet.ledger) for group in self._fleet.groups.values()]
         standings = [s for n, lane in self._lanes.items() if (s := lane.standing(n, now_s)) is not None]
         moves = leave(places, standings)
         if not moves and is_due:
@@ -62,7 +61,7 @@ class Mover:
             even = rebalance(places, standings)
             moves = [even] if even else []
         for move in moves:
-            self._lanes[move.lane].move(self._groups[move.target])
+            self._lanes[move.lane].move(self._fleet.groups[move.target])
         return moves
 
     async def _watch(self) -> None:

@@ -33,9 +33,6 @@ class ChatFormats:
 NO_FORMATS = ChatFormats()
 
 
-NO_FORMATS = ChatFormats()
-
-
 @dataclass(frozen=True, slots=True)
 class OutputForm:
     """How one request's output is read. is_open: it begins inside of a thought. max_calls None: any number."""

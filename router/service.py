@@ -30,6 +30,7 @@ from rayline.protos.types import Spec
 from rayline.router.admission import Admitted, admit, check_ids, named
 from rayline.router.call import Call
 from rayline.router.docket import Docket
+from rayline.router.fleet import Fleet
 from rayline.router.grammars.desk import GrammarDesk
 from rayline.router.grammars.wish import grammar_wish
 from rayline.router.group import Group
@@ -97,13 +98,15 @@ class Service:
         router: this router's name in the journal, which no other one may have.
         """
         self._models = models
-        self._patience_s = patience_s
         self._desks = {model.name: GrammarDesk.of(model.tokenizer) for model in models.values()}
         self._clock = clock
         self._draw_seed = draw_seed
         self._ledger = Ledger()
-        self._dockets = dockets or {name: Docket(clock=clock) for name in models}
-        self._movers = {name: Mover(model.groups, self._ledger, clock) for name, model in models.items()}
+        dockets = dockets or {name: Docket(clock=clock) for name in models}
+        self._fleets = {
+            name: Fleet(model.groups, self._ledger, dockets[name], clock, patience_s) for name, model in models.items()
+        }
+        self._movers = {name: Mover(fleet) for name, fleet in self._fleets.items()}
         self._turn = 0
         self._running: set[Call] = set()
         self._calls: dict[str, Call] = {}
@@ -280,18 +283,8 @@ class Service:
             name = f"{record.spec.request_id}~{self._journal.router}-{self._turn}"
             admitted = named(await self._admit(model, record), name, key, page.ballot, record.seed)
             timing = Timing(arrived_s, self._clock() - arrived_s, arrived_s + min(within_s, left_s))
-            session = Session(
-                admitted,
-                model.groups,
-                model.tokenizer,
-                self._ledger,
-                self._dockets[model.name],
-                self._clock,
-                timing,
-                self._patience_s,
-                self._movers[model.name],
-                page,
-            )
+            fleet, mover = self._fleets[model.name], self._movers[model.name]
+            session = Session(admitted, model.tokenizer, fleet, mover, timing, page)
             if is_resumed:
                 events = session.again(self._turn, record, stream.traces)
             else:

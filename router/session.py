@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -19,15 +19,15 @@ from rayline.protos.journal import Trace
 from rayline.router.admission import Admitted
 from rayline.router.answer import Answer
 from rayline.router.choice import Choice, ChoiceEvent
-from rayline.router.docket import Docket
 from rayline.router.fan_in import fan_in
+from rayline.router.fleet import Fleet
 from rayline.router.group import Group
 from rayline.router.journal import Page
 from rayline.router.lane import SEEK_PERIOD_S, Lane
-from rayline.router.ledger import Lease, Ledger
+from rayline.router.ledger import Lease
 from rayline.router.mover import Mover
 from rayline.router.past import past_of
-from rayline.router.policy import choose, until_room, view_of
+from rayline.router.policy import choose, until_room
 from rayline.router.stream_record import StreamRecord
 from rayline.router.tokenizer import Tokenizer
 from rayline.router.writer import Writer
@@ -55,27 +55,20 @@ class Session:
     def __init__(
         self,
         admitted: Admitted,
-        groups: Mapping[str, Group],
         tokenizer: Tokenizer,
-        ledger: Ledger,
-        docket: Docket,
-        clock: Callable[[], float],
-        timing: Timing,
-        patience_s: float,
+        fleet: Fleet,
         mover: Mover,
+        timing: Timing,
         page: Page,
     ):
         """page: where the stream is written down before its first event, for whoever goes on with it."""
         self._admitted = admitted
         self._request_id = admitted.spec.request_id
-        self._groups = groups
         self._answer = Answer(admitted, tokenizer)
         self._tokenizer = tokenizer
-        self._ledger = ledger
-        self._cases = [docket.case(request) for request in admitted.requests]
-        self._clock = clock
+        self._fleet = fleet
+        self._cases = [fleet.docket.case(request) for request in admitted.requests]
         self._timing = timing
-        self._patience_s = patience_s
         self._mover = mover
         self._page = page
         self._first_token_s = 0.0
@@ -89,21 +82,21 @@ class Session:
         refusals: dict[str, RaylineError] = {}
         while True:
             group = self._choose(turn, refusals)
-            self._answer = Answer(self._admitted, self._tokenizer)
             lanes = {choice: self._lane(choice, turn) for choice in self._answer.choices}
             promise = record.promised(group.info)
             writer = Writer(self._page, promise, self._answer.choices)
             with (
-                self._ledger.lease(group.info.group_id, self._admitted.tokens) as lease,
+                self._fleet.ledger.lease(group.info.group_id, self._admitted.tokens) as lease,
                 self._mover.enlisted(list(lanes.values())),
             ):
                 async with aclosing(self._run(lanes, writer, group, lease, promise.exact)) as events:
                     first = await _beside(writer.write(), anext(events))
                     if isinstance(first[1], Failed):
                         refusals[group.info.group_id] = _passed_over(first[1].error)
+                        self._answer = Answer(self._admitted, self._tokenizer)
                         continue
                     lease.done(len(self._admitted.prompt_ids))
-                    self._first_token_s = self._clock() - self._timing.arrived_s
+                    self._first_token_s = self._fleet.clock() - self._timing.arrived_s
                     self._is_promised = True
                     yield self._answer.started(promise.numerics, promise.exact, int(promise.created_s))
                     for event in (*self._answer.opening(), *self._answer.take(first[1])):
@@ -136,7 +129,7 @@ class Session:
         group = await self._wait_for_group(turn, record.bits)
         exact = not record.is_ahead and group.info.exact and group.info.bits == record.bits
         with (
-            self._ledger.lease(group.info.group_id, self._admitted.tokens) as lease,
+            self._fleet.ledger.lease(group.info.group_id, self._admitted.tokens) as lease,
             self._mover.enlisted(list(lanes.values())),
         ):
             async with (
@@ -167,33 +160,32 @@ class Session:
 
     async def _wait_for_group(self, turn: int, bits: tuple[str, str]) -> Group:
         """One that computes the same bits if there is one; the client was promised that its stream goes on."""
-        looks = 1 + int(self._patience_s / SEEK_PERIOD_S)
+        looks = 1 + int(self._fleet.patience_s / SEEK_PERIOD_S)
         for look in range(looks):
             if look:
                 await asyncio.sleep(SEEK_PERIOD_S)
-            if self._clock() >= self._timing.deadline_s:
+            if self._fleet.clock() >= self._timing.deadline_s:
                 raise DeadlineExceeded("the time for it passed before it could go on", field="timeout_s")
-            views = [view_of(group, self._ledger) for group in self._groups.values()]
-            same = [view for view in views if self._groups[view.group_id].info.bits == bits]
-            for candidates in (same, views):
+            groups = self._fleet.groups.values()
+            for candidates in ([group for group in groups if group.info.bits == bits], groups):
                 try:
-                    return self._groups[choose(self._admitted.tokens, candidates, turn).group_id]
+                    return self._fleet.choose(self._admitted.tokens, turn, candidates)
                 except (Overloaded, Unavailable) as error:
                     refusal = error
         raise refusal
 
     def _choose(self, turn: int, refusals: Mapping[str, RaylineError]) -> Group:
         """The next group to try. With none left, raises why the last one refused."""
-        untried = {group_id: group for group_id, group in self._groups.items() if group_id not in refusals}
-        views = [view_of(group, self._ledger) for group in untried.values()]
+        untried = {group_id: group for group_id, group in self._fleet.groups.items() if group_id not in refusals}
+        views = self._fleet.views(untried.values())
         try:
             choice = choose(self._admitted.tokens, views, turn)
         except (Overloaded, Unavailable) as error:
             if refusals:
                 raise list(refusals.values())[-1] from None
             if isinstance(error, Overloaded):
-                tokens, hints = len(self._admitted.prompt_ids), self._ledger.hints(views[0].model)
-                error.retry_after_s = hints.refuse(tokens, *until_room(views), self._clock())
+                tokens, hints = len(self._admitted.prompt_ids), self._fleet.ledger.hints(views[0].model)
+                error.retry_after_s = hints.refuse(tokens, *until_room(views), self._fleet.clock())
             raise
         log.debug("%s goes to %s: %s", self._request_id, choice.group_id, "; ".join(choice.reasons))
         return untried[choice.group_id]
@@ -214,17 +206,7 @@ class Session:
             return self._is_promised or any(other.output_ids for other in others)
 
         case = self._cases[choice.number]
-        return Lane(
-            choice,
-            case,
-            self._groups,
-            self._ledger,
-            self._clock,
-            turn,
-            self._patience_s,
-            self._timing.deadline_s,
-            is_promised,
-        )
+        return Lane(choice, case, self._fleet, turn, self._timing.deadline_s, is_promised)
 
     def _timed(self, finished: Finished, exact: bool, lanes: Mapping[Choice, Lane]) -> Finished:
         """The end of the stream, with where the time went and whether its bits are those that were promised."""
@@ -232,9 +214,10 @@ class Session:
             tokenize_s=self._timing.tokenize_s,
             queue_s=finished.queue_s,
             first_token_s=self._first_token_s,
-            total_s=self._clock() - self._timing.arrived_s,
+            total_s=self._fleet.clock() - self._timing.arrived_s,
             preempted=finished.preempted,
             moves=sum(lane.moves for lane in lanes.values()),
+            losses=sum(lane.losses for lane in lanes.values()),
         )
         return replace(finished, overhead=overhead, exact=exact and all(lane.exact for lane in lanes.values()))
 

@@ -7,6 +7,7 @@ from typing import Self
 from rayline.protos import internal_pb2 as pb
 from rayline.protos.group import GroupInfo
 from rayline.protos.request_wire import spec_of, spec_to_pb
+from rayline.protos.token_ids import packed, unpacked
 from rayline.protos.types import Spec
 
 
@@ -45,10 +46,11 @@ class StreamRecord:
 
     def asks_for(self, spec: Spec) -> bool:
         """Whether `spec` is the same request, for which another caller, or the same one, may wait less long."""
-        return _plain(self.spec) == _plain(spec)
+        return self.spec.prompt_ids == spec.prompt_ids and _plain(self.spec) == _plain(spec)
 
     def to_bytes(self) -> bytes:
-        request = spec_to_pb(self.spec)
+        ids = self.spec.prompt_ids
+        request = spec_to_pb(replace(self.spec, prompt_ids=None))
         is_chat = self.spec.conversation is not None
         record = pb.StreamRecord(
             seed=self.seed,
@@ -58,6 +60,7 @@ class StreamRecord:
             note=self.note,
             weights=self.weights,
             is_ahead=self.is_ahead,
+            prompt_ids=None if ids is None else packed(ids),
         )
         (record.chat if is_chat else record.generate).MergeFrom(request)  # type: ignore[arg-type]
         return record.SerializeToString()
@@ -66,9 +69,9 @@ class StreamRecord:
     def from_bytes(cls, data: bytes) -> Self:
         record = pb.StreamRecord.FromString(data)
         request = record.chat if record.HasField("chat") else record.generate
-        spec = spec_of(request, lambda: "")
+        ids = unpacked(record.prompt_ids) if record.HasField("prompt_ids") else None
         return cls(
-            spec,
+            replace(spec_of(request, lambda: ""), prompt_ids=ids),
             record.seed,
             record.created_s,
             record.numerics,
@@ -80,5 +83,5 @@ class StreamRecord:
 
 
 def _plain(spec: Spec) -> Spec:
-    """As it is behind a wire: equal requests are equal there."""
-    return spec_of(spec_to_pb(replace(spec, timeout_s=None)), lambda: "")
+    """As it is behind a wire, without its ids: equal requests are equal there."""
+    return spec_of(spec_to_pb(replace(spec, timeout_s=None, prompt_ids=None)), lambda: "")

@@ -18,15 +18,17 @@ class Writer:
         self._page = page
         self._record = record
         self._choices = choices
-        self._is_written = asyncio.Event()
+        self._is_tried = asyncio.Event()
         self._is_ahead = False
         self._marks = {choice.number: (0, 0, False) for choice in choices}
         self._beginning = asyncio.Lock()
 
     async def write(self) -> None:
         """The record. Raises TakenOver when a later call has claimed the stream."""
-        await self._page.write(self._record)
-        self._is_written.set()
+        try:
+            await self._page.write(self._record)
+        finally:
+            self._is_tried.set()  # in vain, too: who waits for it must not wait for ever
 
     async def through(
         self, choice: Choice, events: AsyncGenerator[ChoiceEvent, None], is_exact: Callable[[], bool]
@@ -43,7 +45,7 @@ class Writer:
         async with self._beginning:
             if self._is_ahead:
                 return
-            await self._is_written.wait()
+            await self._is_tried.wait()
             if not self._record.is_ahead:
                 self._record = replace(self._record, is_ahead=True)
                 await self._page.write(self._record)

@@ -1,21 +1,22 @@
 """The HTTP and the gRPC door over loopback ports, and clients of the first."""
 
-import asyncio
+import json
+import socket
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import openai
-import uvicorn
+from door_thread import door_of
 from fakes import FakeGroup, service_of
+from waiting import until
 
 from rayline.cluster.config import LimitsSection, RouterSection, SecuritySection, SystemConfig
 from rayline.router.grpc.api import build_grpc_server
 from rayline.router.http.api import build_http_app
-from rayline.router.http.protocol import door_protocol
+from rayline.router.http.server import http_server
 from rayline.router.service import Service
 
 HI: Any = [{"role": "user", "content": "hi"}]
@@ -31,26 +32,16 @@ def serving(
     config = SystemConfig(
         security=SecuritySection(api_keys=tuple(api_keys)), limits=LimitsSection(max_message_bytes=max_message_bytes)
     )
-    app = build_http_app(service, config)
-    server = uvicorn.Server(
-        uvicorn.Config(app, http=door_protocol(slow_reader_s), port=0, log_level="error", lifespan="off")
-    )
-    thread = threading.Thread(target=server.run)
+    server = http_server(build_http_app(service, config), slow_reader_s)
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=lambda: server.run([listener]))
     thread.start()
     try:
         until(lambda: server.started)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(10)
-
-
-def until(condition: Callable[[], object]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        time.sleep(0.005)
-    raise AssertionError("did not happen within 5 s")
+        thread.join()
 
 
 @contextmanager
@@ -69,28 +60,19 @@ def http_of(service: Service, **options: Any) -> Iterator[httpx.Client]:
 
 
 @contextmanager
+def asking(url: str, path: str, body: dict[str, Any]) -> Iterator[None]:
+    """A client that has sent a request, and goes away at the end of the block without having read anything."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: {len(content)}"
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(f"{head}\r\n\r\n".encode() + content)
+        yield
+
+
+@contextmanager
 def served(*groups: FakeGroup, api_keys: Sequence[str] = ()) -> Iterator[str]:
     """The address of a gRPC door that runs in a thread of its own."""
-    address: list[str] = []
-    started = threading.Event()
-    loop = asyncio.new_event_loop()
-    stop = asyncio.Event()
-
-    async def run() -> None:
-        config = SystemConfig(router=RouterSection(grpc_port=0), security=SecuritySection(api_keys=tuple(api_keys)))
-        server = build_grpc_server(service_of(*groups), config)
-        await server.start()
-        address.append(f"127.0.0.1:{server.port}")
-        started.set()
-        await stop.wait()
-        await server.stop(0)
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
-    thread.start()
-    assert started.wait(10)
-    try:
-        yield address[0]
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
-        loop.close()
+    config = SystemConfig(router=RouterSection(grpc_port=0), security=SecuritySection(api_keys=tuple(api_keys)))
+    with door_of(lambda: build_grpc_server(service_of(*groups), config)) as address:
+        yield address

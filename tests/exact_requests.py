@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 
+from rayline.cluster.config import AsyncScheduling
 from rayline.protos.types import PLAIN_RULES, SamplingParams, TokenRules, choice_seed
 
 VOCAB_SIZE = 301
@@ -58,6 +59,7 @@ class Limits:
     """What an engine is started with. spare_blocks: KV blocks beyond those that the longest request needs.
 
     decode_stretch: with the default no clock decides what a step holds.
+    async_scheduling: of groups of one stage; several get plans ahead in any case.
     """
 
     block_tokens: int = 16
@@ -67,6 +69,7 @@ class Limits:
     spare_blocks: int = 100
     threads: int = 1
     decode_stretch: float = 1000.0
+    async_scheduling: AsyncScheduling = "never"
 
 
 ALONE = Limits(prefix_caching=False)
@@ -187,4 +190,5 @@ def limits(draw: st.DrawFn) -> Limits:
         spare_blocks=draw(st.sampled_from([0, 1, 2, 5, 40])),
         threads=draw(st.sampled_from([1, 1, 1, 2])),
         decode_stretch=draw(st.sampled_from([1.0, 2.0, 1000.0])),
+        async_scheduling=draw(st.sampled_from(["always", "never"])),
     )

@@ -44,6 +44,7 @@ class FakeGroup:
     A prompt's tokens have the logprob -position. Beams say what the script says, each one a token less.
 
     `refuses` names the requests that are refused, all of them by default; `logprob_of` is each token's logprob.
+    `holds_at`: no more than so many tokens of a request are said before a test sets it to None.
     `prefill_s`: before the first token, for each output token of the request that it has not seen in another one.
     `refusal` is answered instead of the first token; `loss_after` tokens later the group fails with `loss`
     (raised when `raises`). `finished` holds the ids of requests that got their terminal event,
@@ -60,6 +61,7 @@ class FakeGroup:
     loss: Exception | None = None
     loss_after: int = 0
     silent: bool = False
+    holds_at: int | None = None
     prefill_s: float = 0.0
     refuses: Callable[[EngineRequest], bool] = lambda request: True
     logprob_of: Callable[[EngineRequest], float] = lambda request: -0.5
@@ -115,6 +117,8 @@ class FakeGroup:
         for index, token_id in list(enumerate(token_ids[:limit]))[len(request.output_ids) :]:
             if self.loss is not None and index >= self.loss_after:
                 raise self.loss
+            while self.holds_at is not None and index >= self.holds_at and not cut.is_set():
+                await asyncio.sleep(0.001)
             if await _is_cut(cut, self.delay_s):
                 yield Failed(request.request_id, Unavailable("the stream leaves its group"))
                 return

@@ -8,7 +8,8 @@ import numpy as np
 
 from rayline.deploy.model_path import resolve_model
 from rayline.router.tokenizer import Tokenizer
-from rayline.workers.matcher import Ends, GrammarFailed, Mask, Matcher, Vocabulary
+from rayline.workers.mask import Mask
+from rayline.workers.matcher import Ends, GrammarFailed, Matcher, Vocabulary
 
 EMBEDDED = resolve_model("embedded")
 

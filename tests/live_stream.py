@@ -1,8 +1,7 @@
-"""Streams of a running server, read by threads, and what is waited for meanwhile."""
+"""Streams of a running server, read by threads."""
 
 import threading
 import time
-from collections.abc import Callable
 
 import grpc
 
@@ -48,12 +47,3 @@ class Stream:
     def join(self) -> None:
         self._thread.join(120.0)
         assert not self._thread.is_alive(), "the stream hangs"
-
-
-def until(condition: Callable[[], bool], limit_s: float) -> float:
-    """Wait for `condition`; returns the seconds it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < limit_s, f"not within {limit_s:.0f} s"
-        time.sleep(0.02)
-    return time.monotonic() - began

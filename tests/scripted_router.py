@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from door_thread import door_of
 
 from rayline.protos import inference_pb2 as pb
 from rayline.protos import inference_pb2_grpc as pb_grpc
 from rayline.protos.errors import RaylineError
+from rayline.router.grpc.api import GrpcDoor
 from rayline.router.grpc.status import abort_with
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -92,29 +94,14 @@ class ScriptedRouter(pb_grpc.InferenceServiceServicer):
 @contextmanager
 def running(router: ScriptedRouter) -> Iterator[str]:
     """The address of `router`, which runs in a thread of its own."""
-    address: list[str] = []
-    started = threading.Event()
-    loop = asyncio.new_event_loop()
-    stop = asyncio.Event()
 
-    async def run() -> None:
+    def build() -> GrpcDoor:
         server = grpc.aio.server()
         pb_grpc.add_InferenceServiceServicer_to_server(router, server)
-        address.append(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
-        await server.start()
-        started.set()
-        await stop.wait()
-        await server.stop(0)
+        return GrpcDoor(server, server.add_insecure_port("127.0.0.1:0"))
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
-    thread.start()
-    assert started.wait(10)
-    try:
-        yield address[0]
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
-        loop.close()
+    with door_of(build) as address:
+        yield address
 
 
 if __name__ == "__main__":

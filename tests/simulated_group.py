@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from simulated_ranks import SimulatedRanks, next_token
+from waiting import until_async
 
 from rayline.protos.errors import Unavailable
 from rayline.protos.group import GroupInfo
@@ -28,22 +29,40 @@ VOCAB = 50
 BLOCKS = 64
 BLOCK_TOKENS = 4
 SECRET = "correct horse"
+PAUSE_LIMIT_S = 120.0
 
 
 class TimedRanks(SimulatedRanks):
-    """Takes `step_s` for each step, and is lost after `lives` results or once `lost` is set."""
+    """Takes `step_s` for each step, and is lost after `lives` results or once `lost` is set.
 
-    def __init__(self, step_s: float = 0.0, lives: int = sys.maxsize, delay: int = 1):
+    pauses_at: brings so many results, and more only once a test has set it to None. However slow the machine, streams
+    have then come so far and no further.
+    """
+
+    def __init__(self, step_s: float = 0.0, lives: int = sys.maxsize, delay: int = 1, pauses_at: int | None = None):
         super().__init__(BLOCKS, BLOCK_TOKENS, VOCAB, delay)
         self.step_s = step_s
         self.lives = lives
+        self.pauses_at = pauses_at
+        self.brought = 0
         self.lost = False
         self.closed = 0
 
+    def pause_after(self, results: int | None) -> None:
+        """After so many more results; None: it goes on."""
+        self.pauses_at = None if results is None else self.brought + results
+
+    @property
+    def limit_s(self) -> float:
+        return super().limit_s if self.pauses_at is None else PAUSE_LIMIT_S
+
     def next_result(self) -> StepResult:
         time.sleep(self.step_s)
+        while self.brought == self.pauses_at and not self.lost:
+            time.sleep(0.001)
         self.check()
         self.lives -= 1
+        self.brought += 1
         return super().next_result()
 
     def check(self) -> None:
@@ -77,14 +96,18 @@ def answer(asked: EngineRequest) -> list[int]:
 
 @asynccontextmanager
 async def leading(engine: Engine, group_id: str = "g0", journal: Journal | None = None) -> AsyncIterator[Leader]:
-    """A leader that listens on a loopback port."""
+    """A leader that listens on a loopback port. At the end its streams are cut as they are; paused ranks go on."""
     info = GroupInfo(group_id, "tiny", "simulated", True, 64, VOCAB, BLOCK_TOKENS, BLOCKS, 100, 7)
     leader = Leader(engine, info, SECRET, Journal(2**20, 60.0) if journal is None else journal)
     await leader.start("127.0.0.1")
     try:
         yield leader
     finally:
-        await leader.stop(0)
+        stopping = asyncio.create_task(leader.stop(0))
+        await until_async(lambda: not leader._connections)
+        if isinstance(engine.pipeline, TimedRanks):
+            engine.pipeline.pauses_at = None
+        await stopping
 
 
 async def _serve(step_s: float) -> None:

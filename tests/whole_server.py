@@ -6,14 +6,14 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-
-import uvicorn
+from typing import Any
 
 from rayline.cluster.config import EngineSection, LimitsSection, ParallelSection, RouterSection, SystemConfig
 from rayline.deploy.model_path import resolve_model
+from rayline.protos.plan import StepResult
 from rayline.router.grpc.api import build_grpc_server
 from rayline.router.http.api import build_http_app
-from rayline.router.http.protocol import door_protocol
+from rayline.router.http.server import http_server
 from rayline.router.link import GroupLink
 from rayline.router.output_form import chat_formats
 from rayline.router.service import ServedModel, Service
@@ -45,13 +45,14 @@ class WholeServer:
 
 
 @asynccontextmanager
-async def whole_server(limits: LimitsSection, blocks: int = 512, **engine: object) -> AsyncIterator[WholeServer]:
-    """One group of one rank with the embedded model."""
+async def whole_server(limits: LimitsSection, step_s: float = 0.0, **engine: object) -> AsyncIterator[WholeServer]:
+    """One group of one rank with the embedded model. A step takes `step_s` at least, however fast the machine is."""
     config = SystemConfig(limits=limits, router=RouterSection(grpc_port=0, http_port=0))
     path = resolve_model("embedded")
     section = EngineSection(threads=1, **({"max_running": 64} | engine))  # type: ignore[arg-type]
     spec = GroupSpec("g0", NAME, path, "auto", 0, section, ParallelSection(), limits.max_waiting)
     group = await asyncio.to_thread(start_group, spec, None, lambda *_: None)
+    _slow_down(group.engine.pipeline, step_s)
     leader = Leader(group.engine, group.info, SECRET, Journal(2**26, keep_s=1.0))
     await leader.start("127.0.0.1")
     link = await GroupLink.open(leader.address, SECRET, most_unread_tokens=limits.max_unread_tokens)
@@ -60,15 +61,7 @@ async def whole_server(limits: LimitsSection, blocks: int = 512, **engine: objec
     service = Service({NAME: model}, time.monotonic, lambda: 42)
     grpc_door = build_grpc_server(service, config)
     await grpc_door.start()
-    http = uvicorn.Server(
-        uvicorn.Config(
-            build_http_app(service, config),
-            http=door_protocol(limits.slow_reader_s),
-            log_level="error",
-            lifespan="off",
-            timeout_graceful_shutdown=1,
-        )
-    )
+    http = http_server(build_http_app(service, config), limits.slow_reader_s)
     listener = _small_listener()
     port = listener.getsockname()[1]
     task = asyncio.create_task(http.serve([listener]))
@@ -85,21 +78,23 @@ async def whole_server(limits: LimitsSection, blocks: int = 512, **engine: objec
         service.close()
 
 
+def _slow_down(pipeline: Any, step_s: float) -> None:
+    quick = pipeline.next_result
+
+    def next_result() -> StepResult:
+        time.sleep(step_s)
+        return quick()
+
+    if step_s:
+        pipeline.next_result = next_result
+
+
 def _small_listener() -> socket.socket:
     """Its connections hold little: a client that does not read is felt after some kilobytes, not megabytes."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)
     listener.bind(("127.0.0.1", 0))
     return listener
-
-
-async def until(server: WholeServer, within_s: float) -> float:
-    """Wait until it is idle; how long that took."""
-    began_s = time.monotonic()
-    async with asyncio.timeout(within_s):
-        while not server.is_idle:
-            await asyncio.sleep(0.01)
-    return time.monotonic() - began_s
 
 
 def deaf_socket(port: int) -> socket.socket:

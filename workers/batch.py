@@ -5,19 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rayline.kernels.context import ForwardContext
+from rayline.kernels.transfer import to_device
 from rayline.protos.plan import Slice
 from rayline.workers.resident import Residents
-
-
-def input_ids(slices: Run[Slice], residents: Residents, device: torch.device) -> Tensor:
-    """The packed token ids of a plan, int64 [T]. All of them are known by now on the first stage."""
-    ids: list[int] = []
-    for item in slices:
-        ids += residents[item.sequence].token_ids[item.start : item.start + item.count]
-    return torch.tensor(ids, dtype=torch.int64, device=device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +84,12 @@ def forward_context(
         known = min(len(table), width)
         row[:known] = np.frombuffer(table, dtype=np.int32, count=known)
     return ForwardContext(
-        positions=torch.tensor(positions, dtype=torch.int64, device=device),
-        slots=torch.tensor(slots, dtype=torch.int64, device=device),
+        positions=to_device(torch.tensor(positions, dtype=torch.int64), device),
+        slots=to_device(torch.tensor(slots, dtype=torch.int64), device),
         starts=tuple(starts),
         lens=tuple(lens),
-        tables=torch.from_numpy(rows).to(device),
-        wanted=torch.tensor(wanted_tokens, dtype=torch.int64, device=device),
+        tables=to_device(torch.from_numpy(rows), device),
+        wanted=to_device(torch.tensor(wanted_tokens, dtype=torch.int64), device),
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rayline.kernels.backend import KvLayer
+from rayline.kernels.transfer import to_device
 from rayline.protos.plan import Copy
 
 
@@ -41,8 +42,8 @@ class KvCache:
 
     def copy(self, copies: Sequence[Copy]) -> None:
         """Copy whole blocks in all layers. All sources are read before a target is written."""
-        source = torch.tensor([copy.source for copy in copies], device=self._device)
-        target = torch.tensor([copy.target for copy in copies], device=self._device)
+        source = to_device(torch.tensor([copy.source for copy in copies]), self._device)
+        target = to_device(torch.tensor([copy.target for copy in copies]), self._device)
         for layer in self.layers:
             for blocks in (layer.keys, layer.values):
                 blocks[target] = blocks[source]

@@ -44,9 +44,9 @@ class Channel:
     def receive_leader_frame(self) -> LeaderFrame:
         return LeaderFrame.FromString(self._receive())
 
-    def has_frame(self) -> bool:
-        """Whether a frame, or the peer's end, has arrived already."""
-        return bool(select.select([self._socket], [], [], 0)[0])
+    def has_frame(self, wait_s: float = 0.0) -> bool:
+        """Whether a frame, or the peer's end, has arrived already, or comes within `wait_s`."""
+        return bool(select.select([self._socket], [], [], wait_s)[0])
 
     def limit_wait(self, seconds: float | None) -> None:
         """Let later calls fail after `seconds` instead of waiting for ever."""

@@ -110,3 +110,8 @@ class InFlight:
         except IndexError:
             return LEAST_LIMIT_S
         return self._times.limit_s(size)
+
+    @property
+    def all_limit_s(self) -> float:
+        """How long all of them together may take, one after the other."""
+        return sum(self._times.limit_s(size) for size, _ in tuple(self._sizes)) or LEAST_LIMIT_S

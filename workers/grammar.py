@@ -20,7 +20,8 @@ import llguidance
 from rayline.cluster.grammar_limits import FOLLOW_STACK_BYTES
 from rayline.protos.plan import Plan, Refused, Sampled
 from rayline.protos.types import SamplingParams, TokenRules
-from rayline.workers.matcher import ANYTHING, Ends, GrammarFailed, Mask, Matcher, Vocabulary
+from rayline.workers.mask import ANYTHING, Mask
+from rayline.workers.matcher import Ends, GrammarFailed, Matcher, Vocabulary
 from rayline.workers.thought import Thought
 
 MAX_COMPILED = 32  # grammars kept compiled for further requests

@@ -1,21 +1,46 @@
 """The last stage of a pipeline: logits to sampled tokens, candidates of beams, and scores of prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from rayline.kernels.sampling import RowLogprobs
+from rayline.kernels.sampling import RowLogprobs, SampledRows
 from rayline.protos.events import TokenLogprob
 from rayline.protos.plan import Candidates, Plan, Refused, Sampled, Scored, StepResult
 from rayline.workers.batch import ScoredRun, Wanted
-from rayline.workers.grammar import Grammars
-from rayline.workers.models.config import ModelConfig
+from rayline.workers.mask import Mask
 from rayline.workers.resident import Residents
 from rayline.workers.sampler import SampleRequest, sampled, sampling_rows
 from rayline.workers.scheduling.beams import candidates_needed
 from rayline.workers.stages import StageLinks
+from rayline.workers.token_feed import FreshTokens, TokenFeed
 from rayline.workers.token_sampler import TokenSampler
+
+
+class Grammars(Protocol):
+    """What the rules that follow sequences' texts say of their next tokens: workers/grammar.py."""
+
+    def follow(self, plan: Plan) -> None: ...
+
+    def mask(self, number: int) -> Mask: ...
+
+    def accept(self, sampled: tuple[Sampled, ...]) -> tuple[tuple[Sampled, ...], tuple[Refused, ...]]: ...
+
+    def refused(self, numbers: Iterable[int]) -> tuple[Refused, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a step's logits. Tokens of those that sample, and their logprobs, are on their way to the host."""
+
+    requests: tuple[SampleRequest, ...]
+    fresh: FreshTokens
+    logprobs: Sequence[RowLogprobs | None]
+    candidates: tuple[Candidates, ...]
+    scored: tuple[Scored, ...]
 
 
 class LastStage:
@@ -26,44 +51,50 @@ class LastStage:
         sampler: TokenSampler,
         grammars: Grammars,
         residents: Residents,
-        config: ModelConfig,
+        feed: TokenFeed,
+        eos_ids: Sequence[int],
+        vocab_size: int,
         stages: StageLinks | None,
     ) -> None:
         self._sampler = sampler
         self._grammars = grammars
         self._residents = residents
-        self._eos_ids = config.eos_token_ids
-        self._vocab_size = config.vocab_size
+        self._feed = feed
+        self._eos_ids = eos_ids
+        self._vocab_size = vocab_size
         self._stages = stages
 
     def follow(self, plan: Plan) -> None:
         """Take in what `plan` says of grammars, before it is computed."""
         self._grammars.follow(plan)
 
-    def answer(self, plan: Plan, asked: Wanted, logits: Tensor) -> StepResult:
-        """What becomes of the logits [N, this rank's share of the vocabulary], in the order of `asked`."""
+    def sample(self, asked: Wanted, logits: Tensor) -> Answer:
+        """Launch what becomes of the logits [N, this rank's share of the vocabulary], in the order of `asked`. All that
+        was sampled before must be known on the host."""
         samples, beams = len(asked.sampling), len(asked.sampling) + len(asked.beams)
         scored = self._score(asked.scored, logits[beams:])
         candidates = self._search(asked.beams, logits[samples:beams])
-        chosen, stuck = self._sample(asked.sampling, logits[:samples])
+        requests, rows = self._draw(asked.sampling, logits[:samples])
+        fresh = FreshTokens(asked.sampling, rows.token_ids)
+        self._feed.push(fresh)
+        return Answer(requests, fresh, rows.logprobs, candidates, scored)
+
+    def result(self, plan: Plan, asked: Wanted, answer: Answer, busy_s: float, sample_s: float) -> StepResult:
+        """What the leader is told, once the tokens are on the host."""
+        chosen, stuck = sampled(answer.requests, answer.fresh.on_host, answer.logprobs)
         gained, refused = self._grammars.accept(chosen)
         refused += stuck + self._grammars.refused(asked.beams)
-        return StepResult(plan.epoch, plan.step, gained, candidates=candidates, scored=scored, refused=refused)
+        return StepResult(plan.epoch, plan.step, gained, busy_s, sample_s, answer.candidates, answer.scored, refused)
 
-    def _sample(self, numbers: Sequence[int], logits: Tensor) -> tuple[tuple[Sampled, ...], tuple[Refused, ...]]:
-        """A token for each sequence, or why it gets none."""
+    def _draw(self, numbers: Sequence[int], logits: Tensor) -> tuple[tuple[SampleRequest, ...], SampledRows]:
+        """A token for each sequence. The first stage of a pipeline gets them from here."""
         if not numbers:
-            return (), ()
-        requests = [self._sample_request(number) for number in numbers]
+            return (), SampledRows(torch.empty(0, dtype=torch.int64), ())
+        requests = tuple(self._sample_request(number) for number in numbers)
         rows = self._sampler.sample(logits, sampling_rows(requests, self._eos_ids, self._vocab_size))
-        token_ids = rows.token_ids
-        if rows.stuck:
-            token_ids[list(rows.stuck)] = 0  # plans in flight count on a token, whatever it is
-        for number, token_id in zip(numbers, token_ids.tolist(), strict=True):
-            self._residents.gain(number, token_id)
         if self._stages is not None:
-            self._stages.send_tokens(token_ids)
-        return sampled(requests, rows)
+            self._stages.send_tokens(rows.token_ids)
+        return requests, rows
 
     def _search(self, numbers: Sequence[int], logits: Tensor) -> tuple[Candidates, ...]:
         """The best next tokens of beams, from which the leader chooses."""

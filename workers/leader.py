@@ -36,14 +36,7 @@ REPORT_PERIOD_S = 0.25  # how often a router hears of a live leader at least
 ROUTER_SILENCE_S = 5.0  # a router that lives is heard of every 0.5 s
 APART_LIMIT_S = 0.5  # for routers to hear who is computed alone; one that is stuck holds up nobody for longer
 STUCK_GRACE_S = 0.5  # beyond what the engine's thread grants the ranks itself
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    # Routers ping an idle link too; by default a server takes that for an attack and hangs up.
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_ping_strikes", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 500),
-)
+CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 
 
 def _awake_time() -> AwakeTime:

@@ -11,12 +11,9 @@ from typing import Self
 
 import llguidance
 import numpy as np
-import numpy.typing as npt
 
 from rayline.cluster.grammar_limits import failure, parser_limits
-
-Words = npt.NDArray[np.int32]
-"""A bit for each token id, 32 to a word, lowest first."""
+from rayline.workers.mask import Mask, Words, set_bits
 
 
 class GrammarFailed(Exception):
@@ -56,35 +53,6 @@ def _tokenizer(text: str, vocab_size: int, eos_ids: tuple[int, ...]) -> llguidan
         return llguidance.LLTokenizer(text, n_vocab=vocab_size, eos_token=ends)
     except ValueError:
         return llguidance.LLTokenizer(text, eos_token=ends)
-
-
-@dataclass(frozen=True, slots=True)
-class Mask:
-    """What may come next. must_end: only a token that ends the sequence. None for `words`: anything."""
-
-    words: Words | None = None
-    must_end: bool = False
-
-    def allows(self, token_id: int) -> bool:
-        return self.words is None or bool(self.words[token_id >> 5] >> (token_id & 31) & 1)
-
-    def also(self, token_id: int | None) -> "Mask":
-        """The same, and one token more."""
-        if token_id is None or self.words is None:
-            return self
-        words = self.words.copy()
-        _set(words, (token_id,))
-        return Mask(words)
-
-    def only(self, token_id: int) -> "Mask":
-        """Nothing but one token."""
-        assert self.words is not None
-        words = np.zeros_like(self.words)
-        _set(words, (token_id,))
-        return Mask(words)
-
-
-ANYTHING = Mask()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +132,5 @@ class Matcher:
 
 def _bits(vocabulary: Vocabulary, token_ids: Sequence[int]) -> Words:
     words = np.zeros(vocabulary.words, dtype=np.int32)
-    _set(words, [token_id for token_id in token_ids if token_id < vocabulary.size])
+    set_bits(words, [token_id for token_id in token_ids if token_id < vocabulary.size])
     return words
-
-
-def _set(words: Words, token_ids: Sequence[int]) -> None:
-    for token_id in token_ids:
-        words.view(np.uint32)[token_id >> 5] |= np.uint32(1 << (token_id & 31))

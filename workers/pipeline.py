@@ -8,10 +8,11 @@ from rayline.protos.plan import Plan, StepResult
 
 @dataclass(frozen=True, slots=True)
 class RankStats:
-    """One rank's share of the work. busy_s: computing; wall_s: since the statistics were last reset.
+    """One rank's share of the work. busy_s: its device computed; wall_s: since the statistics were last reset.
 
     step_bytes: of the weights, those every step reads: all but a table of which it takes single rows.
     sample_s: of busy_s, from logits to tokens, in the `sample_steps` steps that had any to choose.
+    gap_s: the device had nothing to do between the first and the last of the `steps` steps.
     """
 
     rank: int
@@ -25,6 +26,8 @@ class RankStats:
     step_bytes: int
     sample_s: float = 0.0
     sample_steps: int = 0
+    gap_s: float = 0.0
+    steps: int = 0
 
 
 class Pipeline(Protocol):

@@ -33,6 +33,7 @@ from rayline.workers.worker import Worker, kernels_of
 SECRET_VARIABLE = "RAYLINE_SECRET"
 CONNECT_TIMEOUT_S = 30.0
 PROGRESS_PERIOD_S = 0.1
+POLL_S = 50e-6  # between two looks at a step that runs and at the leader
 
 
 def serve_rank(addresses: Sequence[str], rank: int, secret: str) -> bool:
@@ -44,13 +45,10 @@ def serve_rank(addresses: Sequence[str], rank: int, secret: str) -> bool:
     channel = connect(address, CONNECT_TIMEOUT_S)
     channel.send(pb.WorkerFrame(hello=pb.Hello(secret=secret, rank=rank)))
     try:
-        worker = _start(channel)
-        orders: deque[Plan | pb.LeaderFrame] = deque()
-        while True:
-            while not orders or channel.has_frame():
-                orders.append(_order(worker, channel.receive_leader_frame()))
-            if not _follow(channel, worker, orders.popleft()):
-                return True
+        orders = Orders(channel, _start(channel))
+        while orders.follow():
+            pass
+        return True
     except Unavailable:
         return False  # the leader is gone, and with it the group
     except RaylineError as error:
@@ -77,27 +75,59 @@ def _start(channel: Channel) -> Worker:
     return worker
 
 
-def _order(worker: Worker, frame: pb.LeaderFrame) -> Plan | pb.LeaderFrame:
-    """A frame as it is, or the plan in it, which the worker is told of ahead of its turn."""
-    if not frame.HasField("plan"):
-        return frame
-    plan = plan_of(frame.plan)
-    if plan.epoch != worker.spec.epoch:
-        raise InternalError(f"plan of epoch {plan.epoch} came to epoch {worker.spec.epoch}")
-    worker.foresee(plan)
-    return plan
+class Orders:
+    """What the leader says, followed in its order. A rank that may launches the next plan while a step runs."""
 
+    def __init__(self, channel: Channel, worker: Worker):
+        self._channel = channel
+        self._worker = worker
+        self._steps = worker.steps
+        self._waiting: deque[Plan | pb.LeaderFrame] = deque()
 
-def _follow(channel: Channel, worker: Worker, order: Plan | pb.LeaderFrame) -> bool:
-    """Do what the oldest order says; False when it says stop."""
-    if isinstance(order, Plan):
-        result = worker.execute(order)
+    def follow(self) -> bool:
+        """Do one thing; False when the leader says stop."""
+        while self._channel.has_frame() or not (self._waiting or self._steps.in_flight):
+            self._receive()
+        if self._steps.in_flight and not (self._has_room and self._has_plan()):
+            self._finish()
+            return True
+        order = self._waiting.popleft()
+        if isinstance(order, Plan):
+            self._steps.begin(order)
+            return True
+        if order.HasField("stats"):
+            self._channel.send(pb.WorkerFrame(stats=stats_to_pb(self._worker.stats())))
+        return not order.HasField("stop")
+
+    @property
+    def _has_room(self) -> bool:
+        return self._steps.in_flight < self._worker.spec.launch_window
+
+    def _has_plan(self) -> bool:
+        """Whether a plan is next, or comes before the running step is over. Other orders wait for the end of steps."""
+        if not self._waiting:
+            self._steps.sample()
+        while not self._waiting and not self._steps.is_over:
+            if self._channel.has_frame(POLL_S):
+                self._receive()
+        return bool(self._waiting) and isinstance(self._waiting[0], Plan)
+
+    def _finish(self) -> None:
+        result = self._steps.finish()
         if result is not None:
-            channel.send(pb.WorkerFrame(result=result_to_pb(result)))
-        return True
-    if order.HasField("stats"):
-        channel.send(pb.WorkerFrame(stats=stats_to_pb(worker.stats())))
-    return not order.HasField("stop")
+            self._channel.send(pb.WorkerFrame(result=result_to_pb(result)))
+
+    def _receive(self) -> None:
+        """A frame as it is, or the plan in it, which the worker is told of ahead of its turn."""
+        frame = self._channel.receive_leader_frame()
+        if not frame.HasField("plan"):
+            self._waiting.append(frame)
+            return
+        plan, epoch = plan_of(frame.plan), self._worker.spec.epoch
+        if plan.epoch != epoch:
+            raise InternalError(f"plan of epoch {plan.epoch} came to epoch {epoch}")
+        self._steps.foresee(plan)
+        self._waiting.append(plan)
 
 
 def join(spec: RankSpec, kernels: Kernels, gpu: str = "") -> tuple[Collective, StageLinks | None]:

@@ -30,6 +30,7 @@ def spec_to_pb(spec: RankSpec) -> pb.RankSpec:
         attention=spec.kernels.attention,
         static_cache=spec.static_cache,
         graph_rows=spec.graph_rows,
+        launch_window=spec.launch_window,
     )
 
 
@@ -47,6 +48,7 @@ def spec_of(message: pb.RankSpec) -> RankSpec:
         ),
         static_cache=message.static_cache,
         graph_rows=message.graph_rows,
+        launch_window=message.launch_window,
         store_host=message.store_host,
         store_port=message.store_port,
     )
@@ -79,6 +81,8 @@ def stats_to_pb(stats: RankStats) -> pb.RankStats:
         step_bytes=stats.step_bytes,
         sample_s=stats.sample_s,
         sample_steps=stats.sample_steps,
+        gap_s=stats.gap_s,
+        steps=stats.steps,
     )
 
 
@@ -95,4 +99,6 @@ def stats_of(message: pb.RankStats) -> RankStats:
         message.step_bytes,
         message.sample_s,
         message.sample_steps,
+        message.gap_s,
+        message.steps,
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from rayline.kernels.edits import Edit
-from rayline.kernels.sampling import RowLogprobs, SampledRows, SamplingRows
+from rayline.kernels.sampling import NO_TOKEN, RowLogprobs, SamplingRows
 from rayline.protos.events import TokenLogprob
 from rayline.protos.plan import Refused, Sampled
 from rayline.protos.types import PLAIN_RULES, SamplingParams, TokenRules
@@ -86,13 +86,18 @@ def suppressed_ids(request: SampleRequest, eos_ids: Sequence[int], vocab_size: i
     return tuple(sorted({token for token in ends if token < vocab_size}))
 
 
-def sampled(requests: Sequence[SampleRequest], result: SampledRows) -> tuple[tuple[Sampled, ...], tuple[Refused, ...]]:
+def sampled(
+    requests: Sequence[SampleRequest], token_ids: Sequence[int], logprobs: Sequence[RowLogprobs | None]
+) -> tuple[tuple[Sampled, ...], tuple[Refused, ...]]:
     """What the leader is told, in the order of `requests`: tokens, and which sequences can have none."""
-    records, stuck = [], set(result.stuck)
-    for at, (request, token_id) in enumerate(zip(requests, result.token_ids.tolist(), strict=True)):
-        if at not in stuck:
-            records.append(_record(request, token_id, result.logprobs[at]))
-    return tuple(records), tuple(Refused(requests[at].sequence, NOTHING_LEFT) for at in result.stuck)
+    gained: list[Sampled] = []
+    refused: list[Refused] = []
+    for request, token_id, found in zip(requests, token_ids, logprobs, strict=True):
+        if token_id == NO_TOKEN:
+            refused.append(Refused(request.sequence, NOTHING_LEFT))
+        else:
+            gained.append(_record(request, token_id, found))
+    return tuple(gained), tuple(refused)
 
 
 def _record(request: SampleRequest, token_id: int, logprobs: RowLogprobs | None) -> Sampled:

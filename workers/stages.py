@@ -8,7 +8,6 @@ states, so nothing is scattered. Sends are asynchronous and keep their tensor al
 of the kind; receives are posted early, because gloo and NCCL sends wait for them.
 """
 
-import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from rayline.cluster.parallel import Parallel
 from rayline.workers.devices import Staging
+from rayline.workers.token_feed import FreshTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Expected:
 
 
 class StageLinks:
-    """Point-to-point messages of one rank. `waited_s` is the time spent waiting for neighbours."""
+    """Point-to-point messages of one rank. Between CPUs it waits for what it takes in, on GPUs the device does."""
 
     def __init__(
         self,
@@ -46,7 +46,6 @@ class StageLinks:
         self._sending: deque[tuple[dist.Work | None, Tensor]] = deque()
         self._coming: deque[tuple[dist.Work | None, Tensor]] = deque()
         self._expected: deque[Expected] = deque()
-        self.waited_s = 0.0
 
     def expect_hidden(self, tokens: int, width: int, dtype: torch.dtype) -> None:
         """Post the receive for hidden states [tokens, width] of the previous stage, in the order of plans."""
@@ -57,7 +56,8 @@ class StageLinks:
     def next_hidden(self) -> Tensor:
         """Wait for the oldest expected hidden states."""
         work, hidden = self._coming.popleft()
-        self._wait(work)
+        if work is not None:
+            work.wait()
         return self._staging.back(hidden)
 
     def send_hidden(self, hidden: Tensor) -> None:
@@ -77,17 +77,12 @@ class StageLinks:
         source = self._parallel.at_stage(self._parallel.pp_size - 1).rank
         self._expected.append(Expected(sequences, tensor, dist.irecv(tensor, source, group=self._token_group)))
 
-    def next_tokens(self) -> list[tuple[int, int]]:
-        """Wait for the oldest expected tokens: (sequence, token id) pairs."""
+    def next_tokens(self) -> FreshTokens:
+        """Wait for the oldest expected tokens."""
         oldest = self._expected.popleft()
-        self._wait(oldest.work)
-        return list(zip(oldest.sequences, oldest.tensor.tolist(), strict=True))
-
-    def _wait(self, work: dist.Work | None) -> None:
-        began = time.perf_counter()
-        if work is not None:
-            work.wait()
-        self.waited_s += time.perf_counter() - began
+        if oldest.work is not None:
+            oldest.work.wait()
+        return FreshTokens(oldest.sequences, self._staging.back(oldest.tensor))
 
     def _post(self, work: dist.Work | None, tensor: Tensor) -> None:
         self._sending.append((work, tensor))

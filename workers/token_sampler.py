@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from rayline.kernels.backend import Kernels
-from rayline.kernels.drawn_rows import DrawnRows
 from rayline.kernels.native_edits import NativeEdits
 from rayline.kernels.native_kernels import NativeKernels
 from rayline.kernels.native_sampling import Draws, Limits, NativeReductions, Part, column
@@ -20,6 +19,7 @@ from rayline.kernels.sampling import (
     SampledRows,
     SamplingRows,
     best_candidates,
+    named,
     sample,
     score,
 )
@@ -82,8 +82,8 @@ class TorchSampler:
 class DrawingKernels(Protocol):
     """Kernels that sample whole rows, fp32 [N, V], on their device."""
 
-    def draw(self, logits: Tensor, rows: SamplingRows) -> DrawnRows:
-        """One token for each row; nothing waits for the device before the result is read."""
+    def draw(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
+        """As `TokenSampler.sample`, and nothing waits for the device."""
         ...
 
     def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]:
@@ -98,7 +98,7 @@ class DrawingKernels(Protocol):
 
 
 class DeviceSampler:
-    """Gathers whole rows; every rank samples them on its device, and reads all that the host wants to know at once."""
+    """Gathers whole rows; every rank samples them on its device, and nothing waits for it."""
 
     def __init__(self, kernels: DrawingKernels, collective: Collective, vocab_size: int) -> None:
         self._kernels = kernels
@@ -106,10 +106,6 @@ class DeviceSampler:
         self._vocab_size = vocab_size
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
-        return self.draw(logits, rows).read()
-
-    def draw(self, logits: Tensor, rows: SamplingRows) -> DrawnRows:
-        """The same, not yet known to the host."""
         return self._kernels.draw(self._whole(logits), rows)
 
     def candidates(
@@ -149,8 +145,7 @@ class NativeSampler:
             raw = best[:, 0] if not any(rows.edits) else step.best(everyone)[:, 0]
             for i, found in zip(asked, step.logprobs(asked, raw[asked], token_ids[asked], counts), strict=True):
                 logprobs[i] = found
-        stuck = tuple(i for i in everyone if rows.edits[i] is not None and best[i, 0] == -torch.inf)
-        return SampledRows(token_ids, tuple(logprobs), stuck)
+        return SampledRows(named(token_ids, best[:, 0]) if any(rows.edits) else token_ids, tuple(logprobs))
 
     def candidates(
         self, logits: Tensor, rows: SamplingRows, most: Sequence[int]

@@ -1,14 +1,13 @@
-"""One rank: loads its part of the model, follows plans, computes its stage, samples on the last one."""
+"""One rank: loads its part of the model, makes room for keys and values, and says what it holds and did."""
 
 import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import psutil
 import torch
-from torch import Tensor
 
 from rayline.cluster.machine import available_bytes, host_name, usable_cores
 from rayline.cluster.parallel import Parallel, balanced_stages
@@ -20,12 +19,12 @@ from rayline.kernels.gpu import triton_misfit
 from rayline.kernels.graphs import DecodeLimits, decode_buckets
 from rayline.kernels.native_kernels import native_misfit
 from rayline.protos.errors import ConfigError, NotEnoughMemory
-from rayline.protos.plan import Plan, Slice, StepResult
-from rayline.workers.batch import Wanted, first_tokens, forward_context, idle_tokens, input_ids, wanted
+from rayline.workers.batch import first_tokens, idle_tokens
 from rayline.workers.cache import KvCache
 from rayline.workers.collectives import Collective
 from rayline.workers.grammar import Grammars
 from rayline.workers.last_stage import LastStage
+from rayline.workers.marks import marks_of
 from rayline.workers.models.config import (
     ModelConfig,
     embedding_bytes,
@@ -39,6 +38,9 @@ from rayline.workers.pipeline import RankStats
 from rayline.workers.resident import Residents
 from rayline.workers.spec import Loaded, RankSpec
 from rayline.workers.stages import StageLinks
+from rayline.workers.step_clock import StepClock
+from rayline.workers.steps import Stage, Steps
+from rayline.workers.token_feed import TokenFeed
 from rayline.workers.token_sampler import token_sampler
 from rayline.workers.weights import Weights
 
@@ -51,7 +53,7 @@ OnProgress = Callable[[str, int, int], None]
 
 
 class Worker:
-    """Computes plans in the order they come. `stages` is None in a group of one stage."""
+    """`steps` follow plans, once there is room for keys and values. `stages` is None in a group of one stage."""
 
     def __init__(self, spec: RankSpec, kernels: Kernels, collective: Collective, stages: StageLinks | None):
         self.spec = spec
@@ -61,19 +63,9 @@ class Worker:
         self._stages = stages
         self._device = torch.device(spec.device)
         self._dtype = torch_dtype(spec.dtype)
-        self._residents = Residents()
-        self._last_stage = self._new_last_stage() if spec.parallel.is_last_stage else None
         self._layers = stage_layers(self.config, spec.parallel, self._dtype.itemsize)
         self._read_bytes = 0
-        self._busy_s = self._sample_s = 0.0
-        self._sample_steps = 0
         self._since = time.perf_counter()
-
-    def _new_last_stage(self) -> LastStage:
-        config, tp_rank = self.config, self.spec.parallel.tp_rank
-        sampler = token_sampler(self._kernels, self._collective, config.vocab_size, tp_rank)
-        grammars = Grammars(self.spec.path, config.vocab_size, config.eos_token_ids)
-        return LastStage(sampler, grammars, self._residents, config, self._stages)
 
     # ---- start-up
 
@@ -120,6 +112,30 @@ class Worker:
             self._compile(blocks, on_progress)
         if self.spec.graph_rows:
             self._capture(blocks, on_progress)
+        self.steps = self._new_steps()
+
+    def _new_steps(self) -> Steps:
+        residents = Residents()
+        feed = TokenFeed(residents, self._device)
+        last = self._new_last_stage(residents, feed) if self.spec.parallel.is_last_stage else None
+        stage = Stage(
+            self.spec.parallel,
+            self._decoder,
+            self._cache,
+            residents,
+            feed,
+            last,
+            self._stages,
+            self.spec.block_tokens,
+            self._device,
+        )
+        return Steps(stage, marks_of(self._device))
+
+    def _new_last_stage(self, residents: Residents, feed: TokenFeed) -> LastStage:
+        config = self.config
+        sampler = token_sampler(self._kernels, self._collective, config.vocab_size, self.spec.parallel.tp_rank)
+        grammars = Grammars(self.spec.path, config.vocab_size, config.eos_token_ids)
+        return LastStage(sampler, grammars, residents, feed, config.eos_token_ids, config.vocab_size, self._stages)
 
     @torch.inference_mode()
     def _compile(self, slots: int, on_progress: OnProgress) -> None:
@@ -130,10 +146,8 @@ class Worker:
         sizes = sorted({min(bucket_of(rows), slots) for rows in range(1, slots + 1)})
         for done, rows in enumerate(sizes):
             on_progress("compile", done, len(sizes))
-            inputs = torch.zeros(rows, dtype=torch.int64, device=self._device)
-            if not self.spec.parallel.is_first_stage:
-                inputs = inputs.new_zeros((rows, self.config.hidden_size), dtype=self._dtype)
-            self._decoder.forward(inputs, self._cache, first_tokens(rows, self.spec.block_tokens, self._device))
+            inputs, context = self._decoder.blank(rows), first_tokens(rows, self.spec.block_tokens, self._device)
+            self._decoder.forward(inputs, self._cache, context)
         on_progress("compile", len(sizes), len(sizes))
 
     @torch.inference_mode()
@@ -147,11 +161,8 @@ class Worker:
         free = self._free_bytes()
         for done, rows in enumerate(reversed(limits.buckets)):
             on_progress("capture", done, len(limits.buckets))
-            inputs = torch.zeros(rows, dtype=torch.int64, device=self._device)
-            if not self.spec.parallel.is_first_stage:
-                inputs = inputs.new_zeros((rows, self.config.hidden_size), dtype=self._dtype)
             try:
-                self._decoder.forward(inputs, self._cache, idle_tokens(rows, self._device))
+                self._decoder.forward(self._decoder.blank(rows), self._cache, idle_tokens(rows, self._device))
             except torch.OutOfMemoryError as error:
                 raise NotEnoughMemory(
                     f"decode steps of {rows} sequences cannot be captured: {error}; a smaller kv_memory_fraction or "
@@ -182,88 +193,26 @@ class Worker:
         )
         return token_bytes * self.spec.block_tokens
 
-    # ---- steps
-
-    def foresee(self, plan: Plan) -> None:
-        """Told of each plan as soon as it comes, before earlier ones are computed: its receive is posted
-        then, so that the stage before never waits for this one to ask."""
-        if not self.spec.parallel.is_first_stage:
-            assert self._stages is not None
-            self._stages.expect_hidden(plan.tokens, self.config.hidden_size, self._dtype)
-
-    @torch.inference_mode()
-    def execute(self, plan: Plan) -> StepResult | None:
-        """Compute one plan. Only the reporting rank of the last stage returns a result."""
-        began, waited = time.perf_counter(), self._waited_s
-        self._residents.follow(plan)
-        if self._last_stage is not None:
-            self._last_stage.follow(plan)
-        if plan.copies:
-            self._cache.copy(plan.copies)
-        asked = wanted(plan.slices, self._residents)
-        context = forward_context(plan.slices, self._residents, asked.tokens, self.spec.block_tokens, self._device)
-        inputs = self._inputs(plan)
-        output = self._decoder.forward(inputs, self._cache, context)
-        sampling = time.perf_counter()
-        result: StepResult | None = None
-        if self._last_stage is None:
-            self._hand_on(asked, output)
-        else:
-            result = self._last_stage.answer(plan, asked, output)
-        sample_s = 0.0 if result is None else time.perf_counter() - sampling
-        self._sample_s += sample_s
-        self._sample_steps += bool(asked.sampling or asked.beams)
-        busy_s = time.perf_counter() - began - (self._waited_s - waited)
-        self._busy_s += busy_s
-        if result is None or not self.spec.parallel.reports:
-            return None
-        return replace(result, busy_s=busy_s, sample_s=sample_s)
-
     def stats(self) -> RankStats:
         """Work since the last call."""
-        now = time.perf_counter()
+        now, clock = time.perf_counter(), self.steps.clock
         stats = RankStats(
             rank=self.spec.parallel.rank,
             stage=self.spec.parallel.stage,
-            busy_s=self._busy_s,
+            busy_s=clock.busy_s,
             wall_s=now - self._since,
             weight_bytes=self._decoder.weight_bytes,
             cache_bytes=self._cache.bytes,
             resident_bytes=psutil.Process().memory_info().rss,
             read_bytes=self._read_bytes,
             step_bytes=self._decoder.step_bytes,
-            sample_s=self._sample_s,
-            sample_steps=self._sample_steps,
+            sample_s=clock.sample_s,
+            sample_steps=clock.sample_steps,
+            gap_s=clock.gap_s,
+            steps=clock.steps,
         )
-        self._busy_s, self._sample_s, self._sample_steps, self._since = 0.0, 0.0, 0, now
+        self.steps.clock, self._since = StepClock(), now
         return stats
-
-    def _inputs(self, plan: Plan) -> Tensor:
-        """Token ids [T] on the first stage, the previous stage's hidden states [T, hidden] on the others."""
-        if not self.spec.parallel.is_first_stage:
-            assert self._stages is not None
-            return self._stages.next_hidden()
-        if self._stages is not None:
-            self._await_tokens(plan.slices, self._stages)
-        return input_ids(plan.slices, self._residents, self._device)
-
-    def _await_tokens(self, slices: tuple[Slice, ...], stages: StageLinks) -> None:
-        """Take in sampled tokens until every token this plan computes is known here."""
-        while any(s.start + s.count > len(self._residents[s.sequence].token_ids) for s in slices):
-            for sequence, token in stages.next_tokens():
-                self._residents.gain(sequence, token)
-
-    def _hand_on(self, asked: Wanted, output: Tensor) -> None:
-        """Pass hidden states on; the first stage also waits for what the last one samples. Tokens of beams come with
-        later plans."""
-        assert self._stages is not None
-        self._stages.send_hidden(output.clone())  # the next step writes over it
-        if self.spec.parallel.is_first_stage and asked.sampling:
-            self._stages.expect_tokens(asked.sampling)
-
-    @property
-    def _waited_s(self) -> float:
-        return 0.0 if self._stages is None else self._stages.waited_s
 
     def _free_bytes(self) -> int:
         if self._device.type == "cuda":

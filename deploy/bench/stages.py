@@ -1,5 +1,5 @@
-"""How busy the pipeline's stages were: measured idle time beside the formula of GPipe (Huang et al. 2019), and what
-sampling took of it."""
+"""How busy the pipeline's stages were: measured idle time beside the formula of GPipe (Huang et al. 2019), what lay
+between steps, and what sampling took of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -40,9 +40,32 @@ def together(runs: Sequence[Sequence[RankStats]]) -> tuple[RankStats, ...]:
             wall_s=sum(one.wall_s for one in of_rank),
             sample_s=sum(one.sample_s for one in of_rank),
             sample_steps=sum(one.sample_steps for one in of_rank),
+            gap_s=sum(one.gap_s for one in of_rank),
+            steps=sum(one.steps for one in of_rank),
         )
         for of_rank in zip(*runs, strict=True)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class StepGap:
+    """What a rank's device did not compute between the first and the last step of a run, prompts and decoding together.
+
+    gap_ms: a step's, on the rank with the largest share. share: of the time from one step to the next.
+    """
+
+    batch: int
+    gap_ms: float
+    share: float
+
+
+def step_gap(batch: int, ranks: Sequence[RankStats]) -> StepGap:
+    """From what the ranks tell of a run."""
+    share, gap_ms = max(
+        (rank.gap_s / (rank.gap_s + rank.busy_s) if rank.busy_s else 0.0, 1e3 * rank.gap_s / max(1, rank.steps))
+        for rank in ranks
+    )
+    return StepGap(batch, gap_ms, share)
 
 
 @dataclass(frozen=True, slots=True)

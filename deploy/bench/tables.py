@@ -8,7 +8,7 @@ from rayline.deploy.bench.grammar_speed import GrammarSpeed
 from rayline.deploy.bench.long_prompt import LongPromptReport
 from rayline.deploy.bench.memory import Memory
 from rayline.deploy.bench.report import Added, BatchReport, LoadReport, Percentiles
-from rayline.deploy.bench.stages import SamplingCost, StageIdle
+from rayline.deploy.bench.stages import SamplingCost, StageIdle, StepGap
 from rayline.workers.pipeline import RankStats
 
 
@@ -79,6 +79,14 @@ def stage_table(idle: Sequence[StageIdle]) -> Table:
     table = Table("batch", "plans", "(S-1)/(M+S-1)", *(f"stage {stage} idle" for stage in stages))
     for run in idle:
         table.add_row(str(run.batch), str(run.plans), f"{run.bubble:.1%}", *(f"{share:.1%}" for share in run.idle))
+    return table
+
+
+def gap_table(gaps: Sequence[StepGap]) -> Table:
+    """What lies between the steps."""
+    table = Table("batch", "gap ms/step", "of a step")
+    for gap in gaps:
+        table.add_row(str(gap.batch), f"{gap.gap_ms:.3f}", f"{gap.share:.1%}")
     return table
 
 

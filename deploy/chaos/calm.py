@@ -26,7 +26,7 @@ class CalmReport:
 
     @property
     def is_well(self) -> bool:
-        return not self.fenced and not self.hanging and not any(s.moves or s.complaints for s in self.streams)
+        return not self.fenced and not self.hanging and not any(s.losses or s.complaints for s in self.streams)
 
 
 async def run_calm(scene: Scene, seconds: float, show: Callable[[str], None]) -> CalmReport:
@@ -42,8 +42,8 @@ async def run_calm(scene: Scene, seconds: float, show: Callable[[str], None]) ->
     callers.start()
     while (left_s := began + seconds - time.monotonic()) > 0:
         await asyncio.sleep(min(left_s, TELL_PERIOD_S))
-        moves = sum(result.moves for result in callers.results)
-        show(f"{time.monotonic() - began:.0f} s, {len(callers.results)} streams, {moves} moves")
+        losses = sum(result.losses for result in callers.results)
+        show(f"{time.monotonic() - began:.0f} s, {len(callers.results)} streams, {losses} groups given up under them")
     hanging = await callers.finish()
     after = await asyncio.to_thread(scene.deployment.look)
     gone = changed([v for v in before.victims if v.target is not Target.RAYLET], after.victims)

@@ -35,11 +35,12 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class StreamResult:
-    """pause_s: its longest wait for a next event from the fault on, None where none was to come. complaints: none for
-    an undisturbed stream. is_refused: it was told at once, and before anything else, that nobody can serve it."""
+    """losses: groups that were lost under it. pause_s: its longest wait for a next event from the fault on, None where
+    none was to come. complaints: none for an undisturbed stream. is_refused: it was told at once, and before anything
+    else, that nobody can serve it."""
 
     workload: str
-    moves: int
+    losses: int
     pause_s: float | None
     complaints: tuple[str, ...]
     is_refused: bool = False
@@ -105,7 +106,7 @@ class Scene:
         if not transcript.events and isinstance(transcript.error, Unavailable | Overloaded):
             return StreamResult(transcript.workload, 0, None, (), is_refused=True)
         found = complaints(transcript, self.references.get(transcript.workload))
-        return StreamResult(transcript.workload, transcript.moves, pause_s, found)
+        return StreamResult(transcript.workload, transcript.losses, pause_s, found)
 
 
 async def run_case(scene: Scene, case: Case, tokens: int) -> CaseResult:

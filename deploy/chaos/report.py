@@ -24,8 +24,9 @@ class Row:
     """All cases of one target and fault. lost: streams that failed, hung, or differ from the undisturbed one. refused:
     those that began after the fault and were told so before anything else.
 
-    moved: streams that went on in another group. next_token: the longest wait for a next event after the fault, of
-    the streams that moved where any did, of all others elsewhere. back: until the deployment was whole again.
+    moved: streams that went on in another group since theirs was lost. next_token: the longest wait for a next event
+    after the fault, of the streams that moved where any did, of all others elsewhere. back: until the deployment was
+    whole again.
     """
 
     pair: Pair
@@ -68,7 +69,7 @@ def lost(results: Sequence[CaseResult]) -> list[tuple[CaseResult, StreamResult]]
 
 def _row(pair: Pair, results: Sequence[CaseResult]) -> Row:
     streams = [stream for result in results for stream in result.streams]
-    moved = [stream for stream in streams if stream.moves]
+    moved = [stream for stream in streams if stream.losses]
     return Row(
         pair=pair,
         cases=len(results),

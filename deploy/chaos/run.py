@@ -78,7 +78,7 @@ def _line(result: CaseResult) -> str:
     """A case that has ended, in one line, and what is wrong with its streams in one each."""
     case, streams = result.case, result.streams
     pauses = [stream.pause_s for stream in streams if stream.pause_s is not None]
-    moved = sum(bool(stream.moves) for stream in streams)
+    moved = sum(bool(stream.losses) for stream in streams)
     back = f"whole again after {result.back_s:.1f} s" if result.back_s is not None else result.trouble
     head = (
         f"{case.pair.target} {case.pair.fault}, {case.workload} at {case.position}: {len(streams)} streams, {moved} "

@@ -59,7 +59,7 @@ def _add_streams(table: Table, streams: Sequence[StreamResult]) -> None:
     table.add_row("streams", str(len(streams)))
     table.add_row("lost", str(sum(bool(stream.complaints) for stream in streams)))
     table.add_row("refused before they began", str(sum(stream.is_refused for stream in streams)))
-    table.add_row("moved", str(sum(bool(stream.moves) for stream in streams)))
+    table.add_row("moved", str(sum(bool(stream.losses) for stream in streams)))
     table.add_row("longest pause of a stream, s", _seconds(pauses))
 
 

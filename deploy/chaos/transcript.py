@@ -27,9 +27,9 @@ class Transcript:
         return sum(len(event.token_ids) for event in self.events if isinstance(event, Delta) and event.choice == 0)
 
     @property
-    def moves(self) -> int:
-        """How often choices of it went on in another group, as its end tells."""
-        return sum(e.overhead.moves for e in self.events if isinstance(e, Finished) and e.overhead is not None)
+    def losses(self) -> int:
+        """How often choices of it went on in another group because theirs was lost, as its end tells."""
+        return sum(e.overhead.losses for e in self.events if isinstance(e, Finished) and e.overhead is not None)
 
     @property
     def is_over(self) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from rayline.deploy.bench.grammar_speed import grammar_speed
 from rayline.deploy.bench.limit_tables import roofline_table
 from rayline.deploy.bench.memory import PeakMemory
 from rayline.deploy.bench.report import BatchReport, batch_report
-from rayline.deploy.bench.stages import SamplingCost, StageIdle, sampling_cost, stage_idle, together
-from rayline.deploy.bench.tables import batch_table, grammar_table, rank_table, sampling_table, stage_table
+from rayline.deploy.bench.stages import SamplingCost, StageIdle, StepGap, sampling_cost, stage_idle, step_gap, together
+from rayline.deploy.bench.tables import batch_table, gap_table, grammar_table, rank_table, sampling_table, stage_table
 from rayline.deploy.bench.workload import Shape
 from rayline.deploy.commands.flags import config_flags, given
 from rayline.deploy.commands.source import NOT_OFFLINE, OFFLINE_SECTIONS
@@ -107,6 +107,7 @@ def command(
                     "limits_missing": sampler.missing,
                     "json_schema": [asdict(share) for share in shares],
                     "stages": [asdict(run.idle) for run in runs],
+                    "gaps": [asdict(run.gap) for run in runs],
                     "sampling": [asdict(run.sampling) for run in runs],
                     "ranks": [asdict(rank) for rank in ranks],
                     "peak_memory": asdict(peak),
@@ -117,16 +118,21 @@ def command(
     console = Console()
     console.print(batch_table([run.report for run in runs], peak))
     console.print(roofline_table(rooflines) if rooflines else f"limits not measured: {sampler.missing}")
+    _print_steps(console, runs)
     if shares:
         console.print(grammar_table(shares))
-    console.print(stage_table([run.idle for run in runs]))
-    console.print(sampling_table([run.sampling for run in runs]))
     console.print(rank_table(ranks))
 
 
 def grammar_of(file: Path) -> str:
     """The grammar of a JSON schema. Raises InvalidRequest."""
     return grammar_text(StructuredOutput("json_schema", file.read_text(encoding="utf-8")), {}, field="json_schema")
+
+
+def _print_steps(console: Console, runs: Sequence["Measured"]) -> None:
+    console.print(stage_table([run.idle for run in runs]))
+    console.print(gap_table([run.gap for run in runs]))
+    console.print(sampling_table([run.sampling for run in runs]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +142,7 @@ class Measured:
     report: BatchReport
     idle: StageIdle
     roofline: BatchRoofline | None
+    gap: StepGap
     sampling: SamplingCost
 
 
@@ -165,7 +172,8 @@ def measured(
     speeds = Speeds(report.prefill_tokens_per_s, report.decode_tokens_per_s)
     lengths = (shape.input_tokens, shape.output_tokens)
     roofline = batch_roofline(cost, limits, batch, *lengths, speeds) if limits else None
-    return Measured(report, idle, roofline, sampling_cost(batch, ranks, report.decode_step_ms))
+    sampling = sampling_cost(batch, ranks, report.decode_step_ms)
+    return Measured(report, idle, roofline, step_gap(batch, ranks), sampling)
 
 
 def sampling_of(text: str, temperature: float) -> SamplingParams:

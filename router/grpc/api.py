@@ -225,8 +225,9 @@ def _options(max_message_bytes: int) -> list[tuple[str, int]]:
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.max_connection_age_ms", MAX_CONNECTION_AGE_MS),
-        ("grpc.keepalive_time_ms", KEEPALIVE_MS),  # a client that is gone without a word is noticed
-        ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
+        # A client that is gone without a word answers no ping. What gRPC calls keepalive_timeout ends nothing.
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.http2.ping_timeout_ms", KEEPALIVE_MS),
     ]
 
 

@@ -3,6 +3,7 @@
 import hmac
 import ipaddress
 from collections.abc import Awaitable
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import grpc
@@ -35,19 +36,7 @@ class OperatorServicer(pb_grpc.OperatorServiceServicer):
 
     async def _list(self, context: Context) -> pb.ListGroupsResponse:
         self._check(context)
-        return pb.ListGroupsResponse(
-            groups=[
-                pb.Group(
-                    group_id=group.group_id,
-                    model=group.model,
-                    running=group.running,
-                    waiting=group.waiting,
-                    draining=group.draining,
-                    nodes=group.nodes,
-                )
-                for group in self._operations.groups()
-            ]
-        )
+        return pb.ListGroupsResponse(groups=[pb.Group(**asdict(group)) for group in self._operations.groups()])
 
     async def _drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:
         self._check(context)
@@ -56,17 +45,7 @@ class OperatorServicer(pb_grpc.OperatorServiceServicer):
         if not request.target:
             raise InvalidRequest("target is empty: it names a group or a node", field="target")
         drained = await self._operations.drain(request.target, request.timeout_s)
-        return pb.DrainResponse(
-            groups=[
-                pb.Drained(
-                    group_id=group.group_id,
-                    streams=group.streams,
-                    streams_left=group.streams_left,
-                    seconds=group.seconds,
-                )
-                for group in drained
-            ]
-        )
+        return pb.DrainResponse(groups=[pb.Drained(**asdict(group)) for group in drained])
 
     def _check(self, context: Context) -> None:
         if not self._keys:

@@ -17,7 +17,7 @@ class View:
     is_streamed: bool = True
 
     def to_note(self) -> str:
-        return json.dumps({**asdict(self), "shown": asdict(self.shown)})
+        return json.dumps(asdict(self))
 
     @classmethod
     def of(cls, record: StreamRecord) -> Self:

@@ -9,8 +9,9 @@ import httpx
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from live_stream import MODEL, TOKENS, Stream, until
+from live_stream import MODEL, TOKENS, Stream
 from server import Server
+from waiting import until
 
 from rayline.protos import inference_pb2 as pb
 from rayline.protos import inference_pb2_grpc as pb_grpc

@@ -10,8 +10,9 @@ from pathlib import Path
 import grpc
 import pytest
 import yaml
-from live_stream import Stream, until
+from live_stream import Stream
 from server import Server, command, environment
+from waiting import until
 
 from rayline.deploy.operator_client import OperatorClient
 from rayline.protos import inference_pb2_grpc as pb_grpc

@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 from server import Server
+from waiting import until
 
 from rayline.protos import inference_pb2 as pb
 from rayline.protos import inference_pb2_grpc as pb_grpc
@@ -52,15 +53,6 @@ class Stream:
         self._thread.join(240.0)
         assert not self._thread.is_alive(), "the stream hangs"
         return self
-
-
-def until(condition: Callable[[], bool], limit_s: float) -> float:
-    """Wait for `condition`; returns the seconds it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < limit_s, f"not within {limit_s:.0f} s"
-        time.sleep(0.02)
-    return time.monotonic() - began
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from ray_nodes import RayNodes, Redis
 from server import Server, start_server
+from waiting import until
 
 from rayline.protos import inference_pb2 as pb
 from rayline.protos import inference_pb2_grpc as pb_grpc
@@ -182,15 +183,6 @@ class Share:
     def _cpu_s(self) -> float:
         times = self._process.cpu_times()
         return float(times.user + times.system)
-
-
-def until(condition: Callable[[], bool], limit_s: float) -> float:
-    """Wait for `condition`; returns the seconds it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < limit_s, f"not within {limit_s:.0f} s"
-        time.sleep(0.05)
-    return time.monotonic() - began
 
 
 def _listens(process: psutil.Process, port: int) -> bool:

@@ -12,6 +12,7 @@ from contextlib import suppress
 import psutil
 import pytest
 from server import Server, command, environment
+from waiting import until
 
 from rayline.protos import inference_pb2 as pb
 from rayline.protos.client import Client
@@ -19,6 +20,7 @@ from rayline.protos.errors import PortInUse
 from rayline.protos.resuming import Patience, Request
 from rayline.router.ports import probe_port
 
+GROUP = "ray::ServeReplica:rayline:group"
 PROMPT = "def fibonacci(n):\n"
 TOKENS = 1200
 GOES_ON_S = {"kill": 1.0, "suspend": 3.0}  # the next event is to come by then
@@ -160,13 +162,15 @@ def shown(events: Sequence[pb.StreamResponse]) -> dict[int | None, list[pb.Strea
     return said
 
 
-def until(condition: Callable[[], bool], limit_s: float) -> float:
-    """Wait for `condition`; returns the seconds it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < limit_s, f"not within {limit_s:.0f} s"
-        time.sleep(0.05)
-    return time.monotonic() - began
+def leaders(server: Server) -> set[psutil.Process]:
+    """The processes of all groups' leaders."""
+    return {process for process in server.descendants() if _title(process).startswith(GROUP)}
+
+
+def _title(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return "".join(process.cmdline()[:1])
+    return ""
 
 
 def test_two_routers_on_one_machine_are_listed_and_both_answer(server: Server, routers: Routers) -> None:
@@ -183,10 +187,13 @@ def _status_of(text: str, routers: Routers) -> bool:
 
 @pytest.mark.parametrize("fault", ["kill", pytest.param("suspend", marks=pytest.mark.long)])
 def test_no_stream_is_lost_with_its_router(
-    routers: Routers, undisturbed: dict[str, list[pb.StreamResponse]], fault: str
+    server: Server, routers: Routers, undisturbed: dict[str, list[pb.StreamResponse]], fault: str
 ) -> None:
-    """Every kind of stream twice, so that both routers have each kind; one of the routers gets the fault."""
-    victim = routers.addresses[0]
+    """Every kind of stream twice, so that both routers have each kind; one of the routers gets the fault.
+
+    Serve must not take the groups for lost, too, that the frozen one still has calls in.
+    """
+    victim, groups = routers.addresses[0], leaders(server)
     process = routers.process(victim)
     assert process is not None
     with Client(routers.addresses) as client:
@@ -207,4 +214,5 @@ def test_no_stream_is_lost_with_its_router(
     with Client(routers.addresses, patience=Patience(connect_s=BACK_S)) as client:
         assert shown(list(client.stream(REQUESTS["grammar"]))) == shown(undisturbed["grammar"])
     print(f"{fault}: router back within {back_s:.1f} s of the last stream's end")
+    assert len(groups) == 2 and leaders(server) == groups
     assert max(pauses) < GOES_ON_S[fault] * SLACK

@@ -6,9 +6,10 @@ import torch
 from rayline.kernels.context import ForwardContext
 from rayline.protos.plan import Admission, Copy, Fork, Gain, Plan, Slice
 from rayline.protos.types import SamplingParams
-from rayline.workers.batch import ScoredRun, forward_context, input_ids, wanted
+from rayline.workers.batch import ScoredRun, forward_context, wanted
 from rayline.workers.cache import KvCache
 from rayline.workers.resident import Residents
+from rayline.workers.token_feed import TokenFeed
 
 CPU = torch.device("cpu")
 BLOCK_TOKENS = 4
@@ -53,7 +54,7 @@ def test_the_next_chunk_goes_on_where_the_last_one_ended() -> None:
     assert context.slots.tolist() == [2 * 4 + 2, 2 * 4 + 3, 9 * 4]
     assert context.tables.tolist() == [[5, 2, 9]]
     assert (context.starts, context.lens, context.wanted.tolist()) == ((0, 3), (9,), [2])
-    assert input_ids((item,), residents, CPU).tolist() == [6, 7, 8]
+    assert TokenFeed(residents, CPU).inputs((item,)).tolist() == [6, 7, 8]
 
 
 def test_a_decode_step_computes_the_token_that_was_sampled_last() -> None:
@@ -62,7 +63,7 @@ def test_a_decode_step_computes_the_token_that_was_sampled_last() -> None:
     residents.gain(7, 42)
     item = Slice(7, 4, 1, 1, (6,), True)
     context = follow(residents, item)
-    assert input_ids((item,), residents, CPU).tolist() == [42]
+    assert TokenFeed(residents, CPU).inputs((item,)).tolist() == [42]
     assert context.slots.tolist() == [24]
     assert context.lens == (5,)
     assert residents[7].output_tokens == 1
@@ -74,7 +75,7 @@ def test_prompts_and_decode_steps_are_packed_in_the_plans_order() -> None:
     residents.gain(1, 42)
     slices = (Slice(1, 4, 1, 1, (3,), True), Slice(2, 0, 3, 0, (8,), False), Slice(3, 0, 2, 0, (9,), True))
     context = follow(residents, *slices, admitted=(admission(2, range(20, 29)), admission(3, range(30, 32))))
-    assert input_ids(slices, residents, CPU).tolist() == [42, 20, 21, 22, 30, 31]
+    assert TokenFeed(residents, CPU).inputs(slices).tolist() == [42, 20, 21, 22, 30, 31]
     assert context.positions.tolist() == [4, 0, 1, 2, 0, 1]
     assert (context.starts, context.lens) == ((0, 1, 4, 6), (5, 3, 2))
     assert context.wanted.tolist() == [0, 5]
@@ -98,7 +99,7 @@ def test_a_prefix_hit_starts_behind_the_shared_blocks() -> None:
     assert context.positions.tolist() == [4, 5]
     assert context.slots.tolist() == [32, 33]
     assert context.lens == (6,)
-    assert input_ids((item,), residents, CPU).tolist() == [14, 15]
+    assert TokenFeed(residents, CPU).inputs((item,)).tolist() == [14, 15]
 
 
 def test_a_preempted_sequence_gets_a_new_table_and_computes_its_own_outputs_again() -> None:
@@ -109,7 +110,7 @@ def test_a_preempted_sequence_gets_a_new_table_and_computes_its_own_outputs_agai
     residents.gain(7, 43)
     item = Slice(7, 0, 6, 0, (1, 2), True)
     context = follow(residents, item)
-    assert input_ids((item,), residents, CPU).tolist() == [0, 1, 2, 3, 42, 43]
+    assert TokenFeed(residents, CPU).inputs((item,)).tolist() == [0, 1, 2, 3, 42, 43]
     assert context.tables.tolist() == [[1, 2]]
     assert context.slots.tolist() == [4, 5, 6, 7, 8, 9]
 
@@ -118,7 +119,7 @@ def test_a_resumed_stream_brings_its_outputs_along() -> None:
     residents = Residents()
     item = Slice(7, 0, 5, 0, (0, 1), True)
     follow(residents, item, admitted=(admission(7, range(3), outputs=(40, 41)),))
-    assert input_ids((item,), residents, CPU).tolist() == [0, 1, 2, 40, 41]
+    assert TokenFeed(residents, CPU).inputs((item,)).tolist() == [0, 1, 2, 40, 41]
     assert residents[7].output_tokens == 2
 
 

@@ -118,7 +118,7 @@ def test_every_part_runs_on_a_cpu_without_triton_and_little_installed(tmp_path: 
     assert all(NO_GPU in failure["error"] or "CUDA device" in failure["error"] for failure in report["failures"])
     assert {check["name"].split(",")[0] for check in report["checks"] if check["ok"]} == {"sampling", "logprobs"}
     measured = " ".join(figure["name"] for figure in report["figures"])
-    for expected in ("llama-8b", "llama-1b", "qwen3-0.6b", "prefill", "batch 3", "product"):
+    for expected in ("llama-8b", "llama-1b", "qwen3-0.6b", "prefill", "batch 3", "product", "gap between steps"):
         assert expected in measured, done.stdout
     assert all(figure["fraction"] > 0 for figure in report["figures"])
     assert report["limits"]["copy_bytes_per_s"] > 0 and report["ok"] is False

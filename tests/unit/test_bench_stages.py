@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from rayline.deploy.bench.stages import sampling_cost, stage_idle, together
-from rayline.deploy.bench.tables import rank_table, sampling_table, stage_table
+from rayline.deploy.bench.stages import StepGap, sampling_cost, stage_idle, step_gap, together
+from rayline.deploy.bench.tables import gap_table, rank_table, sampling_table, stage_table
 from rayline.deploy.commands.bench_engine import sampling_of
 from rayline.protos.errors import InvalidRequest
 from rayline.protos.types import SamplingParams
@@ -53,6 +53,17 @@ def test_the_tables_show_shares_and_mebibytes() -> None:
     shown = console.export_text()
     for text in ("25.0%", "20.0%", "40.0%", "500.0 MiB", "(S-1)/(M+S-1)"):
         assert text in shown
+
+
+def test_the_gap_between_steps_is_that_of_the_rank_that_waits_most() -> None:
+    ranks = [replace(rank(0, 0, 9.0), gap_s=1.0, steps=100), replace(rank(1, 0, 6.0), gap_s=2.0, steps=100)]
+    assert step_gap(4, ranks) == StepGap(4, gap_ms=20.0, share=0.25)
+    assert step_gap(1, [rank(0, 0, 0.0)]) == StepGap(1, 0.0, 0.0)
+    console = Console(record=True, width=120)
+    console.print(gap_table([step_gap(4, ranks)]))
+    assert "25.0%" in console.export_text()
+    twice = together([ranks, ranks])
+    assert [(each.gap_s, each.steps) for each in twice] == [(2.0, 200), (4.0, 200)]
 
 
 def test_the_times_of_several_runs_add_up_rank_by_rank() -> None:

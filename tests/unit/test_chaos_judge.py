@@ -48,10 +48,12 @@ def test_the_same_stream_is_not_complained_of() -> None:
 
 def test_names_times_moves_and_how_it_was_cut_into_events_are_of_no_matter() -> None:
     joined = Delta(0, (5, 7), "xx", (*BODY[0].logprobs, *BODY[2].logprobs))  # type: ignore[union-attr]
-    later = replace(FINISHED, overhead=Overhead(total_s=9.0, moves=3), usage=Usage(3, 4, cached_tokens=2), queue_s=2.0)
+    later = replace(
+        FINISHED, overhead=Overhead(total_s=9.0, moves=4, losses=3), usage=Usage(3, 4, cached_tokens=2), queue_s=2.0
+    )
     other = transcript(replace(STARTED, request_id="q"), BODY[1], joined, BODY[3], ENDS[1], ENDS[0], later)
     assert complaints(other, reference()) == ()
-    assert other.moves == 3
+    assert other.losses == 3
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ def result(pair: Pair, back_s: float | None, *streams: StreamResult) -> CaseResu
     return CaseResult(Case(pair, "greedy", 10), streams, back_s)
 
 
-def stream(moves: int, pause_s: float | None, *complaints: str) -> StreamResult:
-    return StreamResult("greedy", moves, pause_s, complaints)
+def stream(losses: int, pause_s: float | None, *complaints: str) -> StreamResult:
+    return StreamResult("greedy", losses, pause_s, complaints)
 
 
 # ---- what is run

@@ -1,14 +1,14 @@
 """Our client before real routers and leaders: doors that are cut, drained or killed cost a stream no event."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 from simulated_group import SECRET, TimedRanks, engine_over, leading
 from small_tokenizers import served
+from waiting import until_async
 
 from rayline.cluster.config import RouterSection, SystemConfig
 from rayline.protos import inference_pb2 as pb
@@ -46,12 +46,12 @@ class Router:
 
 
 @asynccontextmanager
-async def deployment(routers: int = 2, step_s: float = 0.002) -> AsyncIterator[list[Router]]:
+async def deployment(routers: int = 2, ranks: Sequence[TimedRanks] = ()) -> AsyncIterator[list[Router]]:
     """Two groups of simulated ranks, and routers that know of each other."""
     async with AsyncExitStack() as stack:
         leaders = [
-            await stack.enter_async_context(leading(engine_over(TimedRanks(step_s)), f"g{n}", Journal(2**20, 60.0)))
-            for n in range(2)
+            await stack.enter_async_context(leading(engine_over(each), f"g{n}", Journal(2**20, 60.0)))
+            for n, each in enumerate(ranks or (TimedRanks(0.002), TimedRanks(0.002)))
         ]
         made: list[Router] = []
         for number in range(routers):
@@ -66,6 +66,12 @@ async def deployment(routers: int = 2, step_s: float = 0.002) -> AsyncIterator[l
         yield made
         for router in made:
             await router.kill()
+
+
+def pause_after(results: int | None, *ranks: TimedRanks) -> None:
+    """After so many more results; None: they go on."""
+    for each in ranks:
+        each.pause_after(results)
 
 
 def doors_of(routers: list[Router]) -> list[Doors]:
@@ -119,47 +125,49 @@ async def test_a_stream_goes_on_at_the_other_router_when_its_own_dies(params: pb
 
 
 async def test_a_router_that_is_ended_sends_streams_away_and_waits_for_those_that_cannot_go() -> None:
-    async with deployment(step_s=0.02) as routers:
+    ranks = TimedRanks(), TimedRanks()
+    async with deployment(ranks=ranks) as routers:
         whole = await undisturbed(routers, THREE)
+        pause_after(5, *ranks)
         async with AsyncClient([routers[0].address]) as client:
             ours = asyncio.create_task(collect(client, THREE))
-            await until(lambda: routers[0].service.running == 1)
-            await asyncio.sleep(0.1)
-            drained = asyncio.create_task(routers[0].service.drain(30.0))
-            await until(lambda: routers[1].service.running == 1)
+            await until_async(lambda: any(each.brought == each.pauses_at for each in ranks))
+            drained = asyncio.create_task(routers[0].service.drain(60.0))
+            await until_async(lambda: routers[1].service.running == 1)
             assert await drained, "nothing is left to wait for"
             assert routers[1].service.running == 1, "before the stream's end"
+            pause_after(None, *ranks)
             assert shown(await ours) == whole
 
 
 async def test_the_last_router_lets_its_streams_finish() -> None:
+    ranks = TimedRanks(pauses_at=5), TimedRanks(pauses_at=5)
     async with (
-        deployment(routers=1, step_s=0.02) as (router,),
+        deployment(routers=1, ranks=ranks) as (router,),
         AsyncClient([router.address], patience=Patience(connect_s=0.0)) as client,
     ):
         ours = asyncio.create_task(collect(client, ONE))
-        await until(lambda: router.service.running == 1)
-        assert await router.service.drain(30.0, is_last=True)
+        await until_async(lambda: router.service.running == 1)
+        drained = asyncio.create_task(router.service.drain(60.0, is_last=True))
+        await asyncio.sleep(0)
+        pause_after(None, *ranks)
+        assert await drained
         assert (await ours)[-1].HasField("finished")
         with pytest.raises(Unavailable, match="shutting down"):
             await collect(client, ONE)
 
 
 async def test_a_request_whose_router_dies_before_the_first_event_is_computed_once() -> None:
-    async with deployment(step_s=0.05) as routers:
+    ranks = TimedRanks(pauses_at=0), TimedRanks(pauses_at=0)
+    async with deployment(ranks=ranks) as routers:
         async with AsyncClient([router.address for router in routers]) as client:
             ours = asyncio.create_task(collect(client, ONE))
-            await until(lambda: routers[0].service.running == 1)
+            await until_async(lambda: routers[0].service.running == 1)
             await routers[0].kill()
+            pause_after(None, *ranks)
             events = await ours
         assert shown(events) == await undisturbed(routers, ONE)
 
 
 async def collect(client: AsyncClient, params: pb.SamplingParams) -> list[pb.StreamResponse]:
     return [event async for event in client.stream(request(params))]
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(20.0):
-        while not condition():
-            await asyncio.sleep(0.005)

@@ -47,6 +47,7 @@ GROUP: dict[str, tuple[str, ...]] = {
     "blocks": ("many", "few"),
     "chunks": ("whole", "small"),
     "places": ("many", "few"),
+    "async": ("always", "never"),
 }
 PENALTIES: dict[str, Any] = {"presence_penalty": 0.7, "frequency_penalty": 0.4, "repetition_penalty": 1.2}
 BANS: dict[str, Any] = {"logit_bias": ((40, 3.0), (41, -4.0), (300, 2.5)), "no_repeat_ngram_size": 3}
@@ -127,6 +128,7 @@ def group(request: pytest.FixtureRequest) -> Iterator[StartedGroup]:
         max_running=6 if row["places"] == "few" else 19,
         prefix_caching=row["prefix cache"] == "on",
         spare_blocks=0 if row["blocks"] == "few" else 400,
+        async_scheduling="always" if row["async"] == "always" else "never",
     )
     tp, pp = {"one": (1, 1), "tp 2": (2, 1), "pp 2": (1, 2)}[row["ranks"]]
     launcher = LocalLauncher() if tp * pp > 1 else None

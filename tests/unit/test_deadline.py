@@ -159,6 +159,19 @@ def test_results_that_were_read_late_and_together_count_what_the_rank_was_busy()
     assert times.limit_s(size_of(PLAN)) == MULTIPLE * 1.0
 
 
+def test_plans_that_are_launched_one_after_the_other_get_the_time_of_all() -> None:
+    times = StepTimes()
+    in_flight = InFlight(times)
+    assert in_flight.all_limit_s == LEAST_LIMIT_S
+    for step, count in enumerate((1, 40)):
+        for _ in range(3):
+            times.record(StepSize(count, 1, count), 0.5 * count)
+        in_flight.submitted(Plan(0, step, slices=(Slice(0, 0, count, 0, (), True),)), now_s=0.0)
+    assert in_flight.all_limit_s == times.limit_s(StepSize(1, 1, 1)) + times.limit_s(StepSize(40, 1, 1600))
+    in_flight.answered(1.0, 0.5)
+    assert in_flight.all_limit_s == in_flight.limit_s
+
+
 def test_with_nothing_in_flight_the_limit_is_the_least() -> None:
     flight = InFlight(StepTimes())
     assert flight.limit_s == LEAST_LIMIT_S

@@ -137,8 +137,9 @@ def test_hidden_states_and_tokens_go_by_way_of_the_host(wire: Wire) -> None:
     assert last.next_hidden().equal(hidden)
     last.send_tokens(torch.tensor([7, 9]))
     first.expect_tokens((4, 2))
-    assert first.next_tokens() == [(4, 7), (2, 9)]
-    assert staging.moves == ["out", "back", "out"]
+    fresh = first.next_tokens()
+    assert (fresh.sequences, fresh.on_host) == ((4, 2), [7, 9])
+    assert staging.moves == ["out", "back", "out", "back"]
 
 
 def test_gathers_go_by_way_of_the_host(wire: Wire) -> None:

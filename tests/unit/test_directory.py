@@ -2,20 +2,20 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+import socket
 from dataclasses import dataclass, field
 
 import pytest
 from simulated_group import SECRET, TimedRanks, answer, engine_over, leading, request
+from waiting import until_async
 
 from rayline.protos.errors import Unavailable
 from rayline.protos.events import Failed, TokenEvent
+from rayline.router import link as link_module
 from rayline.router.directory import Directory, GroupAddress, Listing
 from rayline.router.group import Group
 from rayline.router.link import GroupLink
 from rayline.workers.leader import Leader
-
-WAIT_S = 10.0
 
 
 @dataclass
@@ -39,12 +39,6 @@ class Book:
 
 def as_it_is(link: GroupLink) -> Group:
     return link
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def tokens(group: Group) -> list[int]:
@@ -95,6 +89,20 @@ async def test_a_group_is_linked_once_however_often_it_is_described() -> None:
         await directory.close()
 
 
+async def test_a_group_that_does_not_answer_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "WELCOME_TIMEOUT_S", 1000.0)
+    book = Book()
+    directory = Directory(book.describe, SECRET, as_it_is)
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        book.addresses += [GroupAddress(f"deaf{n}", f"127.0.0.1:{deaf.getsockname()[1]}") for n in range(3)]
+        async with leading(engine_over(TimedRanks()), "well") as leader:
+            book.add(leader)
+            directory.start()
+            await until_async(lambda: directory.groups)
+            assert set(directory.groups) == {"well"}
+            await directory.close()
+
+
 async def test_a_lost_group_leaves_and_the_others_stay() -> None:
     book = Book()
     directory = Directory(book.describe, SECRET, as_it_is)
@@ -103,11 +111,12 @@ async def test_a_lost_group_leaves_and_the_others_stay() -> None:
             book.add(stays)
             book.add(goes)
             await directory.refresh()
-        await until(lambda: not directory.groups["goes"].alive)
+        await until_async(lambda: not directory.groups["goes"].alive)
         book.addresses.pop()
         await directory.refresh()
         assert set(directory.groups) == {"stays"}
         assert await tokens(directory.groups["stays"]) == answer(request("r"))
+        assert set(directory._addresses) == {"stays"}
         await directory.close()
 
 
@@ -143,7 +152,7 @@ async def test_a_leader_that_drains_says_so_at_once_and_for_good() -> None:
         await directory.refresh()
         group = directory.groups["a"]
         assert not group.load.draining and leader.drain() == 0
-        await until(lambda: group.load.draining)
+        await until_async(lambda: group.load.draining)
         assert await tokens(group) == answer(request("r")) and group.load.draining
         await directory.close()
 
@@ -151,7 +160,8 @@ async def test_a_leader_that_drains_says_so_at_once_and_for_good() -> None:
 async def test_an_aborted_stream_brings_what_has_come_and_then_one_end() -> None:
     book = Book()
     directory = Directory(book.describe, SECRET, as_it_is)
-    async with leading(engine_over(TimedRanks(0.01)), "a") as leader:
+    ranks = TimedRanks(pauses_at=4)
+    async with leading(engine_over(ranks), "a") as leader:
         book.add(leader)
         await directory.refresh()
         group = directory.groups["a"]
@@ -161,10 +171,11 @@ async def test_an_aborted_stream_brings_what_has_come_and_then_one_end() -> None
             if len(events) == 3:
                 group.abort("r")
                 group.abort("unknown")
+                ranks.pauses_at = None
         assert len(events) >= 4 and all(isinstance(event, TokenEvent) for event in events[:-1])
         last = events[-1]
         assert isinstance(last, Failed) and type(last.error) is Unavailable and last.presence is None
-        await until(lambda: leader.streams == 0)
+        await until_async(lambda: leader.streams == 0)
         group.abort("r")
         await directory.close()
 
@@ -175,7 +186,7 @@ async def test_a_group_that_comes_back_elsewhere_under_its_name_joins_again() ->
     async with leading(engine_over(TimedRanks()), "a") as first:
         book.add(first)
         await directory.refresh()
-    await until(lambda: not directory.groups["a"].alive)
+    await until_async(lambda: not directory.groups["a"].alive)
     async with leading(engine_over(TimedRanks()), "a") as second:
         book.addresses.clear()
         book.add(second)
@@ -215,7 +226,7 @@ async def test_looking_goes_on_after_an_error(caplog: pytest.LogCaptureFixture) 
     async with leading(engine_over(TimedRanks()), "a") as leader:
         book.add(leader)
         directory.start()
-        await until(lambda: "a" in directory.groups)
+        await until_async(lambda: "a" in directory.groups)
         assert book.asked >= 3
         assert "no controller yet" in caplog.text
         await directory.close()
@@ -227,9 +238,9 @@ async def test_groups_come_and_go_while_it_watches() -> None:
     directory.start()
     async with leading(engine_over(TimedRanks()), "a") as leader:
         book.add(leader)
-        await until(lambda: "a" in directory.groups)
+        await until_async(lambda: "a" in directory.groups)
     book.addresses.clear()
-    await until(lambda: not directory.groups)
+    await until_async(lambda: not directory.groups)
     await directory.close()
 
 
@@ -237,7 +248,7 @@ async def test_after_the_end_nobody_is_asked_any_more() -> None:
     book = Book()
     directory = Directory(book.describe, SECRET, as_it_is)
     directory.start()
-    await until(lambda: book.asked > 0)
+    await until_async(lambda: book.asked > 0)
     await directory.close()
     asked = book.asked
     await asyncio.sleep(0.25)

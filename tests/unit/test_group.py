@@ -19,7 +19,7 @@ from rayline.kernels.gpu import Gpu
 from rayline.protos.errors import ConfigError, ModelError, NotEnoughMemory, RaylineError
 from rayline.protos.events import Finished, TokenEvent
 from rayline.protos.types import EngineRequest, SamplingParams
-from rayline.workers.group import GroupSpec, StartedGroup, check_group, graph_rows, numerics, start_group
+from rayline.workers.group import GroupSpec, StartedGroup, check_group, graph_rows, launch_window, numerics, start_group
 from rayline.workers.in_process import InProcess
 from rayline.workers.models.config import ModelConfig
 from rayline.workers.spec import RankSpec
@@ -154,6 +154,24 @@ def test_preemption_and_prefix_hits_together_change_no_token(path: Path) -> None
         assert_answers(group, path, prompts)
     assert group.engine.scheduler.stats.preemptions > 0
     assert group.engine.scheduler.stats.cached_tokens > 0
+
+
+def test_steps_are_launched_ahead_on_gpus_of_one_stage_or_where_they_are_asked_to() -> None:
+    auto, always, never = (EngineSection(async_scheduling=wish) for wish in ("auto", "always", "never"))
+    assert [launch_window(auto, device, pp) for device, pp in (("cuda", 1), ("cuda", 2), ("cpu", 1))] == [2, 1, 1]
+    assert [launch_window(always, device, 1) for device in ("cuda", "cpu")] == [2, 2]
+    assert [launch_window(never, "cuda", pp) for pp in (1, 2)] == [1, 1]
+    with pytest.raises(ConfigError, match="pp = 2: allowed is pp = 1") as caught:
+        launch_window(always, "cuda", 2)
+    assert caught.value.field == "async_scheduling"
+
+
+def test_steps_that_are_launched_ahead_answer_as_transformers_do(path: Path) -> None:
+    group = start(path, async_scheduling="always", kv_bytes=26 * BLOCK_BYTES, max_model_len=100, decode_stretch=1000.0)
+    assert group.engine.pipeline.window == 2
+    assert_answers(group, path, [prompt(length) for length in (30, 28, 33, 40)])
+    assert group.engine.scheduler.stats.preemptions > 0
+    assert group.engine.pipeline.in_flight == 0 and len(group.engine.pipeline.rank_stats()) == 1
 
 
 def test_a_started_group_says_what_it_is(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -9,13 +10,17 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from doors import CHAT, COMPLETION, HI, client_of, http_of, serving, until
+from doors import CHAT, COMPLETION, HI, asking, client_of, http_of, serving
 from fakes import FakeGroup, saying, service_of
 from prometheus_client.parser import text_string_to_metric_families
 from small_tokenizers import served
+from waiting import until
 
+from rayline.cluster.config import SystemConfig
 from rayline.protos.errors import Overloaded, Unavailable
 from rayline.protos.group import GroupLoad
+from rayline.router.http.api import build_http_app
+from rayline.router.http.server import STOP_GRACE_S, http_server
 
 SAYING = "the quick brown fox jumps"
 
@@ -371,35 +376,32 @@ def test_an_overloaded_server_says_when_to_try_again(stream: bool) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", ["completions", "chat/completions"])
 def test_a_client_that_goes_away_before_the_first_token_aborts_its_request(path: str, stream: bool) -> None:
-    group = FakeGroup(saying(SAYING), delay_s=30)
+    group = FakeGroup(saying(SAYING), holds_at=0)
     service = service_of(group)
     body = {**(CHAT if "chat" in path else COMPLETION), "stream": stream}
-    with http_of(service) as client:
-        with pytest.raises(httpx.ReadTimeout):
-            client.post(f"/v1/{path}", json=body, timeout=httpx.Timeout(0.2))
-        until(lambda: len(group.aborted) == 1)
-        assert service.running == 0
+    with serving(service) as url:
+        with asking(url, f"/v1/{path}", body):
+            until(lambda: group.requests)
+        until(lambda: len(group.aborted) == 1 and service.running == 0)
 
 
 def test_a_client_that_stops_reading_aborts_its_request() -> None:
-    group = FakeGroup(saying(SAYING * 9), delay_s=0.02)
+    group = FakeGroup(saying(SAYING * 9), holds_at=3)
     service = service_of(group)
     with client_of(service) as client:
         stream = client.completions.create(model="tiny", prompt="x", max_tokens=60, stream=True)
         next(iter(stream))
         stream.close()
-        until(lambda: len(group.aborted) == 1)
-        assert service.running == 0
+        until(lambda: len(group.aborted) == 1 and service.running == 0)
 
 
 def test_all_prompts_of_a_request_are_aborted_with_it() -> None:
-    group = FakeGroup(saying(SAYING), delay_s=30)
+    group = FakeGroup(saying(SAYING), holds_at=0)
     service = service_of(group)
-    with http_of(service) as client:
-        with pytest.raises(httpx.ReadTimeout):
-            client.post("/v1/completions", json={**COMPLETION, "prompt": ["a", "b", "c"]}, timeout=httpx.Timeout(0.2))
-        until(lambda: len(group.aborted) == 3)
-        assert service.running == 0
+    with serving(service) as url:
+        with asking(url, "/v1/completions", {**COMPLETION, "prompt": ["a", "b", "c"]}):
+            until(lambda: len(group.requests) == 3)
+        until(lambda: len(group.aborted) == 3 and service.running == 0)
 
 
 def test_only_callers_with_a_key_are_let_in() -> None:
@@ -460,3 +462,19 @@ def test_a_bug_is_an_internal_error_and_the_server_goes_on(monkeypatch: pytest.M
         answer = client.get("/v1/models")
         assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
         assert client.post("/v1/completions", json=COMPLETION).status_code == 200
+
+
+async def test_a_server_that_is_told_to_end_takes_what_still_runs_along() -> None:
+    group = FakeGroup(saying("the fox"), delay_s=600.0)
+    server = http_server(build_http_app(service_of(group), SystemConfig()), slow_reader_s=600.0)
+    listener = socket.create_server(("127.0.0.1", 0))
+    task = asyncio.create_task(server.serve([listener]))
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60.0) as client:
+        asking = asyncio.create_task(client.post("/v1/completions", json=COMPLETION))
+        while not group.requests:
+            await asyncio.sleep(0.01)
+        server.should_exit = True
+        async with asyncio.timeout(STOP_GRACE_S + 20.0):
+            await task
+        await asyncio.wait([asking])
+    assert group.aborted and not group.finished

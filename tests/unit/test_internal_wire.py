@@ -63,6 +63,7 @@ from rayline.protos.plan import (
     StepResult,
 )
 from rayline.protos.plan_wire import plan_of, plan_to_pb, result_of, result_to_pb
+from rayline.protos.token_ids import packed, unpacked
 from rayline.protos.types import EngineRequest
 from rayline.workers.pipeline import RankStats
 from rayline.workers.rank_wire import loaded_of, loaded_to_pb, spec_of, spec_to_pb, stats_of, stats_to_pb
@@ -195,6 +196,18 @@ def test_a_request_comes_back_as_it_was(stream: int, request: EngineRequest) -> 
     message = pb.Submit.FromString(submit_to_pb(stream, request).SerializeToString())
     assert message.stream == stream
     assert request_of(message) == request
+
+
+@given(ids)
+def test_ids_are_four_bytes_each_on_every_machine(token_ids: tuple[int, ...]) -> None:
+    assert unpacked(packed(token_ids)) == token_ids
+    assert packed(token_ids) == b"".join(token_id.to_bytes(4, "little") for token_id in token_ids)
+
+
+@pytest.mark.parametrize("wrong", [-1, 2**32])
+def test_what_is_no_id_is_not_cut_to_one(wrong: int) -> None:
+    with pytest.raises(OverflowError):
+        packed((1, wrong))
 
 
 @given(uint64, calls)

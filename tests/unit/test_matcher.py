@@ -7,7 +7,8 @@ import pytest
 from grammars import allowed, byte_ids, matcher, tokenizer, vocabulary
 from small_tokenizers import write
 
-from rayline.workers.matcher import Ends, GrammarFailed, Mask, Matcher, Vocabulary
+from rayline.workers.mask import Mask
+from rayline.workers.matcher import Ends, GrammarFailed, Matcher, Vocabulary
 
 EOS = 2
 

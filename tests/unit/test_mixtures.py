@@ -80,6 +80,7 @@ engines = st.builds(
     max_running=st.sampled_from([4, 8, 16]),
     prefix_caching=st.booleans(),
     spare_blocks=st.sampled_from([0, 3, 40]),
+    async_scheduling=st.sampled_from(["always", "never"]),
 )
 
 
@@ -95,10 +96,14 @@ def test_no_combination_changes_a_bit(mixture: Sequence[Arrival], engine: Limits
     assert not differences(group, mixture, partial(alone, EMBEDDED))
 
 
-@pytest.fixture(scope="module", params=[(2, 1), (1, 2)], ids=["tp 2", "pp 2"])
+@pytest.fixture(
+    scope="module",
+    params=[(2, 1, "never"), (2, 1, "always"), (1, 2, "never")],
+    ids=["tp 2", "tp 2, launched ahead", "pp 2"],
+)
 def ranks(request: pytest.FixtureRequest) -> Iterator[StartedGroup]:
-    tp, pp = request.param
-    engine = Limits(max_step_tokens=29, max_running=8, spare_blocks=2, decode_stretch=2.0)
+    tp, pp, ahead = request.param
+    engine = Limits(max_step_tokens=29, max_running=8, spare_blocks=2, decode_stretch=2.0, async_scheduling=ahead)
     group = start(EMBEDDED, engine, 300, parallel=ParallelSection(tp, pp, 1), launcher=LocalLauncher())
     yield group
     group.engine.close()

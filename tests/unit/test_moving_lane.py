@@ -1,8 +1,8 @@
 """Streams that are moved on purpose: nothing of it is seen, whatever happens on the way."""
 
 import asyncio
-import time
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 from fakes import FakeGroup, info, saying, service_of
 from hypothesis import given
 from hypothesis import strategies as st
+from poison import in_no_time
 
 from rayline.protos.errors import InvalidRequest, Overloaded, RaylineError, Unavailable
 from rayline.protos.events import Delta, Failed, Finished, StreamEvent
@@ -23,6 +24,16 @@ BUSY = GroupLoad(outstanding_tokens=10**6, free_blocks=8)  # asked only when the
 FREE = GroupLoad(free_blocks=8)
 
 
+def timeless(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Where delays matter: no machine is too slow for them."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        in_no_time(test(*args, **kwargs))
+
+    return run
+
+
 def spec(**params: Any) -> Spec:
     return Spec("r1", "tiny", SamplingParams(**{"max_tokens": 40, **params}), prompt="the dog")
 
@@ -32,7 +43,7 @@ def group(group_id: str, **changes: Any) -> FakeGroup:
 
 
 def service(*groups: FakeGroup, patience_s: float = 0.0) -> Service:
-    return service_of(*groups, clock=time.monotonic, patience_s=patience_s)
+    return service_of(*groups, clock=lambda: asyncio.get_running_loop().time(), patience_s=patience_s)
 
 
 async def collect(
@@ -95,15 +106,17 @@ async def test_a_stream_moved_after_any_token_shows_the_same(tokens: int, params
     assert not first._cuts and not second._cuts, "no stream is left behind"
 
 
+@timeless
 async def test_the_old_group_goes_on_until_the_new_one_is_near() -> None:
     """What the new group has not seen costs it a quarter of a token's time, so at first it is left behind."""
     first, second = group("g0", delay_s=0.04), group("g1", load=BUSY, delay_s=0.04, prefill_s=0.01)
     routed = service(first, second)
-    gaps, last_s = [], time.monotonic()
+    clock = asyncio.get_running_loop().time
+    gaps, last_s = [], clock()
     async for event in routed.generate(spec()):
         if isinstance(event, Delta):
-            gaps.append(time.monotonic() - last_s)
-            last_s = time.monotonic()
+            gaps.append(clock() - last_s)
+            last_s = clock()
             if len(gaps) == 14:
                 drain(routed, first)
     rounds = [len(request.output_ids) for request in second.requests]
@@ -112,6 +125,7 @@ async def test_the_old_group_goes_on_until_the_new_one_is_near() -> None:
     assert first.aborted == ["r1"] and second.finished == [f"r1+{len(rounds)}"]
 
 
+@timeless
 async def test_a_stream_that_gets_nowhere_in_its_group_is_taken_away_all_the_same() -> None:
     first, second = group("g0", delay_s=1e6), group("g1", load=BUSY)
     routed = service(first, second)
@@ -148,6 +162,7 @@ async def test_a_stream_that_ends_on_the_way_ends_its_other_half_too() -> None:
 
 
 @pytest.mark.parametrize("error", [Overloaded("full"), Unavailable("gone"), InvalidRequest("another context")])
+@timeless
 async def test_where_the_new_group_does_not_take_it_a_stream_stays(error: RaylineError) -> None:
     first, second = group("g0", delay_s=0.005), group("g1", load=BUSY, refusal=error)
     routed = service(first, second)
@@ -186,6 +201,7 @@ async def test_where_bits_differ_the_stream_breaks_first_and_says_so(changes: di
     assert len(request.output_ids) >= 3 and first.aborted == ["r1"]
 
 
+@timeless
 async def test_a_search_runs_in_both_groups_until_one_has_it() -> None:
     wanted = spec(beam_width=3, n=2)
     undisturbed = await collect(service(group("g0")), wanted)
@@ -228,10 +244,18 @@ def test_whatever_is_moved_or_lost_no_token_comes_twice_and_none_is_left_out(
     plan: list[tuple[int, str, int]], n: int
 ) -> None:
     groups = [group(f"g{i}", load=FREE) for i in range(4)]
-    routed = service(*groups, patience_s=1.0)
-    due, acts = 0, dict[int, Callable[[], object]]()
 
-    def act(what: str, which: int) -> None:
+    async def scenario() -> list[StreamEvent]:
+        routed = service(*groups, patience_s=1.0)
+        due, acts = 0, dict[int, Callable[[], object]]()
+        for gap, what, which in plan:
+            due += gap
+            acts[due] = lambda what=what, which=which: act(routed, what, which)  # type: ignore[misc]
+        events = await collect(routed, spec(n=n), acts)
+        assert not any(routed._ledger.outstanding_tokens(g.info.group_id) or g._cuts for g in groups)
+        return events
+
+    def act(routed: Service, what: str, which: int) -> None:
         chosen = groups[which]
         if what == "lose":
             for request_id in list(chosen._cuts):
@@ -240,13 +264,8 @@ def test_whatever_is_moved_or_lost_no_token_comes_twice_and_none_is_left_out(
             g.load = DRAINING if what == "move" and g is chosen else FREE
         routed.move_streams()
 
-    for gap, what, which in plan:
-        due += gap
-        acts[due] = lambda what=what, which=which: act(what, which)  # type: ignore[misc]
-
-    events = asyncio.run(collect(routed, spec(n=n), acts))
+    events = in_no_time(scenario())
     said = list(groups[0].script(next(g.requests[0] for g in groups if g.requests)))
     for choice in range(n):
         assert [t for e in shown(events, choice) if isinstance(e, Delta) for t in e.token_ids] == said
     assert sum(isinstance(event, Failed | Finished) for event in events) == 1
-    assert not any(routed._ledger.outstanding_tokens(g.info.group_id) or g._cuts for g in groups)

@@ -13,9 +13,12 @@ from poison import AT_ONCE, LATE, POISONS, World, in_no_time
 from scheduler_bench import alone
 from small_tokenizers import served
 
-from rayline.protos.errors import Quarantined, RaylineError, Unavailable
+from rayline.protos.blame import Record, Suspect
+from rayline.protos.errors import DeadlineExceeded, Overloaded, Quarantined, RaylineError, Unavailable
 from rayline.protos.events import Delta, Failed, Finished, StreamEvent
-from rayline.protos.types import SamplingParams, Spec, choice_seed
+from rayline.protos.types import EngineRequest, SamplingParams, Spec, choice_seed
+from rayline.router import docket as docket_module
+from rayline.router.blame import fingerprint
 from rayline.router.docket import BlameLimits, Docket
 from rayline.router.service import ServedModel, Service
 
@@ -40,12 +43,12 @@ def spec(name: str, first: int = 1, tokens: int = 25, **params: Any) -> Spec:
 
 
 async def read(service: Service, wanted: Spec, after_s: float = 0.0) -> Seen:
-    """As clients do it asks again while there is no group to begin in: nothing has been accepted then."""
+    """As clients do it asks again while there is no group to begin in, or no room: nothing has been accepted then."""
     await asyncio.sleep(after_s)
     for _ in range(1000):
         try:
             return [event async for event in service.generate(wanted)]
-        except Unavailable:
+        except (Unavailable, Overloaded):
             await asyncio.sleep(0.1)
         except RaylineError as error:
             return error
@@ -161,6 +164,49 @@ def test_a_client_that_gives_up_and_asks_again_is_found_out_all_the_same() -> No
     in_no_time(scenario())
 
 
+def test_whoever_waits_while_one_like_it_is_computed_alone_gets_the_verdict_too() -> None:
+    async def scenario() -> None:
+        world = World(2)
+        service = service_over(world)
+        task = asyncio.create_task(world.run())
+        first = asyncio.create_task(read(service, spec("p", AT_ONCE)))
+        while world.deaths < LIMITS.poison_losses:
+            await asyncio.sleep(0.01)
+        first.cancel()
+        while len(world.groups) < 2:
+            await asyncio.sleep(0.01)
+        ids = spec("p", AT_ONCE).prompt_ids
+        both = (replace(spec(name, AT_ONCE), prompt_ids=ids) for name in ("one", "two"))
+        seen = await asyncio.gather(*(read(service, wanted) for wanted in both))
+        assert [type(error_of(each)) for each in seen] == [Quarantined, Quarantined]
+        assert world.deaths == BOUND
+        task.cancel()
+
+    in_no_time(scenario())
+
+
+def test_whoever_waits_while_one_like_it_is_computed_alone_waits_no_longer_than_its_client() -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        world, docket = World(1), Docket(LIMITS, loop.time)
+        service = service_over(world, docket)
+        task = asyncio.create_task(world.run())
+        (group,) = world.groups.values()
+        admitted: list[EngineRequest] = []
+        add = group.engine.add
+        group.engine.add = lambda request: (admitted.append(request), add(request))[1]  # type: ignore[method-assign]
+        wanted = spec("i1")
+        assert_undisturbed(wanted, await read(service, wanted))
+        (request,) = admitted
+        docket.hear([Suspect(fingerprint(request), Record(LIMITS.poison_losses, 0), LIMITS.quarantine_s)])
+        docket.case(request).run(request, "elsewhere")  # and stays there for ever
+        seen = await asyncio.wait_for(read(service, replace(wanted, request_id="i2", timeout_s=3.0)), 4.0)
+        assert type(error_of(seen)) is DeadlineExceeded and admitted == [request]
+        task.cancel()
+
+    in_no_time(scenario())
+
+
 def test_two_poisons_are_both_found() -> None:
     innocents = [spec(f"i{n}", tokens=50) for n in range(4)]
     (*seen, one, two), world = play(*innocents, spec("pa", AT_ONCE), spec("pbb", LATE), groups=3)
@@ -168,6 +214,18 @@ def test_two_poisons_are_both_found() -> None:
         assert_undisturbed(wanted, events)
     assert type(error_of(one)) is type(error_of(two)) is Quarantined
     assert max(world.kills.values()) <= BOUND
+
+
+def test_nobody_takes_the_fingerprint_of_a_request_that_nothing_is_held_against(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def taken(request: EngineRequest) -> str:
+        raise AssertionError("of a prompt of 100 000 tokens that takes milliseconds")
+
+    monkeypatch.setattr(docket_module, "fingerprint", taken)
+    wanted = spec("i1", n=3)
+    (seen,), _ = play(wanted)
+    assert_undisturbed(wanted, seen)
 
 
 strikes = st.lists(st.tuples(st.integers(0, 120), st.integers(0, 3)), max_size=8)

@@ -37,13 +37,13 @@ def healthy() -> None:
 
 
 def greet(address: str, rank: int, secret: str = SECRET) -> Channel:
-    channel = connect(address, 5.0)
+    channel = connect(address, 60.0)
     channel.send(pb.WorkerFrame(hello=pb.Hello(secret=secret, rank=rank)))
     return channel
 
 
 def is_dropped(channel: Channel) -> bool:
-    channel.limit_wait(5.0)
+    channel.limit_wait(60.0)
     try:
         channel.receive_leader_frame()
     except Unavailable as error:
@@ -59,7 +59,7 @@ def close(*channels: Channel) -> None:
 def test_ranks_are_let_in_by_their_number_in_any_order(door: tuple[socket.socket, str]) -> None:
     server, address = door
     callers = [greet(address, rank) for rank in (2, 0, 1)]
-    channels = accept_ranks([server], 3, SECRET, 10.0, healthy)
+    channels = accept_ranks([server], 3, SECRET, 60.0, healthy)
     assert sorted(channels) == [0, 1, 2]
     assert channels[2].peer == "rank 2"
     channels[2].send(pb.LeaderFrame(stop=pb.Stop()))
@@ -71,7 +71,7 @@ def test_ranks_come_in_by_any_of_several_doors(door: tuple[socket.socket, str], 
     server, address = door
     other, other_address = listen(f"unix:{tmp_path / 'leader'}")
     callers = [greet(address, 0), greet(other_address, 1)]
-    channels = accept_ranks([server, other], 2, SECRET, 10.0, healthy)
+    channels = accept_ranks([server, other], 2, SECRET, 60.0, healthy)
     assert sorted(channels) == [0, 1]
     close(*callers, *channels.values())
     other.close()
@@ -81,7 +81,7 @@ def test_ranks_come_in_by_any_of_several_doors(door: tuple[socket.socket, str], 
 def test_a_caller_with_a_wrong_secret_is_dropped(door: tuple[socket.socket, str], secret: str) -> None:
     server, address = door
     stranger, rank = greet(address, 0, secret), greet(address, 0)
-    channels = accept_ranks([server], 1, SECRET, 10.0, healthy)
+    channels = accept_ranks([server], 1, SECRET, 60.0, healthy)
     assert is_dropped(stranger)
     channels[0].send(pb.LeaderFrame(stop=pb.Stop()))
     assert rank.receive_leader_frame().HasField("stop")
@@ -94,11 +94,11 @@ def test_a_caller_with_a_wrong_secret_is_dropped(door: tuple[socket.socket, str]
 def test_a_stranger_that_sends_garbage_is_dropped(door: tuple[socket.socket, str], garbage: bytes) -> None:
     server, address = door
     host, _, port = address.removeprefix("tcp:").rpartition(":")
-    with socket.create_connection((host, int(port)), 5.0) as stranger:
+    with socket.create_connection((host, int(port)), 60.0) as stranger:
         stranger.sendall(garbage)
         stranger.shutdown(socket.SHUT_WR)
         rank = greet(address, 0)
-        channels = accept_ranks([server], 1, SECRET, 10.0, healthy)
+        channels = accept_ranks([server], 1, SECRET, 60.0, healthy)
         assert list(channels) == [0]
         with suppress(ConnectionResetError):
             assert stranger.recv(1) == b""
@@ -110,7 +110,7 @@ def test_a_frame_that_is_no_hello_is_dropped(door: tuple[socket.socket, str]) ->
     stranger = connect(address, 5.0)
     stranger.send(pb.WorkerFrame(ready=pb.Ready()))
     rank = greet(address, 0)
-    channels = accept_ranks([server], 1, SECRET, 10.0, healthy)
+    channels = accept_ranks([server], 1, SECRET, 60.0, healthy)
     assert is_dropped(stranger)
     close(stranger, rank, *channels.values())
 
@@ -118,7 +118,7 @@ def test_a_frame_that_is_no_hello_is_dropped(door: tuple[socket.socket, str]) ->
 def test_of_two_ranks_with_one_number_the_first_stays(door: tuple[socket.socket, str]) -> None:
     server, address = door
     first, second, other = greet(address, 0), greet(address, 0), greet(address, 1)
-    channels = accept_ranks([server], 2, SECRET, 10.0, healthy)
+    channels = accept_ranks([server], 2, SECRET, 60.0, healthy)
     assert is_dropped(second)
     channels[0].send(pb.LeaderFrame(stop=pb.Stop()))
     assert first.receive_leader_frame().HasField("stop")
@@ -128,7 +128,7 @@ def test_of_two_ranks_with_one_number_the_first_stays(door: tuple[socket.socket,
 def test_a_rank_the_group_does_not_have_is_dropped(door: tuple[socket.socket, str]) -> None:
     server, address = door
     stranger, rank = greet(address, 1), greet(address, 0)
-    channels = accept_ranks([server], 1, SECRET, 10.0, healthy)
+    channels = accept_ranks([server], 1, SECRET, 60.0, healthy)
     assert is_dropped(stranger)
     close(stranger, rank, *channels.values())
 
@@ -145,7 +145,7 @@ def test_a_process_that_ends_early_is_reported_at_once(door: tuple[socket.socket
     began = time.monotonic()
     with pytest.raises(Unavailable, match="rank 1 ended"):
         accept_ranks([server], 2, SECRET, 60.0, alive)
-    assert time.monotonic() - began < 5.0
+    assert time.monotonic() - began < 30.0
     assert is_dropped(came), "those that had come are let go"
     came.close()
 
@@ -153,8 +153,8 @@ def test_a_process_that_ends_early_is_reported_at_once(door: tuple[socket.socket
 def test_ranks_that_do_not_come_are_given_up_with_their_number(door: tuple[socket.socket, str]) -> None:
     server, address = door
     came = greet(address, 1)
-    with pytest.raises(Unavailable, match="1 of 3 ranks came within 0 s"):
-        accept_ranks([server], 3, SECRET, 0.3, healthy)
+    with pytest.raises(Unavailable, match="1 of 3 ranks came within 1 s"):
+        accept_ranks([server], 3, SECRET, 1.0, healthy)
     assert is_dropped(came)
     came.close()
 
@@ -194,7 +194,7 @@ class Group:
     def end(self) -> None:
         self.ranks.close()
         for thread in self.threads:
-            thread.join(5.0)
+            thread.join(60.0)
             assert not thread.is_alive()
 
 
@@ -316,14 +316,14 @@ def test_a_rank_that_dies_between_steps_is_noticed_by_a_check() -> None:
         if spec.parallel.rank == 0:
             return obedient(channel, spec)
         dying_at_step(0, 1)(channel, spec)
-        assert die.wait(5.0)
+        assert die.wait(60.0)
         return None
 
     group = Group(role, tp=2)
     start(group)
     group.ranks.check()
     die.set()
-    group.threads[1].join(5.0)
+    group.threads[1].join(60.0)
     with pytest.raises(Unavailable, match="rank 1 closed its connection"):
         group.ranks.check()
     group.end()

@@ -1,16 +1,20 @@
 """What a running server may be given anew: its groups, never what its clients hold on to."""
 
+import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from rayline.cluster.config import SystemConfig, override
-from rayline.deploy.app import group_version, router_version
+from rayline.deploy import serve as serve_module
+from rayline.deploy.app import Wiring, group_version, router_version
 from rayline.deploy.model_path import resolve_model
 from rayline.deploy.reload import ResolvedModel, check_reload, router_share
+from rayline.deploy.serve import Orders
 from rayline.protos.errors import ConfigError
 
 RUNNING = SystemConfig()
@@ -76,3 +80,30 @@ def test_a_model_keeps_its_name() -> None:
     renamed = [replace(model, name="other") for model in resolved(RUNNING)]
     with pytest.raises(ConfigError, match="would be called 'other'"):
         check_reload(RUNNING, RUNNING, resolved(RUNNING), renamed)
+
+
+@pytest.mark.parametrize(
+    "trouble", [RuntimeError("Serve says no"), ConfigError("not so"), FileNotFoundError("weights")], ids=str
+)
+def test_a_server_that_cannot_be_given_a_config_says_so_and_serves_on(
+    trouble: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders, told = Orders(), io.StringIO()
+    wanted = override(RUNNING, {"groups": 2})
+    deployed: list[SystemConfig] = []
+
+    def deploy(config: SystemConfig, *_: object) -> None:
+        deployed.append(config)
+        orders.any.set()
+        if len(deployed) == 1:
+            raise trouble
+        orders.stop.set()
+
+    monkeypatch.setattr(serve_module, "_deploy", deploy)
+    monkeypatch.setattr(serve_module, "check_models", resolved)
+    orders.any.set()
+    wiring = Wiring("secret", "", 1, False)
+    serve_module._follow(orders, RUNNING, resolved(RUNNING), wiring, Console(file=told, width=200), lambda: wanted)
+    first, last = told.getvalue().splitlines()
+    assert first.startswith("not reloaded: ") and str(trouble) in first
+    assert last == "reloaded: 2 groups are to serve each model" and deployed == [wanted, wanted]

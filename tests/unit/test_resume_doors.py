@@ -30,13 +30,12 @@ BODY = {"model": "tiny", "prompt": "the dog", "max_tokens": 30, "stream": True}
 CHAT = {"model": "tiny", "messages": HI, "max_tokens": 30, "stream": True}
 
 
-def groups(delay_s: float = 0.0) -> list[FakeGroup]:
+def groups() -> list[FakeGroup]:
     return [
         FakeGroup(
             saying(SAYING),
             info(f"g{n}", max_model_len=512),
             GroupLoad(outstanding_tokens=n),
-            delay_s=delay_s,
             held=Journal(2**20, 1e6),
         )
         for n in range(2)
@@ -137,7 +136,8 @@ async def test_only_the_tenant_of_a_stream_resumes_it() -> None:
 
 
 async def test_a_draining_router_sends_a_call_away_that_can_be_resumed() -> None:
-    held = groups(delay_s=0.05)
+    held = groups()
+    held[0].holds_at = 3
     draining = service_of(*held, router="a")
     async with grpc_door(draining) as first, grpc_door(service_of(*held, router="b")) as second:
         call = first.Generate(request(), metadata=((CAN_RESUME, "1"),))
@@ -146,8 +146,9 @@ async def test_a_draining_router_sends_a_call_away_that_can_be_resumed() -> None
             async for message in call:
                 before.append(message)
                 if len(before) == 3:
-                    drained = asyncio.create_task(draining.drain(10.0))
+                    drained = asyncio.create_task(draining.drain(60.0))
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE and await drained
+        held[0].holds_at = None
         after = await read(second.Resume(pb.ResumeRequest(request_id="r1", next_index=len(before))))
         text = "".join(message.delta.text for message in [*before, *after])
         assert text == SAYING

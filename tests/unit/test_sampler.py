@@ -2,7 +2,7 @@
 
 import torch
 
-from rayline.kernels.sampling import RowLogprobs, SampledRows, sample
+from rayline.kernels.sampling import NO_TOKEN, RowLogprobs, sample
 from rayline.protos.events import TokenLogprob
 from rayline.protos.plan import Sampled
 from rayline.protos.types import SamplingParams
@@ -65,15 +65,15 @@ def test_no_sequence_ends_before_its_min_tokens() -> None:
 
 
 def test_results_come_back_as_records_in_the_order_of_the_requests() -> None:
-    result = SampledRows(torch.tensor([5, 6]), (None, RowLogprobs(-0.5, ((6, -0.5), (1, -2.0)))))
+    logprobs = (None, RowLogprobs(-0.5, ((6, -0.5), (1, -2.0))))
     requests = [SampleRequest(1, SamplingParams(), 0, 0), SampleRequest(4, SamplingParams(logprobs=2), 0, 0)]
     tokens = (Sampled(1, 5), Sampled(4, 6, -0.5, (TokenLogprob(6, -0.5), TokenLogprob(1, -2.0))))
-    assert sampled(requests, result) == (tokens, ())
+    assert sampled(requests, [5, 6], logprobs) == (tokens, ())
 
 
 def test_a_sequence_with_no_token_left_is_refused() -> None:
     requests = [SampleRequest(number, SamplingParams(), 0, 0) for number in (3, 8)]
-    gained, refused = sampled(requests, SampledRows(torch.tensor([5, 0]), (None, None), stuck=(1,)))
+    gained, refused = sampled(requests, [5, NO_TOKEN], (None, None))
     assert gained == (Sampled(3, 5),)
     assert [item.sequence for item in refused] == [8]
     assert "allowed_token_ids" in refused[0].message

@@ -339,18 +339,21 @@ def test_a_cancelled_reader_aborts_the_request_in_the_same_turn_of_the_loop() ->
 
 
 def test_draining_refuses_new_requests_and_waits_for_the_running_ones() -> None:
-    group = FakeGroup(saying(SAYING), delay_s=0.01)
+    group = FakeGroup(saying(SAYING), holds_at=2)
 
     async def scenario() -> None:
         service = service_of(group)
         running = asyncio.create_task(collect(service, spec()))
-        await asyncio.sleep(0.005)
+        while not group.requests:
+            await asyncio.sleep(0)
         assert service.running == 1 and service.ready
-        drained = asyncio.create_task(service.drain(10.0))
+        drained = asyncio.create_task(service.drain(60.0))
         await asyncio.sleep(0)
         assert service.draining and not service.ready
         with pytest.raises(Unavailable, match="shutting down"):
             await collect(service, spec(request_id="late"))
+        assert not drained.done()
+        group.holds_at = None
         assert await drained
         assert isinstance((await running)[-1], Finished) and service.running == 0
 
@@ -401,22 +404,27 @@ def test_other_work_goes_on_while_a_long_prompt_is_prepared() -> None:
 
 
 async def test_a_text_of_100_000_tokens_does_not_stall_the_loop() -> None:
-    """The bound is generous: on the loop itself it would stand still for as long as the text takes."""
+    """The bound is generous: on the loop itself it would stand still for as long as the text takes, each time.
+
+    Where other processes take the cores away it may stand still as well, but not in every one of many attempts.
+    """
     tokenizer = Tokenizer.load(resolve_model("embedded"))
     text = " ".join(f"def f{number}(x): return x + {number}" for number in range(12_000))
     service = Service({"m": ServedModel("m", tokenizer, {}, 0)}, time.monotonic, lambda: 0)
     tokenizer.encode(text)
-    began_s = time.perf_counter()
-    tokenizer.encode(text)
-    alone_s = time.perf_counter() - began_s
-    stalls_s, work = [], asyncio.create_task(service.tokenize("m", text))
-    while not work.done():
-        before_s = time.perf_counter()
-        await asyncio.sleep(0.001)
-        stalls_s.append(time.perf_counter() - before_s)
-    assert len(await work) > 100_000
-    assert len(stalls_s) > 5
-    assert max(stalls_s) < max(0.1, alone_s / 2)
+    for _ in range(20):
+        began_s = time.perf_counter()
+        tokenizer.encode(text)
+        alone_s = time.perf_counter() - began_s
+        stalls_s, work = [], asyncio.create_task(service.tokenize("m", text))
+        while not work.done():
+            before_s = time.perf_counter()
+            await asyncio.sleep(0.001)
+            stalls_s.append(time.perf_counter() - before_s)
+        assert len(await work) > 100_000
+        if len(stalls_s) > 5 and max(stalls_s) < max(0.1, alone_s / 2):
+            return
+    pytest.fail(f"the loop stood still for {max(stalls_s):.3f} s, tokenising alone takes {alone_s:.3f} s")
 
 
 # ---- time limits and full groups

@@ -10,10 +10,12 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from statistics import median
 
 import grpc
 import pytest
 from simulated_group import SECRET, TimedRanks, answer, engine_over, leading, request
+from waiting import until_async
 
 from rayline.protos.channel_wire import SECRET_KEY
 from rayline.protos.errors import Unavailable
@@ -22,10 +24,9 @@ from rayline.protos.internal_pb2_grpc import GroupChannelStub
 from rayline.router import link as link_module
 from rayline.router.directory import Directory, GroupAddress, Listing
 from rayline.router.link import SILENCE_S, GroupLink
-from rayline.workers.leader import ROUTER_SILENCE_S
 
 TESTS = Path(__file__).parents[1]
-SLACK_S = 1.5  # for machines that run other things beside
+SLACK_S = 10.0  # for machines that run other things beside; any other limit is longer
 
 
 @asynccontextmanager
@@ -41,8 +42,14 @@ async def process(step_s: float) -> AsyncIterator[tuple["subprocess.Popen[str]",
             started.kill()
 
 
-async def collect(link: GroupLink, tokens: int) -> list[EngineEvent]:
-    return [event async for event in link.generate(request("r", tokens=tokens))]
+async def collect(link: GroupLink, tokens: int, came_s: list[float] | None = None) -> list[EngineEvent]:
+    """`came_s` gets the time of each event."""
+    events = []
+    async for event in link.generate(request("r", tokens=tokens)):
+        events.append(event)
+        if came_s is not None:
+            came_s.append(time.monotonic())
+    return events
 
 
 async def test_every_router_hears_of_an_idle_leader_more_than_once_a_second() -> None:
@@ -54,7 +61,7 @@ async def test_every_router_hears_of_an_idle_leader_more_than_once_a_second() ->
             came.append(time.monotonic())
         call.cancel()
     gaps = [later - earlier for earlier, later in itertools.pairwise(came)]
-    assert max(gaps) < 1.0 + SLACK_S and sum(gaps) < 5 * 0.5 + SLACK_S
+    assert median(gaps) < 1.0
 
 
 class Patient(TimedRanks):
@@ -75,19 +82,18 @@ async def test_a_step_longer_than_the_longest_silence_costs_no_stream() -> None:
 
 
 async def test_a_frozen_leaders_streams_fail_in_time_and_hear_nothing_of_it_when_it_wakes() -> None:
-    async with process(0.02) as (leader, address):
-        link = await GroupLink.open(address, SECRET)
-        stream = asyncio.create_task(collect(link, 50))
-        await asyncio.sleep(0.3)
+    async with process(0.1) as (leader, address):
+        link, came_s = await GroupLink.open(address, SECRET), list[float]()
+        stream = asyncio.create_task(collect(link, 50, came_s))
+        await until_async(lambda: len(came_s) > 3)
         leader.send_signal(signal.SIGSTOP)
-        began = time.monotonic()
         *tokens, end = await stream
-        seconds = time.monotonic() - began
+        seconds = came_s[-1] - came_s[-2]
         assert (
             isinstance(end, Failed) and isinstance(end.error, Unavailable) and "nothing was heard" in end.error.message
         )
         assert 0 < len(tokens) < 50 and all(isinstance(event, TokenEvent) for event in tokens)
-        assert SILENCE_S - 0.5 < seconds < SILENCE_S + 0.5 + SLACK_S
+        assert SILENCE_S - 0.5 < seconds < SILENCE_S + SLACK_S
         assert link.silent and not link.alive
         leader.send_signal(signal.SIGCONT)
         await asyncio.sleep(0.5)
@@ -106,7 +112,7 @@ from rayline.router.link import GroupLink
 async def main() -> None:
     link = await GroupLink.open(sys.argv[1], SECRET)
     print("linked", flush=True)
-    events = [event async for event in link.generate(request("frozen", tokens=50))]
+    events = [event async for event in link.generate(request("frozen", tokens=60))]
     print(type(events[-1]).__name__, flush=True)
 
 asyncio.run(main())
@@ -115,21 +121,19 @@ asyncio.run(main())
 
 async def test_what_a_frozen_router_submitted_is_aborted_and_costs_no_other_router_anything() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS / "typing")])}
-    async with leading(engine_over(TimedRanks(step_s=0.25))) as leader:
+    ranks = TimedRanks(step_s=0.25)
+    async with leading(engine_over(ranks)) as leader:
         link = await GroupLink.open(leader.address, SECRET)
         command = [sys.executable, "-c", ROUTER, leader.address]
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as router:
             try:
                 assert router.stdout is not None
                 assert await asyncio.to_thread(router.stdout.readline) == "linked\n"
-                while not leader.load.running:
-                    await asyncio.sleep(0.02)
+                await until_async(lambda: leader.load.running)
                 router.send_signal(signal.SIGSTOP)
-                began = time.monotonic()
                 assert len(await collect(link, 12)) == 13, "other routers are not held up meanwhile"
-                while leader.load.running:
-                    await asyncio.sleep(0.05)
-                assert time.monotonic() - began < ROUTER_SILENCE_S + 2 * SLACK_S, "not because it had all its tokens"
+                await until_async(lambda: not leader.load.running)
+                assert ranks.brought < 60, "not because it had all its tokens"
                 assert leader.load.free_blocks == leader.load.total_blocks
                 router.send_signal(signal.SIGCONT)
                 assert await asyncio.to_thread(router.stdout.readline) == "Failed\n"
@@ -141,8 +145,9 @@ async def test_what_a_frozen_router_submitted_is_aborted_and_costs_no_other_rout
 async def test_a_router_that_slept_itself_blames_nobody() -> None:
     async with process(0.01) as (_, address):
         link = await GroupLink.open(address, SECRET)
-        stream = asyncio.create_task(collect(link, 50))
-        await asyncio.sleep(0.1)
+        came_s = list[float]()
+        stream = asyncio.create_task(collect(link, 50, came_s))
+        await until_async(lambda: came_s)
         time.sleep(SILENCE_S + 1.0)  # the whole loop, as when the router's process was stopped
         assert len(await stream) == 51
         assert link.alive
@@ -164,13 +169,11 @@ async def test_a_silent_group_is_ended_once_and_no_other(monkeypatch: pytest.Mon
 
         directory = Directory(describe, SECRET, lambda link: link, fence)
         directory.start()
-        while len(directory.groups) < 2:
-            await asyncio.sleep(0.02)
+        await until_async(lambda: len(directory.groups) == 2)
         frozen.send_signal(signal.SIGSTOP)
         found.pop(0)
         began = time.monotonic()
-        while not fenced:
-            await asyncio.sleep(0.02)
+        await until_async(lambda: fenced)
         assert time.monotonic() - began < 1.0 + 1.5 + SLACK_S
         assert set(directory.groups) == {"lives"}
         await asyncio.sleep(0.2)

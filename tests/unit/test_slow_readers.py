@@ -3,7 +3,10 @@
 import asyncio
 import itertools
 import json
+import signal
 import socket
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from statistics import median
@@ -11,7 +14,8 @@ from typing import Any
 
 import grpc
 import pytest
-from whole_server import NAME, WholeServer, deaf_socket, until, whole_server
+from waiting import until_async
+from whole_server import NAME, WholeServer, deaf_socket, whole_server
 
 from rayline.cluster.config import LimitsSection
 from rayline.protos import inference_pb2 as pb
@@ -26,7 +30,7 @@ from rayline.router.inbox import Inbox
 from rayline.router.slow_readers import LOOKS, Reader, SlowReaders
 from rayline.workers.outbox import MOST_JOINED, Outbox
 
-WAIT_S = 60.0
+WAIT_S = 200.0
 LONG_TOKENS = 1500
 FAST_CLIENTS = 2
 
@@ -70,7 +74,7 @@ async def test_an_http_client_that_reads_nothing_is_ended_and_its_blocks_are_fre
     async with whole_server(LimitsSection(slow_reader_s=1.0, max_unread_tokens=10**6)) as server:
         deaf = await send_http(server, LONG_TOKENS, 5)
         await begin(server, 1)
-        await until(server, WAIT_S)
+        await until_async(lambda: server.is_idle)
         deaf.settimeout(WAIT_S)
         got = await asyncio.to_thread(_drain, deaf)
         assert got.startswith(b"HTTP/1.1 200") and b"[DONE]" not in got, "what the buffers held, and no more"
@@ -81,7 +85,7 @@ async def test_a_whole_answer_that_nobody_reads_keeps_no_connection() -> None:
     async with whole_server(LimitsSection(slow_reader_s=1.0)) as server:
         deaf = await send_http(server, 200, 5, stream=False)
         await begin(server, 1)
-        await until(server, WAIT_S)
+        await until_async(lambda: server.is_idle)
         async with asyncio.timeout(WAIT_S):
             while len(_http_connections(server)):
                 await asyncio.sleep(0.05)
@@ -105,13 +109,41 @@ async def test_a_grpc_client_that_reads_nothing_is_ended_and_told_so_when_it_rea
         call = pb_grpc.InferenceServiceStub(channel).Generate(ask(LONG_TOKENS, 20))
         await call.read()
         await begin(server, 1)
-        await until(server, WAIT_S)
+        await until_async(lambda: server.is_idle)
         with pytest.raises(grpc.aio.AioRpcError) as ended:
             async with asyncio.timeout(WAIT_S):
                 while await call.read() is not grpc.aio.EOF:
                     pass
         assert ended.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert dict(ended.value.trailing_metadata() or ())["rayline-error-kind"] == "SlowReader"
+
+
+GONE = f"""
+import sys, grpc
+from rayline.protos import inference_pb2 as pb, inference_pb2_grpc as pb_grpc
+params = pb.SamplingParams(max_tokens={LONG_TOKENS}, ignore_eos=True, temperature=0.0, logprobs=20)
+channel = grpc.insecure_channel(sys.argv[1], [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)])
+call = pb_grpc.InferenceServiceStub(channel).Generate(
+    pb.GenerateRequest(model="{NAME}", text="def f(", params=params))
+print(next(call).WhichOneof("event"), flush=True)
+next(event for event in call if False)
+"""
+
+
+async def test_a_grpc_client_that_is_gone_without_a_word_is_noticed_by_its_pings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rayline.router.grpc.api.KEEPALIVE_MS", 1_000)
+    async with whole_server(LimitsSection(slow_reader_s=3600.0, max_unread_tokens=10**6)) as server:
+        command = [sys.executable, "-c", GONE, f"127.0.0.1:{server.grpc_port}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
+            try:
+                assert client.stdout is not None
+                assert (await asyncio.to_thread(client.stdout.readline)).strip() == "started"
+                client.send_signal(signal.SIGSTOP)
+                await until_async(lambda: server.is_idle)
+            finally:
+                client.kill()
 
 
 async def test_who_is_too_far_behind_is_ended_at_once_and_its_backlog_dropped() -> None:
@@ -125,7 +157,7 @@ async def test_who_is_too_far_behind_is_ended_at_once_and_its_backlog_dropped() 
         assert load.free_blocks == load.total_blocks, "the group is free although the client still blocks the door"
         assert server.service.running == 1
         deaf.close()
-        await until(server, WAIT_S)
+        await until_async(lambda: server.is_idle)
 
 
 async def test_nobody_feels_the_clients_that_read_nothing() -> None:
@@ -146,7 +178,7 @@ async def test_nobody_feels_the_clients_that_read_nothing() -> None:
                 await asyncio.gather(*drains)
             for other in others:
                 other.close()
-            await until(server, WAIT_S)
+            await until_async(lambda: server.is_idle)
         assert paces[False] < 1.5 * paces[True] + 0.005
 
 
@@ -180,7 +212,7 @@ async def test_a_router_that_does_not_read_loses_its_streams_and_nobody_else_doe
             while server.leader.load.running != 1:
                 await asyncio.sleep(0.01)
         assert len(await kept) == LONG_TOKENS - 1
-        await until(server, WAIT_S)
+        await until_async(lambda: server.is_idle)
         beats.cancel()
         call.cancel()
 

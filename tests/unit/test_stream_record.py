@@ -33,6 +33,12 @@ def test_another_request_does_not(record: StreamRecord, other: Spec) -> None:
     assert not record.asks_for(other)
 
 
+@given(records, st.integers(-2, -1))
+def test_a_request_with_ids_that_there_cannot_be_is_another_one(record: StreamRecord, wrong: int) -> None:
+    other = replace(record.spec, prompt=None, suffix=None, conversation=None, prompt_ids=(wrong,))
+    assert not record.asks_for(other)
+
+
 def test_patience_counts_over_all_calls() -> None:
     record = StreamRecord(Spec("r", "m", params=None, timeout_s=10.0), 0, 1000.0)  # type: ignore[arg-type]
     assert record.left_s(1000.0) == 10.0 and record.left_s(1004.0) == 6.0

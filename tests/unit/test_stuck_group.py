@@ -7,12 +7,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 from simulated_group import SECRET, TimedRanks, engine_over, leading, request
+from waiting import until
 
 from rayline.cluster.config import EngineSection, ParallelSection
 from rayline.deploy.model_path import resolve_model
@@ -21,12 +23,13 @@ from rayline.protos.events import EngineEvent, Failed
 from rayline.protos.plan import Plan, Slice, StepResult
 from rayline.protos.types import EngineRequest, SamplingParams
 from rayline.router.link import GroupLink
+from rayline.workers import local_launch
 from rayline.workers.deadline import LEAST_LIMIT_S
 from rayline.workers.engine import Engine
 from rayline.workers.group import GroupSpec, start_group
 from rayline.workers.local_launch import LocalLauncher
 
-SLACK_S = 1.5  # for machines that run other things beside
+SLACK_S = 8.0  # for machines that run other things beside; a limit that is none of these is ten seconds at least
 TOKENS = 1000
 
 
@@ -64,22 +67,31 @@ def loss(engine: Engine) -> tuple[RaylineError, float]:
     return caught.value, time.monotonic() - began
 
 
-def leftovers(folder: Path) -> list[Path]:
-    """Sockets and folders of groups, and shared memory, which other groups of this machine may have for a moment."""
-    end = time.monotonic() + 5.0
-    while True:
-        shared = [path for path in Path("/dev/shm").glob("rayline-*") if not path.name.startswith("rayline-core-")]
-        if not shared or time.monotonic() > end:
-            return [*folder.iterdir(), *shared]
-        time.sleep(0.1)
+def shared_memory() -> set[Path]:
+    return {path for path in Path("/dev/shm").glob("rayline-*") if not path.name.startswith("rayline-core-")}
+
+
+@dataclass(frozen=True)
+class Traces:
+    """Where groups of this process make their temporary files, and the shared memory that was there before."""
+
+    folder: Path
+    before: set[Path]
+
+    def left(self) -> list[Path]:
+        """Sockets and folders of groups, and shared memory. Other groups that start have some, but not for long."""
+        found = shared_memory() - self.before
+        with suppress(AssertionError):
+            until(lambda: not found & shared_memory())
+        return [*self.folder.iterdir(), *(found & shared_memory())]
 
 
 @pytest.fixture
-def folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where this process makes its temporary files; the path of a socket must be short."""
+def traces(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Traces:
+    """The path of a socket must be short."""
     path = tmp_path_factory.mktemp("g")
     monkeypatch.setattr(tempfile, "tempdir", str(path))
-    return path
+    return Traces(path, shared_memory())
 
 
 def stopped(process_id: int) -> None:
@@ -101,7 +113,14 @@ def killed(process_id: int) -> None:
     ids=["tp2 killed", "tp2 stopped, its peer stuck in an exchange", "pp2 killed", "pp2 stopped, its peer in gloo"],
 )
 def test_a_lost_rank_is_noticed_in_time_and_its_group_ends_without_a_trace(
-    tp: int, pp: int, harm: Callable[[int], None], rank: int, within_s: float, said: str, folder: Path
+    tp: int,
+    pp: int,
+    harm: Callable[[int], None],
+    rank: int,
+    within_s: float,
+    said: str,
+    traces: Traces,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with group(tp, pp) as (engine, process_ids):
         run(engine, 30)
@@ -110,12 +129,12 @@ def test_a_lost_rank_is_noticed_in_time_and_its_group_ends_without_a_trace(
         # A neighbour whose socket broke may tell of it before the leader sees the dead rank's own.
         assert isinstance(error, Unavailable | InternalError) and said in error.message
         assert seconds < within_s + SLACK_S
+        assert harm is stopped or "no rank made progress" not in error.message, "nobody waited to notice"
         engine.fence()
-        began = time.monotonic()
+        monkeypatch.setattr(local_launch, "STOP_TIMEOUT_S", 1000.0)  # nobody waits for ranks that were killed
         engine.close()
-        assert time.monotonic() - began < 2.0, "nobody waits for ranks that were killed"
     assert not [pid for pid in process_ids if psutil.pid_exists(pid)], "processes, or their zombies"
-    assert leftovers(folder) == []
+    assert traces.left() == []
     print(f"noticed after {seconds:.3f} s: {error.message}")
 
 
@@ -125,7 +144,7 @@ def test_a_rank_that_fails_says_why_and_its_peers_end_too() -> None:
         engine.pipeline.submit(Plan(0, 10_000, slices=(Slice(987, 0, 1, 0, (0,), True),)))
         error, seconds = loss(engine)
         assert isinstance(error, InternalError) and "KeyError" in error.message
-        assert seconds < 1.0 + SLACK_S
+        assert seconds < 1.0 + SLACK_S and "no rank made progress" not in error.message
     assert not [pid for pid in process_ids if psutil.pid_exists(pid)]
 
 
@@ -142,7 +161,7 @@ class Sticking(TimedRanks):
 
     def next_result(self) -> StepResult:
         if len(self.plans) == 3:
-            self.go.wait(30.0)
+            self.go.wait(200.0)
         return super().next_result()
 
     def fence(self) -> None:
@@ -159,7 +178,7 @@ async def test_an_engine_that_stands_still_fails_its_streams_and_says_nothing_mo
         end = events[-1]
         assert isinstance(end, Failed) and isinstance(end.error, Unavailable)
         assert "its engine stood still" in end.error.message
-        assert len(events) == 3 and ranks.limit_s < seconds < ranks.limit_s + 1.5 + SLACK_S
+        assert len(events) == 3 and ranks.limit_s < seconds < ranks.limit_s + 1.5 + 2 * SLACK_S
         assert not leader.healthy and leader.lost.is_set() and ranks.fenced == 1
         ranks.go.set()
         await asyncio.sleep(0.2)

@@ -140,6 +140,7 @@ class Decoder:
         divide the model.
         """
         self.kernels = kernels
+        self.hidden_size, self.dtype, self._device = config.hidden_size, dtype, device
         loader = Loader(weights, parallel, collective, kernels, dtype, device)
         self.rope = _rope_tables(config, device)
         self.embedding: VocabEmbedding | None = None
@@ -172,6 +173,12 @@ class Decoder:
         if self.head is None:
             return hidden
         return bound.top(hidden[context.wanted], context)
+
+    def blank(self, rows: int) -> Tensor:
+        """Inputs of `forward` that mean nothing."""
+        if self.embedding is not None:
+            return torch.zeros(rows, dtype=torch.int64, device=self._device)
+        return torch.zeros((rows, self.hidden_size), dtype=self.dtype, device=self._device)
 
     def bind(self, cache: KvCache, limits: DecodeLimits | None = None) -> "_Bound":
         """Compute over `cache` from now on; limits: of the decode steps that may be captured."""

@@ -200,8 +200,9 @@ class Scheduler:
             self._unblock()
 
     def _plan_solo(self) -> None:
-        """The suspect alone, once all plans made before it have ended. When it lacks blocks the others go on first: from
-        the next plan on, as until then the suspect is known as the only one that is computed."""
+        """The suspect alone, once all plans made before it have ended. When it lacks blocks the others go on first,
+        from the next plan on: until then the suspect is known as the only one that is computed.
+        """
         if not self._solo.may_plan(in_flight=len(self._works)):
             return
         for sequence in self._solo.sequences:

@@ -48,7 +48,7 @@ class ModelRun:
         graph_rows: int = 0,
     ) -> None:
         """graph_rows: decode steps of up to so many rows are captured. Raises NoRoom."""
-        self.machine, self.config, self.block_tokens = machine, config, block_tokens
+        self.machine, self.config, self.block_tokens, self.graph_rows = machine, config, block_tokens, graph_rows
         self.width = -(-tokens // block_tokens)
         blocks = sequences * self.width + 1
         itemsize = machine.dtype.itemsize

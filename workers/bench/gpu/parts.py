@@ -13,6 +13,7 @@ PARTS = (
     Part("graphs", checks.graphs, 60.0),
     Part("first model", speed.first_model, 90.0),
     Part("second model", speed.second_model, 60.0),
+    Part("engine steps", speed.engine_steps, 90.0),
     Part("quantised models", speed.quantised_models, 90.0),
     Part("exact class", speed.exact_class, 90.0),
     Part("products", speed.products, 60.0),

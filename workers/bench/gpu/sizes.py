@@ -11,7 +11,7 @@ from rayline.workers.models.config import ModelConfig
 class Sizes:
     """models: by name, the first one also for the exact class and quantised weights. copy_bytes: of the copied memory.
     matrix: rows, columns and depth of the product that gives the rate. product_rows: of single quantised products.
-    attended: sequences, and keys of each, that single attention steps are timed with.
+    attended: sequences, and keys of each, that single attention steps are timed with. engine_steps: of decoding.
     """
 
     models: Mapping[str, ModelConfig]
@@ -22,6 +22,7 @@ class Sizes:
     matrix: int
     product_rows: tuple[int, ...]
     attended: tuple[tuple[int, int], ...]
+    engine_steps: int = 100
     check_layers: int = 2
 
 
@@ -54,6 +55,7 @@ TINY = Sizes(
     matrix=64,
     product_rows=(1, 20),
     attended=((2, 40),),
+    engine_steps=6,
     check_layers=1,
 )
 SIZES = {"full": FULL, "tiny": TINY}

@@ -12,6 +12,7 @@ from rayline.kernels.context import ForwardContext
 from rayline.kernels.gpu import NoGpu
 from rayline.workers.bench.gpu.bench import Bench
 from rayline.workers.bench.gpu.checks import sampling_rows
+from rayline.workers.bench.gpu.engine_run import EngineRun
 from rayline.workers.bench.gpu.machine import Kind
 from rayline.workers.bench.gpu.model_run import ModelRun, NoRoom, Work, random_layer
 from rayline.workers.bench.gpu.report import Check, Failure, Figure, Row
@@ -83,6 +84,42 @@ def _decoder(bench: Bench, name: str, kernels: Kernels, batches: tuple[int, ...]
         return
     took_s = bench.machine.seconds(run.stepping([(0, 0, prompt)]))
     yield bench.figure(f"{name} {kernels.name} prefill of {prompt}", took_s, run.work([(0, 0, prompt)]))
+
+
+def engine_steps(bench: Bench) -> Iterator[Row]:
+    """Whole engine steps, planned and launched ahead and not: what the device does not compute meanwhile is the gap."""
+    for name in list(bench.sizes.models)[:2]:
+        for batch in bench.sizes.batches[:2]:
+            for window, kind in ((2, "launched ahead"), (1, "one at a time")):
+                yield from _engine(bench, name, batch, window, f"{name} engine, batch {batch}, {kind}")
+
+
+def _engine(bench: Bench, name: str, batch: int, window: int, title: str) -> Iterator[Row]:
+    context, outputs = bench.sizes.context_tokens, bench.sizes.engine_steps + 2
+    try:
+        run = EngineRun(
+            bench.machine, bench.sizes.models[name], bench.machine.ordinary(), sequences=batch, context=context,
+            outputs=outputs, launch_window=window,
+        )  # fmt: skip
+    except NoRoom as why:
+        yield Failure(title, str(why))
+        return
+    found = run.decode()
+    steps = max(1, found.clock.steps)
+    middle = [(sequence, context + outputs // 2, 1) for sequence in range(batch)]
+    yield bench.figure(f"{title}: step", found.wall_s / steps, run.model.work(middle))
+    gap_us = 1e6 * found.clock.gap_s / steps
+    yield Figure(f"{title}: gap between steps", gap_us, "us", found.gap_share, "the step")
+    if window > 1 and bench.machine.is_cuda:
+        yield _unhindered(run, f"{title}: the host waits for the ends of steps alone")
+
+
+def _unhindered(run: EngineRun, name: str) -> Check:
+    try:
+        run.decode(forbids_waits=True)
+    except RuntimeError as error:
+        return Check(name, False, str(error).splitlines()[0])
+    return Check(name, True)
 
 
 def products(bench: Bench) -> Iterator[Row]:
