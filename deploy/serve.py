@@ -8,10 +8,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 import ray
 from ray import serve as ray_serve
 from ray._private.worker import global_worker
@@ -42,6 +43,7 @@ STOP_TIMEOUT_S = 30.0
 CONTROLLER_TIMEOUT_S = 5.0  # as long as a lost one takes to come back
 ELSEWHERE_TIMEOUT_S = 60.0
 WATCH_PERIOD_S = 0.1
+END_TIMEOUT_S = 3.0  # for the processes of a Ray of our own
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +173,18 @@ def _cluster(config: SystemConfig, models: int) -> Iterator[None]:
         ray_serve.start(http_options={"host": config.router.host, "port": port})
         yield
     finally:
-        ray.shutdown()
+        with ExitStack() if "RAY_ADDRESS" in os.environ else _ending():
+            ray.shutdown()
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    """No process of ours is left behind: where the GCS is lost, Ray forgets its raylet's agents."""
+    children = psutil.Process().children(recursive=True)
+    yield
+    for process in psutil.wait_procs(children, timeout=END_TIMEOUT_S)[1]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _stop_listening() -> None:
@@ -203,7 +216,7 @@ def _run(
 ) -> DeploymentHandle[Any] | None:
     """Deploy and wait until every group takes requests; None when told to stop meanwhile.
 
-    Raises what a group failed with: Serve alone would try again and again.
+    Raises what a group failed with (Serve alone would try again and again), or Unavailable.
     """
     handle = _deploy(config, models, wiring)
     while not _is_running():
@@ -211,7 +224,10 @@ def _run(
             raise start.error
         if stop.is_set():
             return None
-    handle.broadcast("wait_ready", config.parallel.groups).results(timeout_s=READY_TIMEOUT_S)
+    try:
+        handle.broadcast("wait_ready", config.parallel.groups).results(timeout_s=READY_TIMEOUT_S)
+    except TimeoutError:
+        raise Unavailable(f"not every router has reached all groups within {READY_TIMEOUT_S:.0f} s") from None
     return handle
 
 

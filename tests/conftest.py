@@ -38,6 +38,15 @@ UNEVEN: dict[str, Any] = {
 }
 
 
+@pytest.fixture
+def patient_routers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaders that live answer what routers ask their journals, however busy the machine is."""
+    from rayline.router import journal
+
+    monkeypatch.setattr(journal, "ANSWER_S", 60.0)
+    monkeypatch.setattr(journal, "GRACE_S", 60.0)
+
+
 @pytest.fixture(scope="session")
 def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Make a small checkpoint with random weights, in a new directory, with transformers' own code.

@@ -55,7 +55,7 @@ def client_of(service: Service, api_key: str = "none", **options: Any) -> Iterat
 
 @contextmanager
 def http_of(service: Service, **options: Any) -> Iterator[httpx.Client]:
-    with serving(service, **options) as url, httpx.Client(base_url=url, timeout=20) as client:
+    with serving(service, **options) as url, httpx.Client(base_url=url, timeout=120) as client:
         yield client
 
 

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 READY_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 60.0
 
 
 @dataclass
@@ -47,7 +49,7 @@ class Server:
         if self.process.poll() is None:
             self.interrupt()
         try:
-            return self.process.wait(timeout=60)
+            return self.process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
@@ -77,12 +79,25 @@ def start_server(*args: str) -> Server:
     )
     lines: list[str] = []
     assert process.stdout is not None
-    for line in process.stdout:
-        lines.append(line)
-        if "Ctrl-C stops" in line:
-            return Server(process, "".join(lines), time.monotonic() - began)
-        assert time.monotonic() - began < READY_TIMEOUT_S, "".join(lines)
-    raise AssertionError(f"ended with {process.wait()}: {''.join(lines)}")
+    limit = threading.Timer(READY_TIMEOUT_S, _end, (process,))
+    limit.start()
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if "Ctrl-C stops" in line:
+                return Server(process, "".join(lines), time.monotonic() - began)
+    finally:
+        limit.cancel()
+    raise AssertionError(f"ended with {process.wait()} after {time.monotonic() - began:.0f} s: {''.join(lines)}")
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """As Ctrl-C does, so that it ends its own processes too; by force when that does not help."""
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _found(pattern: str, text: str) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -107,12 +108,17 @@ def _connected(address: str) -> Iterator[None]:
 
 @contextmanager
 def started(model: str, parallel: ParallelSection, is_apart: bool) -> Iterator[Deployment]:
-    """A Ray cluster and a deployment of our own, ended with this. is_apart: each group on a node of its own."""
+    """A Ray cluster and a deployment of our own, ended with this, also by Ctrl-C and SIGTERM.
+
+    is_apart: each group on a node of its own.
+    """
     bundles = group_bundles(parallel.tp, parallel.pp, has_gpus())
     group_cpus = int(total_cpus(bundles, 1, 1, ROUTER_CPUS))
     all_cpus = int(total_cpus(bundles, parallel.groups, ROUTERS, ROUTER_CPUS))
     network = Network() if is_apart and refusal() is None else None
     nodes = Nodes(int(ROUTER_CPUS) if is_apart else all_cpus, group_cpus, network)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         if network is not None:
             network.open()

@@ -31,7 +31,7 @@ WAIT_S = 60.0
 LONG = 1900  # tokens
 STEP_S = 0.02  # at least, so that LONG of them take more than half a minute on any machine
 GROWING_S = (1.0, 4.0, 16.0)  # on a busy machine a short time may be over before a request is accepted
-ABORTS = 4_000
+ABORTS = 2_000
 CLIENTS = 40
 SPARE = 4  # tasks that come and go: the watch over readers, a canary
 

@@ -179,4 +179,4 @@ assert run({arguments!r}) == 0
 heavy = {{"torch", "ray", "grpc", "transformers", "fastapi"}} & set(sys.modules)
 assert not heavy, heavy
 """
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=250)

@@ -21,6 +21,8 @@ from rayline.router.link import GroupLink
 from rayline.router.service import ServedModel, Service
 from rayline.workers.journal import Journal
 
+pytestmark = pytest.mark.usefixtures("patient_routers")
+
 TOKENS = 20
 ONE = pb.SamplingParams(max_tokens=TOKENS, seed=3)
 THREE = pb.SamplingParams(max_tokens=TOKENS, seed=3, n=3, logprobs=1)

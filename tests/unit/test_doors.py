@@ -24,7 +24,7 @@ def test_addresses_are_written_as_clients_take_them() -> None:
 def test_a_socket_that_listens_keeps_others_off_its_port() -> None:
     with listening_socket("127.0.0.1", 0, "http_port") as taken:
         port = taken.getsockname()[1]
-        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        socket.create_connection(("127.0.0.1", port), timeout=60).close()
         with pytest.raises(PortInUse, match=f"http_port = {port}") as refused:
             listening_socket("127.0.0.1", port, "http_port")
     assert refused.value.field == "http_port"

@@ -115,6 +115,8 @@ async def test_a_hostile_grammar_does_not_hold_up_the_event_loop(desk: GrammarDe
 
 async def test_others_are_served_while_a_hostile_one_is_tried(desk: GrammarDesk) -> None:
     kind, text = HOSTILE["patterns that meet"]
+    for number in range(grammar_desk.SANDBOXES):
+        await desk.grammar(StructuredOutput("regex", f"all processes run {number}"))
     hostile = asyncio.create_task(desk.grammar(StructuredOutput(kind, text + "\t")))
     await asyncio.sleep(0)
     await desk.grammar(StructuredOutput("regex", "another one"))

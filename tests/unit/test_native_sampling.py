@@ -67,7 +67,7 @@ class InThreads:
     def __init__(self, tp_size: int) -> None:
         self.tp_size = tp_size
         self._shown: list[Tensor] = [torch.empty(0)] * tp_size
-        self._barrier = threading.Barrier(tp_size, timeout=60)
+        self._barrier = threading.Barrier(tp_size, timeout=250)
 
     def rank(self, number: int) -> "OneOfThreads":
         return OneOfThreads(self, number)

@@ -12,7 +12,7 @@ SMALL = ("--kv-bytes", "20000000", "--threads", "1")
 
 def rayline(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
     code = f"{WITHOUT}; from rayline.deploy.cli import run; sys.exit(run({list(arguments)!r}))"
-    return subprocess.run([sys.executable, "-c", code], input=text, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", code], input=text, capture_output=True, text=True, timeout=250)
 
 
 def test_generate_prints_text_on_its_output_and_progress_beside_it() -> None:

@@ -1,13 +1,12 @@
 """The operators' service: who is let in, what is asked, what is answered; and `rayline drain` on top of it."""
 
-import asyncio
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
 from click.testing import CliRunner
+from door_thread import door_of
 from fakes import FakeGroup, saying, service_of
 
 from rayline.cluster.config import RouterSection, SecuritySection, SystemConfig
@@ -39,26 +38,11 @@ class Recorded:
 
 @contextmanager
 def served(operations: Recorded, *keys: str) -> Iterator[str]:
-    """The door on a thread of its own; yields its address."""
-    ready, stop, address = threading.Event(), threading.Event(), []
-
-    async def serve() -> None:
-        config = SystemConfig(router=RouterSection(grpc_port=0), security=SecuritySection(operator_keys=keys))
-        door = build_grpc_server(service_of(FakeGroup(saying("x"))), config, operations=operations)
-        await door.start()
-        address.append(f"127.0.0.1:{door.port}")
-        ready.set()
-        await asyncio.to_thread(stop.wait)
-        await door.stop(0)
-
-    thread = threading.Thread(target=asyncio.run, args=(serve(),))
-    thread.start()
-    assert ready.wait(30.0)
-    try:
-        yield address[0]
-    finally:
-        stop.set()
-        thread.join()
+    """The address of a door with these operations and keys."""
+    config = SystemConfig(router=RouterSection(grpc_port=0), security=SecuritySection(operator_keys=keys))
+    service = service_of(FakeGroup(saying("x")))
+    with door_of(lambda: build_grpc_server(service, config, operations=operations)) as address:
+        yield address
 
 
 def test_groups_are_listed_and_drained() -> None:

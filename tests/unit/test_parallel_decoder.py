@@ -85,7 +85,7 @@ def _run_ranks(directory: Path, world_size: int) -> None:
         for rank in range(world_size)
     ]
     try:
-        errors = [process.communicate(timeout=120)[1] for process in running]
+        errors = [process.communicate(timeout=250)[1] for process in running]
         assert all(process.returncode == 0 for process in running), "\n".join(errors)
     finally:
         for process in running:

@@ -14,7 +14,7 @@ from rayline.deploy.progress_link import ProgressListener, ProgressSender
 from rayline.protos.errors import ModelError, NotEnoughMemory, RaylineError
 
 SECRET = "correct horse"
-WAIT_S = 5.0
+WAIT_S = 60.0
 Event = tuple[str, int, str, int, int]
 
 
@@ -110,12 +110,18 @@ def test_a_stranger_that_says_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_group_may_be_silent_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress_link, "CONNECT_TIMEOUT_S", 0.05)
     terminal = Terminal()
-    with ProgressSender.open(terminal.listener.address, SECRET, "g0") as sender:
-        time.sleep(0.2)
-        sender.show(0, "warm up", 1, 1)
-        assert terminal.events.get(timeout=WAIT_S)[2] == "warm up"
+    for limit_s in (0.05, 0.5, 5.0):  # on a busy machine a group may be too late to say who it is
+        monkeypatch.setattr(progress_link, "CONNECT_TIMEOUT_S", limit_s)
+        with ProgressSender.open(terminal.listener.address, SECRET, "g0") as sender, suppress(queue.Empty):
+            sender.show(0, "read weights", 1, 1)
+            assert terminal.events.get(timeout=10 * limit_s)[2] == "read weights"
+            time.sleep(3 * limit_s)
+            sender.show(0, "warm up", 1, 1)
+            assert terminal.events.get(timeout=10 * limit_s)[2] == "warm up"
+            break
+    else:
+        pytest.fail("it was hung up on")
     terminal.listener.close()
 
 

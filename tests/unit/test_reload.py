@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from rayline.deploy.app import Wiring, group_version, router_version
 from rayline.deploy.model_path import resolve_model
 from rayline.deploy.reload import ResolvedModel, check_reload, router_share
 from rayline.deploy.serve import Orders
-from rayline.protos.errors import ConfigError
+from rayline.protos.errors import ConfigError, Unavailable
 
 RUNNING = SystemConfig()
 
@@ -107,3 +108,18 @@ def test_a_server_that_cannot_be_given_a_config_says_so_and_serves_on(
     first, last = told.getvalue().splitlines()
     assert first.startswith("not reloaded: ") and str(trouble) in first
     assert last == "reloaded: 2 groups are to serve each model" and deployed == [wanted, wanted]
+
+
+def test_a_server_whose_routers_do_not_reach_its_groups_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Handle:
+        def broadcast(self, method: str, groups: int) -> "Handle":
+            return self
+
+        def results(self, timeout_s: float) -> None:
+            raise TimeoutError
+
+    monkeypatch.setattr(serve_module, "_deploy", lambda *_: Handle())
+    monkeypatch.setattr(serve_module, "_is_running", lambda: True)
+    start, wiring = serve_module.Start(), Wiring("secret", "", 1, False)
+    with pytest.raises(Unavailable, match="not every router has reached all groups within 60 s"):
+        serve_module._run(RUNNING, resolved(RUNNING), wiring, start, threading.Event())

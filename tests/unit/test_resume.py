@@ -17,7 +17,6 @@ from rayline.protos.errors import RequestIdTaken, StreamNotFound, TakenOver, Una
 from rayline.protos.events import Failed, Finished, FinishReason, Started, StreamEvent, Usage
 from rayline.protos.journal import Ballot, JournalAnswer, JournalCall, stream_key
 from rayline.protos.types import SamplingParams, Spec
-from rayline.router import journal as journal_module
 from rayline.router.journal import HOLDERS, missing
 from rayline.router.link import GroupLink
 from rayline.router.service import ServedModel, Service
@@ -27,11 +26,7 @@ from rayline.workers.leader import Leader
 STEP_S = 0.002
 
 
-@pytest.fixture(autouse=True)
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaders that live answer, however busy the machine is."""
-    monkeypatch.setattr(journal_module, "ANSWER_S", 60.0)
-    monkeypatch.setattr(journal_module, "GRACE_S", 60.0)
+pytestmark = pytest.mark.usefixtures("patient_routers")
 
 
 @dataclass

@@ -25,6 +25,8 @@ from rayline.router.tools.formats import FORMATS
 from rayline.workers.journal import Journal
 from rayline.workers.leader import Leader
 
+pytestmark = pytest.mark.usefixtures("patient_routers")
+
 SECRET = "secret"
 LIMITS = Limits(16, 64, 16, True, 64, 1)
 SCHEMA = (
