@@ -19,7 +19,7 @@ from rayline.protos.errors import ConfigError
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 KernelWish = Literal["auto", "native", "onednn", "torch", "triton", "triton-exact"]
 AttentionWish = Literal["auto", "flash", "varlen", "triton"]
-Quantize = Literal["none", "int8", "int4"]
+Quantize = Literal["none", "int8", "int4", "fp8", "w8a8"]
 Activations = Literal["exact", "int8"]
 KvCacheKind = Literal["paged", "static"]
 AsyncScheduling = Literal["auto", "always", "never"]
@@ -109,7 +109,8 @@ class EngineSection:
     quantize: Quantize = field(
         default="none",
         metadata=says(
-            "none, int8 or int4: round the weights in groups while they are read (native and triton kernels)"
+            "none, int8 or int4: round the weights in groups while they are read (native and triton kernels); fp8 or "
+            "w8a8: round weights and activations of all layers to 8 bits (triton kernels; on CPUs torch's, slowly)"
         ),
     )
     activations: Activations = field(

@@ -9,7 +9,7 @@ from torch import Tensor
 from rayline.kernels.context import ForwardContext
 from rayline.kernels.graphs import DecodeLimits, Function
 
-Format = Literal["plain", "packed", "int8", "int4"]
+Format = Literal["plain", "packed", "int8", "int4", "fp8", "w8a8"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from rayline.kernels.native_kernels import NativeKernels, native_name
 from rayline.kernels.native_quant import Quantisation, Weights
 from rayline.kernels.operators import OperatorOperations
 from rayline.kernels.program import Operations, Team
-from rayline.kernels.torch_kernels import ONEDNN, PLAIN, TorchKernels
+from rayline.kernels.rowwise import LEAST_FP8_CAPABILITY, Rowwise
+from rayline.kernels.torch_kernels import ONEDNN, PLAIN, RowwiseTorchKernels, TorchKernels
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Choice:
     """name: of the kernels, part of the numerics class. exact: see Kernels. why: said where it matters.
 
     gpu: what Triton computes on; None: the C++ kernels, oneDNN or torch compute. attention: libraries that are asked
-    before Triton (kernels/library_attention.py).
+    before Triton (kernels/library_attention.py). quantisation in groups, or rowwise in 8 bits, or neither.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Choice:
     quantisation: Quantisation | None = None
     gpu: Gpu | None = None
     attention: tuple[str, ...] = ()
+    rowwise: Rowwise | None = None
 
 
 def choose(device: torch.device, dtype: torch.dtype, options: KernelOptions, misfit: str = "") -> Choice:
@@ -75,6 +77,8 @@ def choose(device: torch.device, dtype: torch.dtype, options: KernelOptions, mis
             misfit = str(missing)
     if options.attention != "auto":
         raise Unfit("attention", "it is of the triton kernels, and others compute here")
+    if rowwise := rowwise_of(options):
+        return _choose_rowwise_on_cpu(device, options, rowwise, misfit)
     return _choose_without_triton(device, dtype, options, misfit)
 
 
@@ -108,6 +112,15 @@ def _choose_without_triton(device: torch.device, dtype: torch.dtype, options: Ke
     return Choice("torch", False, why)
 
 
+def _choose_rowwise_on_cpu(device: torch.device, options: KernelOptions, rowwise: Rowwise, misfit: str) -> Choice:
+    """torch multiplies in 8 bits, to try a class of GPUs. Raises Unfit for all else."""
+    if device.type != "cpu":
+        raise Unfit("quantize", misfit or "the triton kernels compute it, or torch's on CPUs")
+    if options.kernels not in ("auto", "torch") or options.compile:
+        raise Unfit("quantize", "on CPUs torch's kernels compute it: kernels = auto or torch, without compile")
+    return Choice(f"torch-{rowwise}", False, "torch's products of 8 bits", rowwise=rowwise)
+
+
 def _choose_triton(device: torch.device, dtype: torch.dtype, options: KernelOptions, misfit: str) -> Choice:
     """Raises NoGpu where Triton cannot compute, Unfit for options that its kernels do not have."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
@@ -120,11 +133,14 @@ def _choose_triton(device: torch.device, dtype: torch.dtype, options: KernelOpti
         raise NoGpu("compile is on")
     if options.activations != "exact":
         raise Unfit("activations", "the Triton kernels multiply with activations as they are")
-    gpu, quantisation = gpu_of(device), quantisation_of(options)
+    gpu, quantisation, rowwise = gpu_of(device), quantisation_of(options), rowwise_of(options)
+    if rowwise == "fp8" and gpu.capability < LEAST_FP8_CAPABILITY:
+        why = f"tensor cores multiply FP8 from sm{LEAST_FP8_CAPABILITY} on, and this GPU is {gpu.architecture}"
+        raise Unfit("quantize", why)
     is_exact = options.kernels == EXACT
-    name, libraries = triton_name(gpu, is_exact, quantisation), attention_of(options)
+    name, libraries = triton_name(gpu, is_exact, quantisation, rowwise), attention_of(options)
     why = f"Triton kernels on {gpu.architecture}, attention by {' or '.join((*libraries, 'triton'))}"
-    return Choice(name, is_exact, why, quantisation=quantisation, gpu=gpu, attention=libraries)
+    return Choice(name, is_exact, why, quantisation=quantisation, gpu=gpu, attention=libraries, rowwise=rowwise)
 
 
 def attention_of(options: KernelOptions) -> tuple[str, ...]:
@@ -151,9 +167,16 @@ def default_block_tokens(device: torch.device, options: KernelOptions) -> int:
     return library_attention.FLASH_PAGE_TOKENS if first == "flash" else BLOCK_TOKENS
 
 
+def rowwise_of(options: KernelOptions) -> Rowwise | None:
+    """What rounds weights and activations to 8 bits with a scale a row."""
+    if options.quantize not in ("fp8", "w8a8"):
+        return None
+    return "fp8" if options.quantize == "fp8" else "w8a8"
+
+
 def quantisation_of(options: KernelOptions) -> Quantisation | None:
-    """Raises Unfit for activations that nothing quantised is multiplied with."""
-    if options.quantize == "none":
+    """Of weights in groups. Raises Unfit for activations that nothing quantised is multiplied with."""
+    if options.quantize == "none" or rowwise_of(options):
         if options.activations != "exact":
             raise Unfit("activations", "it needs quantize = int8 or int4")
         return None
@@ -168,7 +191,10 @@ def build(choice: Choice, threads: int, cores: Cores | None) -> Kernels:
         from rayline.kernels.triton_kernels import TritonKernels  # needs triton, which only GPUs do
 
         libraries = [library_attention.library_of(name) for name in choice.attention]
-        return TritonKernels(choice.name, choice.exact, choice.quantisation, choice.gpu.units, libraries=libraries)
+        return TritonKernels(
+            choice.name, choice.exact, choice.quantisation, choice.gpu.units, libraries=libraries,
+            layers=choice.rowwise,
+        )  # fmt: skip
     if choice.exact:
         # The team computes; a second pool of spinning threads would only take cores from it.
         torch.set_num_threads(1)
@@ -179,6 +205,8 @@ def build(choice: Choice, threads: int, cores: Cores | None) -> Kernels:
             else NativeKernels(Operations(team), choice.quantisation)
         )
     torch.set_num_threads(threads)
+    if choice.rowwise:
+        return RowwiseTorchKernels(choice.rowwise)
     if choice.is_compiled:
         return CompiledTorchKernels()
     return TorchKernels(ONEDNN if choice.name == "onednn" else PLAIN)

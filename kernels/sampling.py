@@ -64,10 +64,13 @@ class RowLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class SampledRows:
-    """token_ids: int64 [N], NO_TOKEN where edits left a row none. logprobs: one entry a row, None where not wanted."""
+    """token_ids: int64 [N], NO_TOKEN where edits left a row none. logprobs: one entry a row, None where not wanted.
+
+    Logprobs may still be on their way from a device (kernels/coming_logprobs.py).
+    """
 
     token_ids: Tensor
-    logprobs: tuple[RowLogprobs | None, ...]
+    logprobs: Sequence[RowLogprobs | None]
 
 
 def sample(logits: Tensor, rows: SamplingRows) -> SampledRows:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rayline.kernels import linear, onednn
+from rayline.kernels import linear, onednn, rowwise
 from rayline.kernels.activation import silu_gate
 from rayline.kernels.attention import PagedKv, paged_attention
 from rayline.kernels.backend import AttentionShape, KvLayer, RopeTables, Weight
@@ -19,6 +19,7 @@ from rayline.kernels.context import ForwardContext
 from rayline.kernels.graphs import DecodeLimits, Function
 from rayline.kernels.norm import add_rms_norm, rms_norm
 from rayline.kernels.rope import rotate
+from rayline.kernels.rowwise import RowWeight, Rowwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,31 @@ class TorchKernels:
 
     def replay(self, function: Function, limits: DecodeLimits | None = None) -> Function:
         return function
+
+
+class RowwiseTorchKernels(TorchKernels):
+    """Layers in 8 bits, weights and activations (kernels/rowwise.py); the vocabulary's matrices as they are."""
+
+    def __init__(self, kind: Rowwise) -> None:
+        super().__init__()
+        self.name = f"{PLAIN.name}-{kind}"
+        self._kind: Rowwise = kind
+
+    def pack(self, parts: Sequence[Tensor], segments: int = 1) -> Weight:
+        return rowwise.pack(parts, self._kind)
+
+    def head(self, rows: Tensor) -> Weight:
+        return self.table(rows)
+
+    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+        if isinstance(weight, RowWeight):
+            return rowwise.linear(x, weight, bias, False)
+        return super().linear(x, weight, bias)
+
+    def linear_fp32(self, x: Tensor, weight: Weight) -> Tensor:
+        if isinstance(weight, RowWeight):
+            return rowwise.linear(x, weight, None, True)
+        return super().linear_fp32(x, weight)
 
 
 def paged(layer: KvLayer) -> PagedKv:

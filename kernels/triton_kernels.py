@@ -9,13 +9,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rayline.kernels import triton_elementwise, triton_product, triton_quant, triton_sampling
+from rayline.kernels import rowwise, triton_elementwise, triton_product, triton_quant, triton_rows, triton_rowwise
 from rayline.kernels.backend import AttentionShape, KvLayer, RopeTables, Weight
 from rayline.kernels.context import ForwardContext
 from rayline.kernels.graphs import CudaRecorder, DecodeGraphs, DecodeLimits, Function, Recorder
 from rayline.kernels.library_attention import Attention, ChosenAttention, Library
 from rayline.kernels.native_quant import Quantisation
-from rayline.kernels.sampling import SamplingRows
+from rayline.kernels.rowwise import RowWeight, Rowwise
+from rayline.kernels.sampling import RowLogprobs, SampledRows, SamplingRows
 from rayline.kernels.torch_kernels import TorchKernels
 from rayline.kernels.triton_attention import EXACT, ORDINARY, PagedAttention
 from rayline.kernels.triton_quant import QuantisedWeight
@@ -34,13 +35,16 @@ class TritonKernels(TorchKernels):
         units: int,
         recorder: Recorder | None = None,
         libraries: Sequence[Library] = (),
+        layers: Rowwise | None = None,
     ) -> None:
         """name: of the class (kernels/gpu.py). units: processors of the device, which few rows are spread over.
-        recorder: of decode steps; CUDA graphs. libraries: asked for attention before Triton, in this order."""
+        recorder: of decode steps; CUDA graphs. libraries: asked for attention before Triton, in this order. layers:
+        what rounds theirs, and their activations, to 8 bits."""
         super().__init__()
         self.name = name
         self.exact = is_exact
         self.quantisation = quantisation
+        self._layers: Rowwise | None = layers
         self._units = units
         self._recorder = recorder or CudaRecorder()
         self._graphs: DecodeGraphs | None = None
@@ -49,6 +53,8 @@ class TritonKernels(TorchKernels):
 
     def pack(self, parts: Sequence[Tensor], segments: int = UNCUT) -> Weight:
         """segments: leaves that a rank holds of a product cut over ranks. Exact and UNCUT: what the depth allows."""
+        if self._layers is not None:
+            return rowwise.pack(parts, self._layers)
         if self.quantisation is not None:
             return triton_quant.pack(parts, self.quantisation.weights, segments)
         whole = parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
@@ -69,6 +75,8 @@ class TritonKernels(TorchKernels):
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         if isinstance(weight, QuantisedWeight):
             return triton_quant.linear(x, weight, bias, False, self.exact, self._units)
+        if isinstance(weight, RowWeight):
+            return triton_rowwise.linear(x, weight, bias, False, self.exact, self._units)
         if self.exact:
             return triton_product.product(x, weight, bias, False, self._units)
         return super().linear(x, weight, bias)
@@ -76,6 +84,8 @@ class TritonKernels(TorchKernels):
     def linear_fp32(self, x: Tensor, weight: Weight) -> Tensor:
         if isinstance(weight, QuantisedWeight):
             return triton_quant.linear(x, weight, None, True, self.exact, self._units)
+        if isinstance(weight, RowWeight):
+            return triton_rowwise.linear(x, weight, None, True, self.exact, self._units)
         if self.exact:
             return triton_product.product(x, weight, None, True, self._units)
         return super().linear_fp32(x, weight)
@@ -111,9 +121,17 @@ class TritonKernels(TorchKernels):
     ) -> Tensor:
         return self._attention.attend(q, shape, layer, context, sinks)
 
-    def draw(self, logits: Tensor, rows: SamplingRows) -> tuple[Tensor, Tensor]:
-        """`DrawingKernels.draw` of workers/token_sampler.py."""
-        return triton_sampling.draw(logits, rows, self._units)
+    def draw(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
+        """`DrawingKernels.draw` of workers/token_sampler.py, as the two that follow."""
+        return triton_rows.sample(logits, rows, self._units)
+
+    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]:
+        return triton_rows.score(logits, token_ids, tops, self._units)
+
+    def candidates(
+        self, logits: Tensor, rows: SamplingRows, most: Sequence[int]
+    ) -> list[tuple[tuple[int, float], ...]]:
+        return triton_rows.best_candidates(logits, rows, most, self._units)
 
     def replay(self, function: Function, limits: DecodeLimits | None = None) -> Function:
         if limits is None:

@@ -38,11 +38,15 @@ class Kernel:
     """A Triton function, the types of its arguments in order, and its variants.
 
     types: "*T" (the model's dtype), "*fp32", "*i32" ..., "i32" for a number of the step, "i32:16" for one of the model
-    that Triton may specialise; constexpr arguments are left out.
+    that Triton may specialise; constexpr arguments are left out. architecture: 10 x the compute capability that it
+    needs at least.
     """
 
-    def __init__(self, function: Any, types: Mapping[str, str], variants: Sequence[Variant]) -> None:
+    def __init__(
+        self, function: Any, types: Mapping[str, str], variants: Sequence[Variant], architecture: int = 0
+    ) -> None:
         self.function = function
+        self.architecture = architecture
         self.types = dict(types)
         self.variants = frozenset(variants)
 

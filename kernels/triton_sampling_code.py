@@ -34,15 +34,32 @@ def _words(seed, position, block):
     return c0, c1, c2, c3
 
 
-@triton.jit(do_not_specialize=["segment"], do_not_specialize_on_alignment=["seeds", "positions", "tokens"])
-def draw_rows(logits, best, temperature, seeds, positions, values, tokens, vocab, segment, BLOCK: tl.constexpr):
-    """The best of each segment of each row. Grid: rows, segments; `segment` is a multiple of 4 BLOCK.
+@triton.jit
+def _word(seed, position, token):
+    """The word of each token by itself."""
+    w0, w1, w2, w3 = _words(seed, position, token >> 2)
+    at = token & 3
+    return tl.where(at == 0, w0, tl.where(at == 1, w1, tl.where(at == 2, w2, w3)))
 
-    temperature 0 takes the largest logit, without noise. A value of -inf: nothing is left to take.
+
+@triton.jit
+def _gumbel(word):
+    """Standard Gumbel noise in fp64 (kernels/philox.py)."""
+    v = (word.to(tl.float64) + 0.5) * 2.3283064365386963e-10
+    return -tl.log(-tl.log(1.0 - v))  # 1 - v is exact: 33 bits
+
+
+@triton.jit(do_not_specialize=["rows", "segment"], do_not_specialize_on_alignment=["numbers", "tokens"])
+def draw_rows(logits, best, numbers, heats, values, tokens, rows, segment, vocab, BLOCK: tl.constexpr):
+    """The best of each segment of some rows. Grid: rows, segments; `segment` is a multiple of 4 BLOCK.
+
+    numbers int64: row, seed, position of all of them. A temperature of 0 takes the largest logit, without noise. A
+    value of -inf: nothing is left to take.
     """
-    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    heat, top = tl.load(temperature + row), tl.load(best + row)
-    seed, position = tl.load(seeds + row), tl.load(positions + row)
+    at, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row = tl.load(numbers + at)
+    heat, top = tl.load(heats + at), tl.load(best + row)
+    seed, position = tl.load(numbers + rows + at), tl.load(numbers + 2 * rows + at)
     column = tl.arange(0, 4)[None, :]
     value = tl.full([BLOCK, 4], NOTHING, tl.float64)
     token = tl.full([BLOCK, 4], NO_TOKEN, tl.int64)
@@ -53,16 +70,14 @@ def draw_rows(logits, best, temperature, seeds, positions, values, tokens, vocab
         w0, w1, w2, w3 = _words(seed, position, blocks)
         word = tl.where(column == 0, w0[:, None], w1[:, None])
         word = tl.where(column == 2, w2[:, None], tl.where(column == 3, w3[:, None], word))
-        v = (word.to(tl.float64) + 0.5) * 2.3283064365386963e-10
-        noise = -tl.log(-tl.log(1.0 - v))  # 1 - v is exact: 33 bits
         wide = logit.to(tl.float64)
         # Infinite logits are not subtracted from themselves.
         below = tl.where(logit == top, 0.0, wide) - tl.where(logit == top, 0.0, top.to(tl.float64))
         score = below / tl.where(heat == 0.0, 1.0, heat)
-        drawn = tl.where(logit == NOTHING, NOTHING, tl.where(heat == 0.0, wide, score + noise))
+        drawn = tl.where(logit == NOTHING, NOTHING, tl.where(heat == 0.0, wide, score + _gumbel(word)))
         is_better = drawn > value  # ids ascend, so the first of equals stays
         value, token = tl.where(is_better, drawn, value), tl.where(is_better, ids, token)
     most = tl.max(tl.max(value, 1), 0)
-    at = row * tl.num_programs(1) + part
-    tl.store(values + at, most)
-    tl.store(tokens + at, tl.min(tl.min(tl.where(value == most, token, NO_TOKEN), 1), 0))
+    mine = at * tl.num_programs(1) + part
+    tl.store(values + mine, most)
+    tl.store(tokens + mine, tl.min(tl.min(tl.where(value == most, token, NO_TOKEN), 1), 0))

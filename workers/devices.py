@@ -40,7 +40,7 @@ class Staging:
 
     def out(self, tensor: Tensor) -> Tensor:
         """As it is sent: in one piece, and complete when it lies on the host."""
-        return (tensor.to(self.place) if self.is_on else tensor).contiguous()
+        return tensor.to(self.place).contiguous()
 
     def back(self, tensor: Tensor) -> Tensor:
         """As it is computed with."""

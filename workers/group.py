@@ -178,7 +178,8 @@ def numerics(spec: RankSpec, config: ModelConfig) -> Numerics:
     depths = (config.heads * config.head_dim, config.intermediate_size)
     tp_size = spec.parallel.tp_size
     unit = choice.quantisation.group_of(choice.quantisation.weights) if choice.quantisation else 2
-    if choice.exact and all(tree_fits(depth, tp_size, unit) for depth in depths):
+    is_one_tree = tp_size == 1 if choice.rowwise else all(tree_fits(depth, tp_size, unit) for depth in depths)
+    if choice.exact and is_one_tree:
         return Numerics(name, True, choice.why)
     return Numerics(f"{name}-tp{tp_size}", choice.exact, choice.why)
 

@@ -34,11 +34,11 @@ class Grammars(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a step's logits. The tokens of those that sample are still on their way to the host."""
+    """What became of a step's logits. Tokens of those that sample, and their logprobs, are on their way to the host."""
 
     requests: tuple[SampleRequest, ...]
     fresh: FreshTokens
-    logprobs: tuple[RowLogprobs | None, ...]
+    logprobs: Sequence[RowLogprobs | None]
     candidates: tuple[Candidates, ...]
     scored: tuple[Scored, ...]
 

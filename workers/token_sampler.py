@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from rayline.kernels.backend import Kernels
-from rayline.kernels.edits import edited
 from rayline.kernels.native_edits import NativeEdits
 from rayline.kernels.native_kernels import NativeKernels
 from rayline.kernels.native_sampling import Draws, Limits, NativeReductions, Part, column
@@ -20,8 +19,6 @@ from rayline.kernels.sampling import (
     SampledRows,
     SamplingRows,
     best_candidates,
-    draw,
-    logprobs_of,
     named,
     sample,
     score,
@@ -83,32 +80,44 @@ class TorchSampler:
 
 @runtime_checkable
 class DrawingKernels(Protocol):
-    """Kernels that draw whole rows on their device."""
+    """Kernels that sample whole rows, fp32 [N, V], on their device."""
 
-    def draw(self, logits: Tensor, rows: SamplingRows) -> tuple[Tensor, Tensor]:
-        """Of fp32 [N, V], whatever would truncate the rows: ids int64 [N], and values fp64 [N], -inf where nothing was
-        left to draw."""
+    def draw(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
+        """As `TokenSampler.sample`, and nothing waits for the device."""
+        ...
+
+    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]:
+        """As `TokenSampler.score`."""
+        ...
+
+    def candidates(
+        self, logits: Tensor, rows: SamplingRows, most: Sequence[int]
+    ) -> list[tuple[tuple[int, float], ...]]:
+        """As `TokenSampler.candidates`."""
         ...
 
 
-class DeviceSampler(TorchSampler):
-    """Rows that nothing truncates are drawn in one launch, and nothing waits for the device before the tokens do."""
+class DeviceSampler:
+    """Gathers whole rows; every rank samples them on its device, and nothing waits for it."""
 
     def __init__(self, kernels: DrawingKernels, collective: Collective, vocab_size: int) -> None:
-        super().__init__(collective, vocab_size)
         self._kernels = kernels
+        self._collective = collective
+        self._vocab_size = vocab_size
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
-        whole = self._whole(logits)
-        allowed = edited(whole, rows.edits)
-        token_ids, values = self._kernels.draw(allowed, rows)
-        cut = [i for i in range(len(rows)) if rows.temperature[i] != 0.0 and rows.is_truncated(i)]
-        if cut:
-            token_ids[cut] = draw(allowed[cut], rows, cut)
-        token_ids = token_ids.clamp(max=self._vocab_size - 1)  # of rows with nothing left, which mean nothing
-        if allowed is not whole:
-            token_ids = named(token_ids, values)
-        return SampledRows(token_ids, logprobs_of(whole, token_ids, rows))
+        return self._kernels.draw(self._whole(logits), rows)
+
+    def candidates(
+        self, logits: Tensor, rows: SamplingRows, most: Sequence[int]
+    ) -> list[tuple[tuple[int, float], ...]]:
+        return self._kernels.candidates(self._whole(logits), rows, most)
+
+    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]:
+        return self._kernels.score(self._whole(logits), token_ids, tops)
+
+    def _whole(self, logits: Tensor) -> Tensor:
+        return self._collective.gather_columns(logits)[:, : self._vocab_size]
 
 
 class NativeSampler:

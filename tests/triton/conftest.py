@@ -6,6 +6,7 @@ import pytest
 import torch
 
 NUMBERS = {"*fp32": torch.float32, "*i32": torch.int32, "*i64": torch.int64, "*fp64": torch.float64, "*u8": torch.uint8}
+NUMBERS |= {"*i8": torch.int8, "*fp8e4nv": torch.float8_e4m3fn}
 MODEL_DTYPES = (torch.float16, torch.float32)  # the interpreter computes bfloat16 wrongly
 
 

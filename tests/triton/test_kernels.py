@@ -14,7 +14,7 @@ from rayline.kernels.backend import AttentionShape, Kernels, KvLayer, RopeTables
 from rayline.kernels.native_quant import DEFAULT_GROUPS, Quantisation
 from rayline.kernels.quantise import dequantise, quantise
 from rayline.kernels.rope import inverse_frequencies, rope_tables
-from rayline.kernels.torch_kernels import TorchKernels
+from rayline.kernels.torch_kernels import RowwiseTorchKernels, TorchKernels
 from rayline.kernels.triton_kernels import TritonKernels
 from rayline.kernels.triton_launch import Kernel, Variant
 from rayline.workers.cache import KvCache
@@ -143,12 +143,23 @@ def test_a_decoder_gives_the_logits_of_torch(way: str, checkpoint: Path, pages: 
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0.03 * float(theirs.abs().max()))
 
 
-@pytest.mark.parametrize("weights", [None, "int4", "int8"])
+@pytest.mark.parametrize("kind", ["fp8", "w8a8"])
+def test_a_decoder_in_8_bits_gives_the_logits_of_torch_in_8_bits(kind: Any, checkpoint: Path, pages: Any) -> None:
+    ours = Run(checkpoint, TritonKernels("triton", False, None, UNITS, layers=kind), pages)
+    theirs = Run(checkpoint, RowwiseTorchKernels(kind), pages)
+    for slices in ([(0, 0, 20), (1, 0, 3)], [(0, 20, 1), (1, 3, 9)]):
+        mine, expected = ours.logits(TOKENS, slices), theirs.logits(TOKENS, slices)
+        # A number that is rounded to the other neighbour moves its row's logits by some hundredths.
+        assert float((mine - expected).norm() / expected.norm()) < 0.03
+
+
+@pytest.mark.parametrize("weights", [None, "int4", "int8", "fp8", "w8a8"])
 def test_logits_of_the_exact_class_have_the_same_bits_however_they_are_batched(
     weights: Any, checkpoint: Path, pages: Any
 ) -> None:
-    quantisation = weights and Quantisation(weights)
-    run = Run(checkpoint, TritonKernels("exact-sm90", True, quantisation, UNITS), pages)
+    quantisation = Quantisation(weights) if weights in ("int4", "int8") else None
+    layers = weights if weights in ("fp8", "w8a8") else None
+    run = Run(checkpoint, TritonKernels("exact-sm90", True, quantisation, UNITS, layers=layers), pages)
     whole = run.logits(TOKENS, [(0, 0, 24)])
     first = run.logits(TOKENS, [(1, 0, 9), (2, 0, 4)])
     second = run.logits(TOKENS, [(2, 4, 1), (1, 9, 14)])

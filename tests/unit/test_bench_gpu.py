@@ -116,7 +116,7 @@ def test_every_part_runs_on_a_cpu_without_triton_and_little_installed(tmp_path: 
     assert done.returncode == 1, done.stderr
     report = json.loads(out.read_text())
     assert all(NO_GPU in failure["error"] or "CUDA device" in failure["error"] for failure in report["failures"])
-    assert {check["name"].split(",")[0] for check in report["checks"] if check["ok"]} == {"sampling"}
+    assert {check["name"].split(",")[0] for check in report["checks"] if check["ok"]} == {"sampling", "logprobs"}
     measured = " ".join(figure["name"] for figure in report["figures"])
     for expected in ("llama-8b", "llama-1b", "qwen3-0.6b", "prefill", "batch 3", "product", "gap between steps"):
         assert expected in measured, done.stdout

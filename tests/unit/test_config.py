@@ -32,7 +32,7 @@ ACCEPTED: dict[str, dict[str, list[Any]]] = {
         "prefix_caching": [True, False],
         "threads": [0, 64],
         "kernels": ["auto", "native", "onednn", "torch", "triton", "triton-exact"],
-        "quantize": ["none", "int8", "int4"],
+        "quantize": ["none", "int8", "int4", "fp8", "w8a8"],
         "activations": ["exact", "int8"],
         "kv_cache": ["paged", "static"],
         "compile": [True, False],

@@ -307,7 +307,7 @@ GPU = (torch.device("cuda"), torch.bfloat16)
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU as the choice of kernels sees it."""
-    monkeypatch.setattr(choice_module, "gpu_of", lambda device: Gpu(132, "sm90"))
+    monkeypatch.setattr(choice_module, "gpu_of", lambda device: Gpu(132, "sm90", 90))
 
 
 @pytest.mark.usefixtures("gpu")
@@ -317,9 +317,11 @@ def test_triton_computes_on_gpus_and_is_exact_where_that_is_wished_for() -> None
         ("triton", "int4", "triton-int4g64"),
         ("triton-exact", "none", "exact-sm90"),
         ("triton-exact", "int8", "exact-sm90-int8g128"),
+        ("auto", "fp8", "triton-fp8"),
+        ("triton-exact", "w8a8", "exact-sm90-w8a8"),
     ):
         choice = choose(*GPU, KernelOptions(wish, quantize))
-        assert (choice.name, choice.exact, choice.gpu) == (name, wish == "triton-exact", Gpu(132, "sm90"))
+        assert (choice.name, choice.exact, choice.gpu) == (name, wish == "triton-exact", Gpu(132, "sm90", 90))
     assert choose(*GPU, KernelOptions("torch")).name == "torch"
     assert choose(*GPU, KernelOptions(), misfit="a head is too wide").why == "a head is too wide"
     assert choose(*GPU, KernelOptions(compile=True)).name == "torch-compiled"
@@ -334,6 +336,21 @@ def test_the_chosen_triton_kernels_carry_the_name_of_their_class() -> None:
         assert (kernels.name, kernels.exact) == (choice.name, choice.exact)
 
 
+def test_fp8_is_refused_on_gpus_that_do_not_multiply_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice_module, "gpu_of", lambda device: Gpu(108, "sm80", 80))
+    with pytest.raises(Unfit, match="from sm89 on, and this GPU is sm80"):
+        choose(*GPU, KernelOptions("auto", "fp8"))
+    assert choose(*GPU, KernelOptions("auto", "w8a8")).name == "triton-w8a8"
+
+
+def test_on_cpus_torch_multiplies_in_8_bits() -> None:
+    for dtype in (torch.bfloat16, torch.float32):
+        for quantize in ("fp8", "w8a8"):
+            choice = choose(torch.device("cpu"), dtype, KernelOptions("auto", quantize))
+            assert (choice.name, choice.exact) == (f"torch-{quantize}", False)
+            assert choice_module.build(choice, 1, None).name == choice.name
+
+
 @pytest.mark.usefixtures("gpu")
 def test_what_the_triton_kernels_do_not_compute_is_refused_by_its_field() -> None:
     for device, dtype, options, misfit, field in (
@@ -342,7 +359,11 @@ def test_what_the_triton_kernels_do_not_compute_is_refused_by_its_field() -> Non
         (*GPU, KernelOptions("triton"), "a head is too wide", "kernels"),
         (*GPU, KernelOptions("triton", compile=True), "", "compile"),
         (*GPU, KernelOptions("auto", "int4", "int8"), "", "activations"),
+        (*GPU, KernelOptions("auto", "fp8", "int8"), "", "activations"),
         (*GPU, KernelOptions("auto", "int4"), "a head is too wide", "quantize"),
+        (*GPU, KernelOptions("auto", "w8a8"), "a head is too wide", "quantize"),
+        (*BF16, KernelOptions("native", "fp8"), "", "quantize"),
+        (*BF16, KernelOptions("auto", "w8a8", compile=True), "", "quantize"),
     ):
         with pytest.raises(Unfit) as refused:
             choose(device, dtype, options, misfit)

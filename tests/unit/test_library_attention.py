@@ -223,7 +223,7 @@ def test_a_captured_step_reads_its_lengths_on_the_device(library: Library) -> No
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "gpu_of", lambda device: Gpu(132, "sm90"))
+    monkeypatch.setattr(choice, "gpu_of", lambda device: Gpu(132, "sm90", 90))
     monkeypatch.setattr(library_attention, "at_hand", lambda: ("flash", "varlen"))
 
 

@@ -13,8 +13,9 @@ from late_device import Late, LateDevice
 from torch import Tensor
 
 from rayline.cluster.config import AsyncScheduling, EngineSection, ParallelSection
-from rayline.kernels import edits
-from rayline.kernels.sampling import SamplingRows
+from rayline.kernels import edits, sampling
+from rayline.kernels.coming_logprobs import ComingLogprobs
+from rayline.kernels.sampling import RowLogprobs, SampledRows, SamplingRows, named
 from rayline.kernels.torch_kernels import TorchKernels
 from rayline.protos.events import Failed, Finished, TokenEvent
 from rayline.protos.types import EngineRequest, SamplingParams, TokenRules
@@ -30,24 +31,42 @@ PLAIN: dict[str, dict[str, Any]] = {
     "penalties": {"repetition_penalty": 1.3, "frequency_penalty": 0.4, "temperature": 0.0},
     "bans": {"logit_bias": ((30, 2.0), (31, -4.0)), "no_repeat_ngram_size": 3, "min_tokens": 9},
     "lists": {"allowed_token_ids": tuple(range(5, 600)), "temperature": 0.7},
+    "top-k": {"top_k": 4},
+    "logprobs": {"logprobs": 2},
 }
 WAITING: dict[str, dict[str, Any]] = {
-    "logprobs": {"logprobs": 2},
-    "top-k": {"top_k": 4},
     "prompt logprobs": {"prompt_logprobs": 1},
     "beams": {"beam_width": 3, "n": 2},
 }
 
 
 class DrawingKernels(TorchKernels):
-    """torch's operations and a draw of whole rows on the device, as Triton's kernels have it."""
+    """torch's operations, and rows sampled on the device without waiting for it, as Triton's kernels do."""
 
-    def draw(self, logits: Tensor, rows: SamplingRows) -> tuple[Tensor, Tensor]:
+    def draw(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         heat = torch.tensor(rows.temperature)[:, None]
         source = torch.tensor([[seed * 31 + at * 17] for seed, at in zip(rows.seed, rows.position, strict=True)])
         noise = torch.sin((torch.arange(logits.shape[-1]) + 1) * source)
-        values = (logits + heat * noise).double()
-        return values.argmax(-1), values.amax(-1)
+        allowed = edits.edited(logits, rows.edits)
+        rank = allowed.argsort(-1, descending=True).argsort(-1)
+        values = (allowed + heat * noise).where(rank < torch.tensor([[k or 10**6] for k in rows.top_k]), -torch.inf)
+        token_ids = values.argmax(-1)
+        logprobs = logits.log_softmax(-1)
+        top = logprobs.topk(2)
+        ids = torch.cat((token_ids[:, None], top.indices), dim=1)
+        found = torch.cat((logprobs.gather(1, token_ids[:, None]), top.values), dim=1).double()
+        asked = [at for at, count in enumerate(rows.logprobs) if count is not None]
+        told = torch.cat((ids[asked].flatten(), found[asked].view(torch.int64).flatten()))
+        coming = ComingLogprobs(told, rows.logprobs) if asked else (None,) * len(rows)
+        return SampledRows(named(token_ids, values.amax(-1)), coming)
+
+    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]:
+        return sampling.score(logits, token_ids, tops)
+
+    def candidates(
+        self, logits: Tensor, rows: SamplingRows, most: Sequence[int]
+    ) -> list[tuple[tuple[int, float], ...]]:
+        return sampling.best_candidates(logits, rows, most)
 
 
 @pytest.fixture(scope="module")

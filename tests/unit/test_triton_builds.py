@@ -22,7 +22,16 @@ from rayline.kernels.triton_launch import Kernel, Variant
 pytestmark = pytest.mark.timeout(1200)  # a minute of two cores, which others may be using
 
 ROOT = Path(__file__).parents[2]
-MODULES = ("triton_attention", "triton_elementwise", "triton_product", "triton_quant", "triton_sampling")
+MODULES = (
+    "triton_attention",
+    "triton_edits",
+    "triton_elementwise",
+    "triton_product",
+    "triton_quant",
+    "triton_rowwise",
+    "triton_sampling",
+    "triton_truncation",
+)
 # A program's shared memory in bytes, as NVIDIA's tables of compute capabilities have it.
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
@@ -58,7 +67,8 @@ def builds() -> Iterator[Build]:
     for module in MODULES:
         for at, kernel in enumerate(kernels(module)):
             variants = sorted(kernel.variants, key=repr)
-            yield from (Build(module, at, v, "bf16", architecture) for v in variants for architecture in SHARED_BYTES)
+            architectures = [each for each in SHARED_BYTES if each >= kernel.architecture]
+            yield from (Build(module, at, v, "bf16", architecture) for v in variants for architecture in architectures)
             yield Build(module, at, variants[0], "fp16", 90)
 
 

@@ -13,6 +13,7 @@ from rayline.kernels.edits import Edit
 from rayline.kernels.gpu import NoGpu
 from rayline.kernels.native_quant import DEFAULT_GROUPS
 from rayline.kernels.quantise import dequantise, quantise
+from rayline.kernels.rowwise import Rowwise, pack, round_rows, values
 from rayline.kernels.sampling import SamplingRows, sample
 from rayline.kernels.torch_kernels import paged
 from rayline.workers.bench.gpu.bench import Bench
@@ -23,9 +24,11 @@ from rayline.workers.collectives import Alone
 from rayline.workers.models.config import ModelConfig
 from rayline.workers.token_sampler import token_sampler
 
+EXACT_KINDS: tuple[Kind, ...] = ("exact", "exact w8a8")
 TOLERANCE = 0.02  # of the largest number: some roundings to 8 bits of mantissa
 DECODER_TOLERANCE = 0.06  # after layers of them
 KINDS: tuple[Kind, ...] = ("ordinary", "exact")
+ROUNDED: tuple[Kind, ...] = ("int4", "int8", "fp8", "w8a8")
 ATTENTIONS = {
     "plain": AttentionShape(8, 2, 64, 0.125),
     "no groups, window": AttentionShape(4, 4, 128, 0.1, window=33),
@@ -46,7 +49,7 @@ def operations(bench: Bench) -> Iterator[Row]:
             yield _close(f"{name}, {kind}", run(kernels), run(bench.machine.kernels("torch")), TOLERANCE)
         for name, shape in ATTENTIONS.items():
             yield from _attention(bench.machine, kernels, f"attention, {name}, {kind}", shape)
-    for kind in ("int4", "int8"):
+    for kind in ROUNDED:
         yield from _quantised(bench.machine, kind)
 
 
@@ -95,11 +98,19 @@ def _quantised(machine: Machine, kind: Kind) -> Iterator[Row]:
         yield Failure(f"operations, {kind}", str(missing))
         return
     rows = machine.randn(330, 640, seed=2)
-    values = dequantise(quantise(rows, 4 if kind == "int4" else 8, DEFAULT_GROUPS[kind]))
     for count in (1, 7, 150):
         x = machine.randn(count, 640)
-        theirs = x.float() @ values.T
+        theirs = _rounded_product(x, rows, kind)
         yield _close(f"product of {count} rows, {kind}", kernels.linear(x, kernels.pack([rows])), theirs, TOLERANCE)
+
+
+def _rounded_product(x: Tensor, rows: Tensor, kind: Kind) -> Tensor:
+    """In fp32, of the numbers that kernels of this kind multiply."""
+    if kind == "int4" or kind == "int8":
+        return x.float() @ dequantise(quantise(rows, 4 if kind == "int4" else 8, DEFAULT_GROUPS[kind])).T
+    layers: Rowwise = "fp8" if kind == "fp8" else "w8a8"
+    numbers, steps = round_rows(x, layers)
+    return (numbers.float() * steps[:, None]) @ values(pack([rows], layers)).T
 
 
 def decoders(bench: Bench) -> Iterator[Row]:
@@ -121,20 +132,25 @@ def decoders(bench: Bench) -> Iterator[Row]:
 
 def exactness(bench: Bench) -> Iterator[Row]:
     """The exact class: a sequence alone, in pieces, and beside others gives the same bits."""
+    for kind in EXACT_KINDS:
+        yield from _exactness(bench, kind)
+
+
+def _exactness(bench: Bench, kind: Kind) -> Iterator[Row]:
     config = _shortened(next(iter(bench.sizes.models.values())), bench.sizes.check_layers)
-    run = ModelRun(bench.machine, config, bench.machine.kernels("exact"), sequences=6, tokens=640)
+    run = ModelRun(bench.machine, config, bench.machine.kernels(kind), sequences=6, tokens=640)
     long = 600 if bench.machine.is_cuda else 40
     alone = run.logits([(0, 0, long)])
     run.logits([(1, 0, long // 3), (2, 0, 17)])
     pieces = run.logits([(2, 17, 1), (1, long // 3, long - long // 3)])
-    yield Check("exact class: a prompt in pieces beside another has its bits", bool(pieces[1].equal(alone[0])))
+    yield Check(f"{kind} class: a prompt in pieces beside another has its bits", bool(pieces[1].equal(alone[0])))
     run.logits([(3, 0, long - 1)])
     decoded = run.logits([(3, long - 1, 1)])
-    yield Check("exact class: a prompt's last token decoded has its bits", bool(decoded[0].equal(alone[0])))
+    yield Check(f"{kind} class: a prompt's last token decoded has its bits", bool(decoded[0].equal(alone[0])))
     run.logits([(s, 0, long - 1) for s in (4, 5)])
     beside = run.logits([(4, long - 1, 1), (2, 18, 1), (5, long - 1, 1)])
     same = bool(beside[0].equal(alone[0]) and beside[2].equal(alone[0]))
-    yield Check("exact class: decoded beside others it has its bits", same)
+    yield Check(f"{kind} class: decoded beside others it has its bits", same)
 
 
 def graphs(bench: Bench) -> Iterator[Row]:
@@ -161,24 +177,32 @@ def graphs(bench: Bench) -> Iterator[Row]:
 
 
 def sampling(bench: Bench) -> Iterator[Row]:
-    """Tokens that the device draws are those the CPU draws of the same logits."""
+    """Tokens that the device draws are those the CPU draws of the same logits; logprobs are near, and a row's own."""
     count, vocab = 32, 8000 if bench.machine.is_cuda else 300
     logits = torch.randn(count, vocab, generator=torch.Generator().manual_seed(0)) * 4
+    there = logits.to(bench.machine.device)
     sampler = token_sampler(bench.machine.ordinary(), Alone(), vocab, 0)
     none = (None,) * count
-    edit = Edit(banned=(1, 2), forced=None)
+    edit = Edit(banned=(1, 2), bias=(torch.tensor([7, 9]), torch.tensor([3.0, -1.0])), repetition_penalty=1.3)
     for name, rows in {
         "greedy": sampling_rows(count, 0.0),
         "temperature": sampling_rows(count, 0.9),
         "top-k and top-p": sampling_rows(count, 1.1, top_k=40, top_p=0.9),
-        "min-p, banned ids": replace(sampling_rows(count, 0.7, min_p=0.02), edits=(edit, *none[1:])),
+        "top-p": sampling_rows(count, 1.0, top_p=0.95),
+        "typical-p": replace(sampling_rows(count, 1.0), typical_p=(0.9,) * count),
+        "top-n-sigma": replace(sampling_rows(count, 1.5), top_n_sigma=(1.5,) * count),
+        "min-p, edited": replace(sampling_rows(count, 0.7, min_p=0.02), edits=(edit, *none[1:])),
     }.items():
-        ours, theirs = (
-            sampler.sample(logits.to(bench.machine.device), rows).token_ids.cpu(),
-            sample(logits, rows).token_ids,
-        )
+        ours, theirs = sampler.sample(there, rows).token_ids.cpu(), sample(logits, rows).token_ids
         wrong = int((ours != theirs).sum())
         yield Check(f"sampling, {name}: the CPU's tokens", wrong == 0, f"{wrong} of {count} differ" if wrong else "")
+    tokens, tops = list(range(count)), [3] * count
+    found = sampler.score(there, tokens, tops)
+    known = torch.tensor([row.logprob for row in found])
+    yield _close("logprobs", known, logits.log_softmax(-1)[tokens, tokens], 1e-5)
+    alone = [sampler.score(there[at : at + 1], [at], [3])[0] for at in (0, count - 1)]
+    if bench.machine.has_triton:
+        yield Check("logprobs: a row's own bits", alone == [found[0], found[-1]])
 
 
 def sampling_rows(

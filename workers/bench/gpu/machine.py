@@ -15,11 +15,12 @@ from rayline.kernels.backend import Kernels
 from rayline.kernels.gpu import Gpu, NoGpu, gpu_of, triton_name
 from rayline.kernels.library_attention import Library
 from rayline.kernels.native_quant import Quantisation
+from rayline.kernels.rowwise import LEAST_FP8_CAPABILITY, Rowwise
 from rayline.kernels.torch_kernels import TorchKernels
 
-Kind = Literal["torch", "ordinary", "exact", "int4", "int8"]
+Kind = Literal["torch", "ordinary", "exact", "int4", "int8", "fp8", "w8a8", "exact w8a8"]
 ROUNDS = 5
-INTERPRETED = Gpu(units=8, architecture="interpreted")
+INTERPRETED = Gpu(units=8, architecture="interpreted", capability=90)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +50,25 @@ class Machine:
         from rayline.kernels.triton_kernels import TritonKernels  # needs triton
 
         quantisation = Quantisation(kind) if kind in ("int4", "int8") else None
-        name = triton_name(gpu, kind == "exact", quantisation)
-        return TritonKernels(name, kind == "exact", quantisation, gpu.units, libraries=libraries)
+        layers: Rowwise | None = "fp8" if kind == "fp8" else "w8a8" if kind in ("w8a8", "exact w8a8") else None
+        if layers == "fp8" and gpu.capability < LEAST_FP8_CAPABILITY:
+            raise NoGpu(f"{gpu.architecture} does not multiply FP8")
+        is_exact = kind in ("exact", "exact w8a8")
+        name = triton_name(gpu, is_exact, quantisation, layers)
+        return TritonKernels(name, is_exact, quantisation, gpu.units, libraries=libraries, layers=layers)
+
+    @property
+    def has_triton(self) -> bool:
+        """Whether Triton can compute here."""
+        try:
+            _ = gpu_of(self.device) if self.is_cuda else _interpreted()
+        except NoGpu:
+            return False
+        return True
 
     def ordinary(self) -> Kernels:
         """The ordinary class; torch's kernels where Triton cannot compute."""
-        try:
-            return self.kernels("ordinary")
-        except NoGpu:
-            return self.kernels("torch")
+        return self.kernels("ordinary" if self.has_triton else "torch")
 
     def synchronize(self) -> None:
         """Wait until all that was launched is done. Raises what went wrong in it."""

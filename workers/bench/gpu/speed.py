@@ -1,6 +1,7 @@
 """How fast it is: whole decoders step by step, then the kernels that decide it one by one."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import cycle
 
 import torch
@@ -20,7 +21,7 @@ from rayline.workers.token_sampler import token_sampler
 
 COLD_BYTES = 2**28  # of copies that are gone through in turn, so that no cache holds what comes next
 PAGE_TOKENS = library_attention.FLASH_PAGE_TOKENS
-QUANTISED: tuple[Kind, ...] = ("int4", "int8")
+QUANTISED: tuple[Kind, ...] = ("int4", "int8", "fp8", "w8a8")
 
 
 def first_model(bench: Bench) -> Iterator[Row]:
@@ -42,8 +43,10 @@ def _model(bench: Bench, at: int) -> Iterator[Row]:
 
 
 def exact_class(bench: Bench) -> Iterator[Row]:
-    """What a row's own bits cost."""
-    yield from _decoder(bench, next(iter(bench.sizes.models)), bench.machine.kernels("exact"), bench.sizes.batches)
+    """What a row's own bits cost: with 16 bits, and with whole numbers, whose sums have no order anyway."""
+    name = next(iter(bench.sizes.models))
+    yield from _decoder(bench, name, bench.machine.kernels("exact"), bench.sizes.batches)
+    yield from _decoder(bench, name, bench.machine.kernels("exact w8a8"), bench.sizes.batches[:2])
 
 
 def quantised_models(bench: Bench) -> Iterator[Row]:
@@ -163,18 +166,26 @@ def attention(bench: Bench) -> Iterator[Row]:
 
 
 def sampling(bench: Bench) -> Iterator[Row]:
-    """From logits to tokens on the device: one launch for greedy and for noisy rows, torch's way for cut ones."""
+    """From logits to tokens that the host knows: greedy, noisy and cut rows, and rows whose logprobs are wanted.
+
+    Logits as wide as a language model's leave top-p some tokens; flat ones leave it most of them, the worst case.
+    """
     config = next(iter(bench.sizes.models.values()))
     sampler = token_sampler(bench.machine.ordinary(), Alone(), config.vocab_size, 0)
     for count in bench.sizes.batches:
-        logits = bench.machine.randn(count, config.vocab_size).float()
-        moved = Work(logits.nbytes, 0.0)
-        for name, rows in (("greedy", sampling_rows(count, 0.0)), ("noisy", sampling_rows(count, 0.8))):
-            took_s = bench.machine.seconds(lambda x=logits, r=rows: sampler.sample(x, r).token_ids)  # type: ignore[misc]
-            yield bench.figure(f"sampling {count} {name} rows", took_s, moved, 1e6, "us")
-        cut = sampling_rows(count, 0.8, top_k=50, top_p=0.9)
-        took_s = bench.machine.seconds(lambda x=logits, r=cut: sampler.sample(x, r).token_ids)  # type: ignore[misc]
-        yield bench.figure(f"sampling {count} rows cut by top-k and top-p", took_s, moved, 1e6, "us")
+        flat = bench.machine.randn(count, config.vocab_size).float()
+        noisy = sampling_rows(count, 0.8)
+        cases = {
+            "greedy": (flat, sampling_rows(count, 0.0)),
+            "noisy": (flat, noisy),
+            "cut by top-k and top-p": (4 * flat, sampling_rows(count, 0.8, top_k=50, top_p=0.9)),
+            "cut by top-p": (4 * flat, sampling_rows(count, 0.8, top_p=0.9)),
+            "flat, cut by top-p": (flat, sampling_rows(count, 0.8, top_p=0.9)),
+            "noisy, with 5 logprobs": (flat, replace(noisy, logprobs=(5,) * count)),
+        }
+        for name, (logits, rows) in cases.items():
+            took_s = bench.machine.seconds(lambda x=logits, r=rows: sampler.sample(x, r))  # type: ignore[misc]
+            yield bench.figure(f"sampling {count} rows, {name}", took_s, Work(logits.nbytes, 0.0), 1e6, "us")
 
 
 def _attended(

@@ -1,0 +1,78 @@
+"""Logits to tokens, logprobs and beams' candidates on GPUs: nothing waits for the device before the results are read.
+
+edits --> best --> draw      rows that nothing truncates: one launch
+               --> tally, gather, draw      truncated rows
+raw logits     --> tally, gather, rank      rows whose logprobs are wanted
+                   all of it              --> one transfer to the host
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rayline.kernels.coming_logprobs import ComingLogprobs, ranked_of
+from rayline.kernels.sampling import RowLogprobs, SampledRows, SamplingRows, named
+from rayline.kernels.transfer import to_device
+from rayline.kernels.triton_edits import edited
+from rayline.kernels.triton_sampling import draw
+from rayline.kernels.triton_truncation import Logits, best_tokens, draw_truncated, rules_of
+
+
+def sample(logits: Tensor, rows: SamplingRows, units: int) -> SampledRows:
+    """One token for each row of fp32 [N, V], as `kernels.sampling.sample` gives it. Nothing is waited for.
+
+    units: processors to fill with programs; the results do not depend on it.
+    """
+    raw = logits.contiguous()
+    allowed = Logits.of(edited(raw, rows.edits), units)
+    cut = [i for i in range(len(rows)) if rows.temperature[i] != 0.0 and rows.is_truncated(i)]
+    whole = [i for i in range(len(rows)) if rows.temperature[i] == 0.0 or not rows.is_truncated(i)]
+    parts = [draw(allowed, rows, whole)] if whole else []
+    parts += [draw_truncated(allowed, rules_of(rows, cut, logits.device))] if cut else []
+    token_ids, values = parts[0] if len(parts) == 1 else (torch.cat(columns) for columns in zip(*parts, strict=True))
+    if len(parts) > 1:
+        order = sorted(range(len(rows)), key=[*whole, *cut].__getitem__)
+        index = to_device(torch.tensor(order), logits.device)
+        token_ids, values = token_ids[index], values[index]
+    token_ids = token_ids.clamp(max=logits.shape[1] - 1)  # of rows with nothing left, which mean nothing
+    logprobs: Sequence[RowLogprobs | None] = (None,) * len(rows)
+    asked = [i for i, wanted in enumerate(rows.logprobs) if wanted is not None]
+    if asked:
+        table = allowed if allowed.values is raw else Logits.of(raw, units)
+        index = to_device(torch.tensor(asked), logits.device)
+        told = _ranked(table, asked, token_ids[index], max(rows.logprobs[i] or 0 for i in asked))
+        logprobs = ComingLogprobs(told, rows.logprobs)
+    return SampledRows(token_ids if allowed.values is raw else named(token_ids, values), logprobs)
+
+
+def score(logits: Tensor, token_ids: Sequence[int], tops: Sequence[int], units: int) -> list[RowLogprobs]:
+    """`kernels.sampling.score`. Waits for the device."""
+    ids = to_device(torch.tensor(token_ids, dtype=torch.int64), logits.device)
+    told = _ranked(Logits.of(logits, units), range(len(token_ids)), ids, max(tops))
+    return ranked_of(told.tolist(), [min(top, logits.shape[1]) for top in tops])
+
+
+def best_candidates(
+    logits: Tensor, rows: SamplingRows, most: Sequence[int], units: int
+) -> list[tuple[tuple[int, float], ...]]:
+    """`kernels.sampling.best_candidates`. Waits for the device."""
+    raw, everyone = Logits.of(logits, units), range(len(rows))
+    zeros = torch.zeros(len(rows), dtype=torch.int64, device=logits.device)
+    own = best_tokens(raw, everyone, raw.values.argmax(-1), 0)[1][:, :1]  # the best token's logprob
+    best = raw.best[:, None]
+    below = torch.where(raw.values == best, 0.0, raw.values - best)
+    table = Logits.of(edited(below + own.float(), rows.edits), units)
+    found = best_tokens(table, everyone, zeros, min(max(most), logits.shape[1]), is_logprob=False)
+    ids, values = torch.stack((found[0], found[1].view(torch.int64)))[:, :, 1:].cpu()
+    return [
+        tuple((token, value) for token, value in zip(tokens[:count], row[:count], strict=True) if value > -math.inf)
+        for tokens, row, count in zip(ids.tolist(), values.view(torch.float64).tolist(), most, strict=True)
+    ]
+
+
+def _ranked(logits: Logits, at: Sequence[int], token_ids: Tensor, most: int) -> Tensor:
+    """Ids and logprobs of one token a row and of its best, as int64 [2 * M * (1 + most)]."""
+    ids, values = best_tokens(logits, at, token_ids, min(most, logits.values.shape[1]))
+    return torch.cat((ids.flatten(), values.flatten().view(torch.int64)))
