@@ -20,7 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from ray.util import get_node_ip_address
 
 from rayline.cluster.config import ModelSection, SystemConfig
-from rayline.deploy.actors import ask_each, by_grpc, kill_actor
+from rayline.deploy.actors import ask_each, by_grpc, controller_answers, kill_actor
 from rayline.deploy.operations import OperatedModel, RayOperations
 from rayline.deploy.router_watch import RouterWatch
 from rayline.protos.errors import PortInUse, Unavailable
@@ -232,10 +232,17 @@ def _directory(model: RoutedModel, secret: str, docket: Docket, most_unread_toke
         return CountedGroup(link, handle)
 
     async def fence(address: GroupAddress) -> None:
-        """Two ways lead to a leader, our link and Ray's calls: only one that answers on neither is ended."""
+        """Two ways lead to a leader, our link and Ray's calls: only one that answers on neither is ended.
+
+        Where Ray does not answer either it is this router that is cut off. It must not even try: Ray would carry the
+        order out once the network is whole again, and end a group that serves.
+        """
         try:
             await asyncio.wait_for(_answer(handle, address.group_id), PING_TIMEOUT_S)
         except Exception:
+            if not await asyncio.to_thread(controller_answers, PING_TIMEOUT_S):
+                log.warning("neither group %s nor Ray can be reached: nobody is ended", address.group_id)
+                return
             log.warning("group %s answers on no way: ending its leader", address.group_id)
             await asyncio.to_thread(kill_actor, address.process)
 

@@ -13,8 +13,8 @@ from rayline.deploy.chaos.deployment import Deployment
 from rayline.deploy.chaos.door import Door
 from rayline.deploy.chaos.inflict import LULL_S, inflict
 from rayline.deploy.chaos.judge import Content, complaints, content_of
-from rayline.deploy.chaos.pairs import Fault, Pair, Target
-from rayline.deploy.chaos.targets import Victim
+from rayline.deploy.chaos.pairs import Fault, Pair
+from rayline.deploy.chaos.targets import Victim, bystanders
 from rayline.deploy.chaos.transcript import Transcript
 from rayline.deploy.chaos.workload import Workload, traffic
 from rayline.protos.errors import Overloaded, Unavailable
@@ -48,12 +48,14 @@ class StreamResult:
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    """back_s: from the fault until every process was there and every group known again. trouble: why it was not."""
+    """back_s: from the fault until every process was there and every group known again. trouble: why it was not.
+    bystanders: processes that were given up though they had nothing to do with the fault."""
 
     case: Case
     streams: tuple[StreamResult, ...]
     back_s: float | None
     trouble: str = ""
+    bystanders: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -117,10 +119,12 @@ async def run_case(scene: Scene, case: Case, tokens: int) -> CaseResult:
     tasks = [task for _, task in streams]
     try:
         await _until_position(streams, _pacer(scene, case), case.position)
+        before = await asyncio.to_thread(scene.deployment.look)
         victim, fault_s = await strike(scene, case.pair)
         recovery = asyncio.create_task(recover(scene, case.pair, victim, fault_s))
         await asyncio.wait(tasks, timeout=STREAM_TIMEOUT_S)
         back_s, trouble = await recovery
+        after = await asyncio.to_thread(scene.deployment.look)
     except Unavailable as error:
         return CaseResult(case, (), None, error.message)
     finally:
@@ -128,14 +132,14 @@ async def run_case(scene: Scene, case: Case, tokens: int) -> CaseResult:
             task.cancel()
     ended = [transcript for transcript in others if transcript.failure() or transcript.is_over]
     judged = [scene.judged(transcript, fault_s) for transcript in [*(t for t, _ in streams), *ended]]
-    return CaseResult(case, tuple(judged), back_s, trouble)
+    gone = bystanders(victim, case.pair.takes_node, before.victims, after.victims)
+    return CaseResult(case, tuple(judged), back_s, trouble, tuple(f"{v.target}, process {v.pid}" for v in gone))
 
 
 async def choose(scene: Scene, pair: Pair) -> Victim:
     """A living process of that kind; never the head's raylet or wire, with which the whole cluster ends."""
     census = await asyncio.to_thread(scene.deployment.look)
-    spares_head = pair.target is Target.RAYLET or pair.fault is Fault.CUT
-    found = [victim for victim in census.of(pair.target) if not (spares_head and victim.is_head)]
+    found = [victim for victim in census.of(pair.target) if not (pair.takes_node and victim.is_head)]
     if not found:
         raise Unavailable(f"there is no {pair.target} to break")
     return scene.random.choice(found)

@@ -38,6 +38,11 @@ class Pair:
         return self.fault is not Fault.CUT and not frozen
 
     @property
+    def takes_node(self) -> bool:
+        """Whether all that is on the node is broken."""
+        return self.target is Target.RAYLET or self.fault is Fault.CUT
+
+    @property
     def pointless(self) -> str | None:
         """Why it means nothing; None where it means something."""
         if self.fault is Fault.EXCEPTION and self.target not in (Target.RANK, Target.LEADER):

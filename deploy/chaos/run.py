@@ -10,7 +10,7 @@ from rayline.deploy.chaos.deployment import Deployment, attached, started
 from rayline.deploy.chaos.door import Door
 from rayline.deploy.chaos.matrix import Plan, impossible_in, plan, run_matrix
 from rayline.deploy.chaos.options import Options
-from rayline.deploy.chaos.pairs import Fault, Pair, Target
+from rayline.deploy.chaos.pairs import Pair
 from rayline.deploy.chaos.soak import SoakReport, run_soak
 from rayline.deploy.chaos.workload import Workload, workloads
 from rayline.protos.errors import ConfigError, out_of_range
@@ -25,7 +25,7 @@ def deployment_of(options: Options, pairs: Sequence[Pair]) -> Iterator[Deploymen
         with attached(options.addresses) as deployment:
             yield deployment
         return
-    is_apart = any(pair.target is Target.RAYLET or pair.fault is Fault.CUT for pair in pairs if not pair.pointless)
+    is_apart = any(pair.takes_node for pair in pairs if not pair.pointless)
     with started(options.model, options.parallel, is_apart) as deployment:
         yield deployment
 
@@ -85,6 +85,7 @@ def _line(result: CaseResult) -> str:
         f"moved, longest pause {max(pauses, default=0.0):.2f} s, {back}"
     )
     bad = [f"  LOST {stream.workload}: {'; '.join(stream.complaints)}" for stream in streams if stream.complaints]
+    bad += [f"  GIVEN UP for nothing: {process}" for process in result.bystanders]
     return "\n".join([head, *bad])
 
 

@@ -77,6 +77,15 @@ def part_of(actor: dict[str, object], application: str, head: str) -> Victim | N
     return Victim(target, actor["Pid"], node, str(place["IPAddress"]), name, group, node == head)
 
 
+def bystanders(broken: Victim, takes_node: bool, before: Iterable[Victim], after: Iterable[Victim]) -> list[Victim]:
+    """Processes that are gone although they had nothing to do with it. takes_node: all that is on `broken`'s node was
+    broken. A group ends with any of its processes."""
+    before = list(before)
+    hit = {v for v in before if v == broken or (takes_node and v.node_id == broken.node_id)}
+    groups = {victim.group for victim in hit if victim.group}
+    return [victim for victim in changed(before, after) if victim not in hit and victim.group not in groups]
+
+
 def changed(before: Iterable[Victim], after: Iterable[Victim]) -> list[Victim]:
     """Processes that were there before and are gone now."""
     still = {(victim.node_id, victim.pid) for victim in after}

@@ -41,5 +41,5 @@ def command(
     else:
         Console(width=WIDTH).print(matrix_table(rows(results)))
         click.echo("\n".join(skipped_lines(plan.skipped)))
-    whole = all(result.back_s is not None for result in results)
+    whole = all(result.back_s is not None and not result.bystanders for result in results)
     return 0 if whole and not lost(results) else 1

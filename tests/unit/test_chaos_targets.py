@@ -14,7 +14,7 @@ from rayline.deploy.chaos.inflict import Injected, raise_inside
 from rayline.deploy.chaos.network import Network, refusal
 from rayline.deploy.chaos.pairs import Target
 from rayline.deploy.chaos.serving import free_ports, grpc_addresses
-from rayline.deploy.chaos.targets import Victim, changed, part_of
+from rayline.deploy.chaos.targets import Victim, bystanders, changed, part_of
 
 BANNER = """Rayline is ready.
   gRPC   10.0.0.1:9000   (rayline.v1.InferenceService)
@@ -49,6 +49,30 @@ def test_actors_play_the_parts_that_their_classes_name(kind: str, target: Target
     found = part_of(actor(kind), "app", "n1")
     assert found is not None
     assert (found.target, found.pid, found.node_id, found.name, found.is_head) == (target, 77, "n1", "name", True)
+
+
+LEADERS = [Victim(Target.LEADER, n, f"n{n}", "", group=f"g{n}") for n in (1, 2)]
+RANKS = [Victim(Target.RANK, 10 * n + r, f"n{r}", "", group=f"g{n}") for n in (1, 2) for r in (n, 3)]
+ROUTERS = [Victim(Target.ROUTER, 50 + n, f"n{n}", "") for n in (1, 2)]
+ALL = [*LEADERS, *RANKS, *ROUTERS]
+
+
+def gone(broken: Victim, takes_node: bool, *left: Victim) -> list[Victim]:
+    """Who is said to be given up for nothing where only `left` are still there."""
+    return bystanders(broken, takes_node, ALL, left)
+
+
+def test_a_group_ends_with_any_of_its_processes_and_nobody_else_does() -> None:
+    others = [victim for victim in ALL if victim.group != "g1"]
+    assert gone(RANKS[0], False, *others) == gone(LEADERS[0], False, *others) == []
+    assert gone(RANKS[0], False, *others[1:]) == [LEADERS[1]]
+    assert gone(ROUTERS[0], False, *others, ROUTERS[1]) == [LEADERS[0], *RANKS[:2]]
+
+
+def test_with_a_node_all_that_is_there_is_broken_and_groups_that_reach_there() -> None:
+    assert gone(LEADERS[0], True, LEADERS[1], *RANKS[2:], ROUTERS[1]) == []
+    assert gone(RANKS[1], True, *ROUTERS) == [], "both groups have a rank on this node"
+    assert gone(LEADERS[0], True, ROUTERS[1]) == [LEADERS[1], *RANKS[2:]]
 
 
 def test_other_applications_and_other_actors_play_none() -> None:
