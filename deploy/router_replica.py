@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -232,23 +233,29 @@ def _directory(model: RoutedModel, secret: str, docket: Docket, most_unread_toke
         return CountedGroup(link, handle)
 
     async def fence(address: GroupAddress) -> None:
-        """Two ways lead to a leader, our link and Ray's calls: only one that answers on neither is ended.
+        """Have Ray end a leader that answers neither Serve nor a new connection of ours, while Ray itself answers.
 
-        Where Ray does not answer either it is this router that is cut off. It must not even try: Ray would carry the
-        order out once the network is whole again, and end a group that serves.
+        Where it does not, it is this router that is cut off. It must not even try: Ray would carry the order out once
+        the network is whole again, and end a group that serves. So it is asked before and afterwards.
         """
-        try:
-            await asyncio.wait_for(_answer(handle, address.group_id), PING_TIMEOUT_S)
-        except Exception:
-            if not await asyncio.to_thread(controller_answers, PING_TIMEOUT_S):
-                log.warning("neither group %s nor Ray can be reached: nobody is ended", address.group_id)
-                return
-            log.warning("group %s answers on no way: ending its leader", address.group_id)
-            await asyncio.to_thread(kill_actor, address.process)
+        reached = partial(asyncio.to_thread, controller_answers, PING_TIMEOUT_S)
+        if not await reached() or await _lives(handle, address, secret) or not await reached():
+            return
+        log.warning("group %s answers on no way: ending its leader", address.group_id)
+        await asyncio.to_thread(kill_actor, address.process)
 
     return Directory(describe, secret, counted, fence, docket, most_unread_tokens)
 
 
-async def _answer(handle: DeploymentHandle[Any], group_id: str) -> None:
-    if not await handle.follow.remote("", group_id=group_id):
-        raise Unavailable(f"group {group_id} is gone")
+async def _lives(handle: DeploymentHandle[Any], address: GroupAddress, secret: str) -> bool:
+    """Whether a leader answers on any way. A connection that was cut off is slow to come back: a new one is not."""
+
+    async def called() -> None:
+        if not await handle.follow.remote("", group_id=address.group_id):
+            raise Unavailable(f"group {address.group_id} is gone")
+
+    async def welcomed() -> None:
+        await (await GroupLink.open(address.address, secret)).close()
+
+    ways = (asyncio.wait_for(way(), PING_TIMEOUT_S) for way in (called, welcomed))
+    return None in await asyncio.gather(*ways, return_exceptions=True)
