@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -238,8 +237,11 @@ def _directory(model: RoutedModel, secret: str, docket: Docket, most_unread_toke
         Where it does not, it is this router that is cut off. It must not even try: Ray would carry the order out once
         the network is whole again, and end a group that serves. So it is asked before and afterwards.
         """
-        reached = partial(asyncio.to_thread, controller_answers, PING_TIMEOUT_S)
-        if not await reached() or await _lives(handle, address, secret) or not await reached():
+
+        async def is_reached() -> bool:
+            return await asyncio.to_thread(controller_answers, PING_TIMEOUT_S)
+
+        if not await is_reached() or await _lives(handle, address, secret) or not await is_reached():
             return
         log.warning("group %s answers on no way: ending its leader", address.group_id)
         await asyncio.to_thread(kill_actor, address.process)
