@@ -252,12 +252,12 @@ def _directory(model: RoutedModel, secret: str, docket: Docket, most_unread_toke
 async def _lives(handle: DeploymentHandle[Any], address: GroupAddress, secret: str) -> bool:
     """Whether a leader answers on any way. A connection that was cut off is slow to come back: a new one is not."""
 
-    async def called() -> None:
-        if not await handle.follow.remote("", group_id=address.group_id):
-            raise Unavailable(f"group {address.group_id} is gone")
 
-    async def welcomed() -> None:
-        await (await GroupLink.open(address.address, secret)).close()
+    async def is_called() -> bool:
+        return bool(await asyncio.wait_for(handle.follow.remote("", group_id=address.group_id), PING_TIMEOUT_S))
 
-    ways = (asyncio.wait_for(way(), PING_TIMEOUT_S) for way in (called, welcomed))
-    return None in await asyncio.gather(*ways, return_exceptions=True)
+    async def is_welcome() -> bool:
+        await (await GroupLink.open(address.address, secret, timeout_s=PING_TIMEOUT_S)).close()
+        return True
+
+    return True in await asyncio.gather(is_called(), is_welcome(), return_exceptions=True)

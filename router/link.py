@@ -93,8 +93,9 @@ class GroupLink:
         secret: str,
         on_suspects: OnSuspects = lambda suspects: None,
         most_unread_tokens: int = MOST_UNREAD_TOKENS,
+        timeout_s: float = WELCOME_TIMEOUT_S,
     ) -> Self:
-        """Connect to a leader. Raises Unavailable when it does not answer or refuses the secret.
+        """Connect to a leader. Raises Unavailable when it does not answer within `timeout_s` or refuses the secret.
 
         on_suspects is called with what other routers say of requests that may kill groups.
         most_unread_tokens: of a stream; a client that is further behind is given up.
@@ -104,7 +105,7 @@ class GroupLink:
         call = GroupChannelStub(channel).Connect(_drain(outbox), metadata=((SECRET_KEY, secret),))
         messages = aiter(call)
         try:
-            first = await asyncio.wait_for(anext(messages), WELCOME_TIMEOUT_S)
+            first = await asyncio.wait_for(anext(messages), timeout_s)
         except (grpc.aio.AioRpcError, TimeoutError, StopAsyncIteration) as error:
             call.cancel()
             await channel.close()

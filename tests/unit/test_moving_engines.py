@@ -21,7 +21,8 @@ from rayline.workers.journal import Journal
 from rayline.workers.leader import Leader
 
 SECRET = "correct horse"
-TOKENS = 12
+TOKENS = 48
+MOVED_AFTER = range(1, 12)  # tokens, so that enough are left on any machine
 PROMPT = "def fibonacci(n):\n    "
 ENGINE = EngineSection(kv_bytes=2**26, threads=1)
 
@@ -106,7 +107,7 @@ async def test_a_stream_moved_after_any_token_has_the_bits_of_an_undisturbed_one
     async with pair() as groups:
         whole = await groups.read("whole", **params)
         assert end(whole).exact
-        for token in range(1, TOKENS):
+        for token in MOVED_AFTER:
             events = await groups.read(f"moved-{token}", token, **params)
             for choice in range(params.get("n", 1)):
                 assert by_choice(events, choice) == by_choice(whole, choice)
@@ -116,7 +117,7 @@ async def test_a_stream_moved_after_any_token_has_the_bits_of_an_undisturbed_one
             moved += ended.overhead.moves
         for leader in groups.leaders:
             leader._engine.scheduler.pool.check([])
-    assert moved >= TOKENS // 3, "most of them had tokens enough left to be moved"
+    assert moved >= len(MOVED_AFTER) // 2, "most of them had tokens enough left to be moved"
 
 
 async def test_a_search_that_is_moved_finds_the_same_beams() -> None:
