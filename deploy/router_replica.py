@@ -23,7 +23,7 @@ from rayline.cluster.config import ModelSection, SystemConfig
 from rayline.deploy.actors import ask_each, by_grpc, controller_answers, kill_actor
 from rayline.deploy.operations import OperatedModel, RayOperations
 from rayline.deploy.router_watch import RouterWatch
-from rayline.protos.errors import PortInUse, Unavailable
+from rayline.protos.errors import PortInUse
 from rayline.protos.events import EngineEvent
 from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.journal import JournalAnswer, JournalCall
@@ -251,7 +251,6 @@ def _directory(model: RoutedModel, secret: str, docket: Docket, most_unread_toke
 
 async def _lives(handle: DeploymentHandle[Any], address: GroupAddress, secret: str) -> bool:
     """Whether a leader answers on any way. A connection that was cut off is slow to come back: a new one is not."""
-
 
     async def is_called() -> bool:
         return bool(await asyncio.wait_for(handle.follow.remote("", group_id=address.group_id), PING_TIMEOUT_S))
