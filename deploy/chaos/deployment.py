@@ -100,6 +100,7 @@ def attached(addresses: tuple[str, ...]) -> Iterator[Deployment]:
 def _connected(address: str) -> Iterator[None]:
     """As a driver of the cluster."""
     ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    _obey()  # Ray puts a handler of its own in their place, which ends the process at once
     try:
         yield
     finally:
@@ -117,8 +118,7 @@ def started(model: str, parallel: ParallelSection, is_apart: bool) -> Iterator[D
     all_cpus = int(total_cpus(bundles, parallel.groups, ROUTERS, ROUTER_CPUS))
     network = Network() if is_apart and refusal() is None else None
     nodes = Nodes(int(ROUTER_CPUS) if is_apart else all_cpus, group_cpus, network)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+    _obey()
     try:
         if network is not None:
             network.open()
@@ -129,3 +129,9 @@ def started(model: str, parallel: ParallelSection, is_apart: bool) -> Iterator[D
         nodes.close()
         if network is not None:
             network.close()
+
+
+def _obey() -> None:
+    """Ctrl-C and SIGTERM interrupt the run, so that it ends what it has started."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
