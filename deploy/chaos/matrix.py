@@ -31,8 +31,8 @@ class Plan:
 def plan(pairs: Sequence[Pair], workloads: Sequence[str], positions: Sequence[int], impossible: Impossible) -> Plan:
     """All cases of the pairs that can be run, in rounds: each shows every pair once, and all workloads in turn.
 
-    Positions change from round to round. So a run that is ended early has seen each pair and every workload (if there are
-    no more of them than pairs), and with as many rounds as positions each pair at each of them.
+    Positions change from round to round. So a run that is ended early has seen each pair, and every workload if there
+    are no more of them than pairs; and after as many rounds as there are positions each pair at each of them.
     """
     reasons = {pair: impossible(pair) for pair in pairs}
     possible = [pair for pair in pairs if reasons[pair] is None]
