@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -32,10 +33,13 @@ def language() -> Iterator[None]:
     """Triton's language is replaced by the interpreter's, once.
 
     The interpreter would do so again at each call inside a kernel, and `tl.sum` is one: most of its time went there.
+    Nor does it look for sums that overflow, which it would say nothing of.
     """
     interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+    builder = interpreter.interpreter_builder
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_patch_lang", lambda function: Replaced())
+        patch.setattr(builder, "options", replace(builder.options, sanitize_overflow=False))
         yield
 
 
