@@ -36,7 +36,8 @@ from rayline.workers.weights import Weights
 
 CPU = torch.device("cpu")
 CAPACITY, PROGRAMS = 2048, 2
-SHAPES = [(1, 32), (3, 512), (1, 64), (2, 16), (4, 512)]
+SHAPES = [(1, 32), (2, 512), (4, 512), (2, 16), (2, 448), (3, 512)]
+"""Where the last program reads part of a sum, the first one writes there in the next: programs come in turn here."""
 ROUNDS = 8
 BLOCKS, BLOCK_TOKENS = 8, 16
 LIMITS = DecodeLimits(rows=3, width=2, block_tokens=BLOCK_TOKENS)
