@@ -261,12 +261,12 @@ def graph_bytes(config: ModelConfig, tp_size: int, rows: int, dtype_bytes: int) 
     """What captured decode steps of up to `rows` sequences may take of a device.
 
     All graphs share the numbers between operations and one result, the logits in fp32 being most of both; each has its
-    list of launches. Ranks that gather their sums hold all parts and those that are joined, in fp32.
+    list of launches. Ranks that gather a sum hold all parts twice, and what is joined of them, in fp32.
     """
     buckets = decode_buckets(rows)
     most = buckets[-1] if buckets else 0
     layer = 6 * config.hidden_size + 3 * config.intermediate_size // tp_size
-    sums = 2 * 4 * tp_size * config.hidden_size if tp_size > 1 else 0
+    sums = 3 * 4 * tp_size * config.hidden_size if tp_size > 1 else 0
     logits = 3 * 4 * config.vocab_size // tp_size
     return len(buckets) * GRAPH_BYTES + most * (layer * dtype_bytes + sums + logits)
 
