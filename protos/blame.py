@@ -13,7 +13,7 @@ class Presence(StrEnum):
 
     ABSENT = "absent"  # nothing of it was being computed
     AMONG = "among"  # it was computed beside others
-    ALONE = "alone"  # it was the only one computed, see `EngineRequest.apart`
+    ALONE = "alone"  # it was the only one computed, see `EngineRequest.apart_at`
 
 
 def presence(request_id: str, apart: str) -> Presence:
@@ -27,7 +27,8 @@ def presence(request_id: str, apart: str) -> Presence:
 class Record:
     """What is known against a request. losses: of groups in a row between which it gained less than PROOF_TOKENS.
 
-    position: its output tokens at the last of them. is_guilty: it was lost while it was the only one computed.
+    position: its output tokens at the last of them; of a search, which begins anew in each group, the most.
+    is_guilty: it was lost while it was the only one computed.
     """
 
     losses: int = 0

@@ -12,6 +12,7 @@ from rayline.protos.events import (
     FinishReason,
     Preempted,
     PromptScores,
+    Searched,
     TokenEvent,
     Usage,
 )
@@ -40,7 +41,7 @@ def submit_to_pb(stream: int, request: EngineRequest, repeats_prompt: bool = Fal
         family=request.family,
         rules=rules_to_pb(request.rules),
         timeout_s=request.timeout_s,
-        apart=request.apart,
+        apart_at=request.apart_at,
         kept=None if request.kept is None else _kept_to_pb(request.kept),
     )
 
@@ -58,7 +59,7 @@ def request_of(message: pb.Submit, prompt_before: tuple[int, ...] = ()) -> Engin
         family=message.family,
         rules=rules_of(message.rules),
         timeout_s=message.timeout_s if message.HasField("timeout_s") else None,
-        apart=message.apart,
+        apart_at=message.apart_at if message.HasField("apart_at") else None,
         kept=_kept_of(message.kept) if message.HasField("kept") else None,
     )
 
@@ -89,6 +90,8 @@ def add_event(step: pb.Step, stream: int, event: EngineEvent) -> None:
         )
     elif isinstance(event, PromptScores):
         step.scores.add(stream=stream, start=event.start, tokens=scores_to_pb(event.tokens))
+    elif isinstance(event, Searched):
+        step.searched.add(stream=stream, tokens=event.tokens)
     else:
         step.failed.add(
             stream=stream,
@@ -120,6 +123,10 @@ def finished_of(message: pb.Finished, request_id: str) -> Finished:
 
 def prompt_scores_of(message: pb.PromptScores, request_id: str) -> PromptScores:
     return PromptScores(request_id, message.start, scores_of(message.tokens))
+
+
+def searched_of(message: pb.Searched, request_id: str) -> Searched:
+    return Searched(request_id, message.tokens)
 
 
 def failed_of(message: pb.Failed, request_id: str) -> Failed:

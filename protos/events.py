@@ -139,7 +139,18 @@ class Failed:
     presence: Presence | None = None
 
 
-EngineEvent = PromptScores | TokenEvent | Finished | Failed
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """A beam search has come so far: `tokens` of output in each beam. Clients see nothing of it."""
+
+    request_id: str
+    tokens: int
+
+
+Interim = PromptScores | TokenEvent | Searched
+"""What is not the last that an engine says of a request."""
+
+EngineEvent = Interim | Finished | Failed
 
 
 @dataclass(frozen=True, slots=True)

@@ -268,9 +268,9 @@ class EngineRequest:
 
     params.seed and params.max_tokens are set; priority: lower runs first. Requests of one family are the choices of one
     client's request: their prompts are equal, and computed once.
-    timeout_s: how long from now on anybody waits for it. apart: it is suspected of killing groups, so nothing else is
-    computed beside it until it has gained PROOF_TOKENS; beside a search, which gains none, until its end. kept: how its
-    group's leader keeps what it brings; None: not at all.
+    timeout_s: how long from now on anybody waits for it. apart_at: it is suspected of killing groups when it has about
+    so many output tokens, so nothing else is computed beside it while it has less than PROOF_TOKENS more or fewer.
+    kept: how its group's leader keeps what it brings; None: not at all.
     """
 
     request_id: str
@@ -283,7 +283,7 @@ class EngineRequest:
     family: str = ""
     rules: TokenRules = PLAIN_RULES
     timeout_s: float | None = None
-    apart: bool = False
+    apart_at: int | None = None
     kept: KeptAs | None = None
 
 

@@ -15,6 +15,7 @@ from rayline.protos.events import (
     FinishReason,
     Preempted,
     PromptScores,
+    Searched,
     TokenEvent,
     Usage,
 )
@@ -89,6 +90,8 @@ class Choice:
                 return self._finish(event)
             case PromptScores():
                 self._scores.append(event)
+            case Searched():
+                return ()
             case Failed():
                 self.is_over = True
         return (event,)

@@ -106,7 +106,6 @@ class Case:
         self._known = known
         self._record = known if known.position < PROOF_TOKENS else INNOCENT
         self._was_apart = False
-        self._began = 0
 
     @property
     def is_suspect(self) -> bool:
@@ -137,18 +136,18 @@ class Case:
         return [group for group in groups if group.info.group_id == place] or groups
 
     def run(self, request: EngineRequest, group_id: str) -> EngineRequest:
-        """`request` as its next group gets it: a suspect apart from all others, its own siblings too."""
-        self._was_apart, self._began = self.is_suspect, len(request.output_ids)
+        """`request` as its next group gets it: a suspect apart from all others, its siblings too, where it was lost."""
+        self._was_apart = self.is_suspect
         if self._record != INNOCENT:
             self._docket.places[self._fingerprint] = group_id
         if not self._was_apart:
             return request
         self._docket.trials[self._fingerprint] = self
-        return replace(request, apart=True, family="")
+        return replace(request, apart_at=self._record.position, family="")
 
     def gained(self, position: int) -> None:
         """It has `position` output tokens now."""
-        if self._was_apart and position - self._began >= PROOF_TOKENS:
+        if self._was_apart and position - self._record.position >= PROOF_TOKENS:
             self.close()
 
     def close(self) -> None:

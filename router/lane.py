@@ -87,7 +87,7 @@ class Lane:
                     self._case.ended()
                     return
                 if failure.presence is not None:
-                    self._case.lost(failure.presence, len(self._choice.output_ids))
+                    self._case.lost(failure.presence, self._reached(stay))
                 elif not self._is_passed_over(failure):
                     yield failure
                     return
@@ -163,13 +163,17 @@ class Lane:
                     return
                 stay.lease.done(1)
                 shown = list(self._choice.take(event))
-                self._case.gained(len(self._choice.output_ids))
+                self._case.gained(self._reached(stay))
                 if self._choice.is_over:
                     break  # a reader that is slow to take the end does not keep the engine busy
                 for part in shown:
                     yield part
         for part in shown:
             yield part
+
+    def _reached(self, stay: Stay) -> int:
+        """Output tokens by now; of a search, which begins anew in each group, in this one."""
+        return stay.searched or len(self._choice.output_ids)
 
     # ---- from group to group
 

@@ -3,9 +3,9 @@
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
 import grpc
 
@@ -20,11 +20,12 @@ from rayline.protos.channel_wire import (
     info_of,
     load_of,
     prompt_scores_of,
+    searched_of,
     submit_to_pb,
     token_of,
 )
 from rayline.protos.errors import DeadlineExceeded, RaylineError, Unavailable
-from rayline.protos.events import EngineEvent, Failed, PromptScores, TokenEvent
+from rayline.protos.events import EngineEvent, Failed, Interim
 from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.internal_pb2_grpc import GroupChannelStub
 from rayline.protos.journal import JournalAnswer, JournalCall
@@ -129,7 +130,7 @@ class GroupLink:
         return self._lost is None
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[EngineEvent]:
-        """Token events, then exactly one Finished or Failed; closing the generator aborts at the group.
+        """What comes before the end, then exactly one Finished or Failed; closing the generator aborts at the group.
 
         The group ends what is late; the router does where the group cannot.
         """
@@ -145,7 +146,7 @@ class GroupLink:
             wait_s = max(0.0, request.timeout_s) + LATE_GRACE_S
             late = asyncio.get_running_loop().call_later(wait_s, self._expire, stream, request.timeout_s)
         try:
-            while isinstance(event := await events.get(), TokenEvent | PromptScores):
+            while isinstance(event := await events.get(), Interim):
                 yield event
             yield event
         finally:
@@ -257,20 +258,14 @@ class GroupLink:
 
     def _take(self, step: pb.Step) -> None:
         self._load = load_of(step.load)
-        for scores in step.scores:
-            if (entry := self._streams.get(scores.stream)) is not None:
-                self._tell(scores.stream, entry[1], prompt_scores_of(scores, entry[0]))
-        for token in step.tokens:
-            if (entry := self._streams.get(token.stream)) is not None:
-                self._tell(token.stream, entry[1], token_of(token, entry[0]))
-        for finished in step.finished:
-            if (entry := self._streams.get(finished.stream)) is not None:
-                entry[1].put(finished_of(finished, entry[0]))
-                del self._streams[finished.stream]
-        for failed in step.failed:
-            if (entry := self._streams.get(failed.stream)) is not None:
-                entry[1].put(failed_of(failed, entry[0]))
-                del self._streams[failed.stream]
+        for messages, read in (
+            (step.scores, prompt_scores_of),
+            (step.tokens, token_of),
+            (step.searched, searched_of),
+            (step.finished, finished_of),
+            (step.failed, failed_of),
+        ):
+            self._tell_all(messages, read)
 
     def _take_blame(self, blame: pb.Blame) -> None:
         if blame.HasField("apart"):
@@ -279,10 +274,17 @@ class GroupLink:
         if blame.suspects:
             self._on_suspects(suspects_of(blame.suspects))
 
-    def _tell(self, stream: int, inbox: Inbox, event: EngineEvent) -> None:
-        inbox.put(event)
-        if inbox.is_given_up:
-            self._leave(stream)
+    def _tell_all(self, messages: Iterable[Any], read: Callable[[Any, str], EngineEvent]) -> None:
+        """messages: of one kind, each of a stream; `read` makes an event of one and the name of its request."""
+        for message in messages:
+            if (entry := self._streams.get(message.stream)) is None:
+                continue
+            request_id, inbox = entry
+            inbox.put(event := read(message, request_id))
+            if not isinstance(event, Interim):
+                del self._streams[message.stream]
+            elif inbox.is_given_up:
+                self._leave(message.stream)
 
     def _lose(self, error: RaylineError) -> None:
         if self._lost is None:

@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 from rayline.protos.blame import Presence
 from rayline.protos.errors import InternalError, RaylineError, Unavailable
-from rayline.protos.events import EngineEvent, Failed, PromptScores, TokenEvent
+from rayline.protos.events import EngineEvent, Failed, Interim, PromptScores, Searched, TokenEvent
 from rayline.protos.types import EngineRequest
 from rayline.router.group import Group
 from rayline.router.ledger import Lease
@@ -17,12 +17,16 @@ log = logging.getLogger("rayline.router")
 
 
 class Stay:
-    """One engine stream. `since_s`: when it began. Its lease ends with it unless others share that."""
+    """One engine stream. `since_s`: when it began. `searched`: tokens that its beam search has come to, 0 for others.
+
+    Its lease ends with it unless others share that.
+    """
 
     def __init__(self, group: Group, request: EngineRequest, since_s: float, lease: Lease, *, keeps_lease: bool = True):
         self.group = group
         self.since_s = since_s
         self.lease = lease
+        self.searched = 0
         self._keeps_lease = keeps_lease
         self._request_id = request.request_id
         self._events = guarded(group, request)
@@ -36,7 +40,7 @@ class Stay:
         """The first token or the end. `events` brings it again, and what came before it."""
         async for event in self._events:
             self._ahead.append(event)
-            if not isinstance(event, PromptScores):
+            if not isinstance(event, PromptScores | Searched):
                 return event
         raise AssertionError("a guarded stream ends with a terminal event")
 
@@ -44,11 +48,16 @@ class Stay:
         """All of them, a terminal one last. Closing the generator ends the stay."""
         try:
             while self._ahead:
-                yield self._ahead.popleft()
+                yield self._note(self._ahead.popleft())
             async for event in self._events:
-                yield event
+                yield self._note(event)
         finally:
             await self.close()
+
+    def _note(self, event: EngineEvent) -> EngineEvent:
+        if isinstance(event, Searched):
+            self.searched = event.tokens
+        return event
 
     def leave(self) -> None:
         """From outside: whoever reads `events` gets what has come, then a Failed(Unavailable)."""
@@ -91,7 +100,7 @@ async def guarded(group: Group, request: EngineRequest) -> AsyncGenerator[Engine
         async with _closing(group.generate(request)) as events:
             async for event in events:
                 yield event
-                if not isinstance(event, TokenEvent | PromptScores):
+                if not isinstance(event, Interim):
                     return
         lost = Unavailable(f"group {group.info.group_id} ended the stream without a result")
         yield Failed(request.request_id, lost, Presence.AMONG)

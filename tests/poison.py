@@ -13,7 +13,7 @@ from simulated_ranks import SimulatedRanks
 
 from rayline.protos.blame import Presence, presence
 from rayline.protos.errors import Unavailable
-from rayline.protos.events import EngineEvent, Failed
+from rayline.protos.events import EngineEvent, Failed, Searched
 from rayline.protos.group import GroupLoad
 from rayline.protos.journal import JournalAnswer, JournalCall
 from rayline.protos.plan import Plan, Slice, StepResult
@@ -70,6 +70,7 @@ class EngineGroup:
         self.engine = engine_over(self.ranks, depth=depth)
         self._streams: dict[str, asyncio.Queue[EngineEvent]] = {}
         self.apart = ""
+        self.searched = 0
         self._held = Journal(2**20, 0.0)
 
     @property
@@ -102,6 +103,8 @@ class EngineGroup:
             self.apart = scheduler.apart
         try:
             for event in self.engine.step():
+                if isinstance(event, Searched):
+                    self.searched = event.tokens
                 if event.request_id in self._streams:
                     self._streams[event.request_id].put_nowait(event)
         except Unavailable as error:
@@ -136,13 +139,24 @@ class World:
                     self._bury(group)
             await asyncio.sleep(STEP_S)
 
+    async def until_searched(self, tokens: int) -> "EngineGroup":
+        """The group whose beam search has come to so many tokens."""
+        while True:
+            for group in self.groups.values():
+                if group.searched >= tokens:
+                    return group
+            await asyncio.sleep(STEP_S)
+
+    def end(self, group: "EngineGroup") -> None:
+        """A fault from outside, whatever is computed there."""
+        group.lose(Unavailable("struck"))
+        self._bury(group)
+
     def strike(self, place: int) -> None:
         """A fault from outside. It spares a group that computes a suspect: that would be the suspect's fault."""
         alive = [group for group in self.groups.values() if not group.engine.scheduler.apart]
         if alive:
-            group = alive[place % len(alive)]
-            group.lose(Unavailable("struck"))
-            self._bury(group)
+            self.end(alive[place % len(alive)])
 
     def _bury(self, group: EngineGroup) -> None:
         self.deaths += 1

@@ -8,7 +8,7 @@ Bounded in bytes and in time, and pure: time is a parameter. What a record says 
 
 from dataclasses import dataclass, field
 
-from rayline.protos.events import EngineEvent, PromptScores, TokenEvent
+from rayline.protos.events import EngineEvent, Interim
 from rayline.protos.journal import Ballot, JournalAnswer, JournalCall, KeptAs, Trace
 from rayline.protos.types import EngineRequest
 from rayline.workers.trace import KeptTrace
@@ -138,7 +138,7 @@ class Journal:
             self.used_bytes += trace.size_bytes - before
             if self.used_bytes > self.most_bytes and not self._make_room(0):
                 self._cut(stream)
-        if not isinstance(event, TokenEvent | PromptScores):
+        if not isinstance(event, Interim):
             stream.running -= 1
             self._settle(kept.key, stream, now_s)
 

@@ -16,7 +16,7 @@ from rayline.protos.blame import presence
 from rayline.protos.blame_wire import suspects_of, suspects_to_pb
 from rayline.protos.channel_wire import SECRET_KEY, add_event, info_to_pb, load_to_pb, request_of
 from rayline.protos.errors import InvalidRequest, RaylineError, TakenOver, Unavailable
-from rayline.protos.events import EngineEvent, Failed, PromptScores, TokenEvent
+from rayline.protos.events import EngineEvent, Failed, Interim
 from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.internal_pb2_grpc import GroupChannelServicer, add_GroupChannelServicer_to_server
 from rayline.protos.journal import KeptAs
@@ -314,7 +314,7 @@ class Leader(GroupChannelServicer):
             add_event(step, connection.streams[event.request_id], event)
             if (kept := self._kept.get(event.request_id)) is not None:
                 self._journal.say(kept, event, now)
-            if not isinstance(event, TokenEvent | PromptScores):
+            if not isinstance(event, Interim):
                 self._forget(event.request_id, connection)
         idle = load.running + load.waiting == 0  # nothing will follow that corrects an older report
         for connection in self._connections:

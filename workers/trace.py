@@ -10,6 +10,7 @@ from rayline.protos.events import (
     Finished,
     FinishReason,
     PromptScores,
+    Searched,
     TokenEvent,
     TokenLogprob,
 )
@@ -51,6 +52,8 @@ class KeptTrace:
             case Finished() if event.reason is not FinishReason.ABORT:
                 self._finished = event
                 self.size_bytes += sum((ID_BYTES + LOGPROB_BYTES) * len(beam.token_ids) for beam in event.beams)
+            case Searched():
+                pass  # nobody could go on with that
             case Finished() | Failed():
                 pass  # it was not the end of its text: another run may do better
 

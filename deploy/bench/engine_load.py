@@ -10,7 +10,7 @@ from rayline.deploy.bench.report import BatchRun
 from rayline.deploy.bench.timeline import Arrival, Timeline
 from rayline.deploy.bench.workload import Job
 from rayline.protos.errors import RaylineError
-from rayline.protos.events import EngineEvent, Failed, TokenEvent
+from rayline.protos.events import EngineEvent, Failed, Finished, TokenEvent
 from rayline.protos.types import EngineRequest, SamplingParams, TokenRules
 
 
@@ -117,7 +117,7 @@ class EngineLoad:
         for event in events:
             if isinstance(event, TokenEvent):
                 self._running[event.request_id][3].append(Arrival(now_s, 1))
-            else:
+            elif isinstance(event, Finished | Failed):
                 self._end(event.request_id, event.error if isinstance(event, Failed) else None)
 
     def _end(self, request_id: str, error: RaylineError | None) -> None:

@@ -44,7 +44,7 @@ async def test_a_loss_while_a_suspect_is_alone_counts_against_no_other_request_o
         beside = [
             asyncio.create_task(collect(link, request(f"i{n}", tokens=50))) for n, link in enumerate((one, other))
         ]
-        suspect = replace(request("S", (LATE, 2, 3), tokens=20), output_ids=(5, 6, 7, 8), apart=True)
+        suspect = replace(request("S", (LATE, 2, 3), tokens=20), output_ids=(5, 6, 7, 8), apart_at=4)
         alone = asyncio.create_task(collect(one, suspect))
         await until_async(lambda: leader.streams == 3)
         ranks.go.set()
@@ -59,7 +59,7 @@ async def test_a_loss_while_a_suspect_is_alone_counts_against_no_other_request_o
 async def test_routers_hear_when_a_suspect_is_cleared() -> None:
     async with leading(engine_over(DeadlyRanks())) as leader, asyncio.timeout(WAIT_S):
         link = await GroupLink.open(leader.address, SECRET)
-        events = await collect(link, replace(request("S", tokens=30), apart=True))
+        events = await collect(link, replace(request("S", tokens=30), apart_at=0))
         assert isinstance(events[-1], Finished)
         while link.apart:
             await asyncio.sleep(0.01)

@@ -41,11 +41,12 @@ from rayline.protos.channel_wire import (
     load_to_pb,
     prompt_scores_of,
     request_of,
+    searched_of,
     submit_to_pb,
     token_of,
 )
 from rayline.protos.errors import LEAVES, InternalError, error_of
-from rayline.protos.events import Begun, EngineEvent, Failed, Finished, FinishReason, PromptScores, TokenEvent
+from rayline.protos.events import Begun, EngineEvent, Failed, Finished, FinishReason, PromptScores, Searched, TokenEvent
 from rayline.protos.group import GroupInfo, GroupLoad
 from rayline.protos.journal import Act, JournalAnswer, JournalCall, Trace
 from rayline.protos.journal_wire import answer_of, answer_to_pb, call_of, call_to_pb
@@ -109,7 +110,7 @@ requests = st.builds(
     text,
     rules,
     st.none() | real,
-    st.booleans(),
+    st.none() | uint32,
     st.none() | kept,
 )
 infos = st.builds(
@@ -241,6 +242,7 @@ def test_a_load_comes_back_as_it_was(load: GroupLoad) -> None:
     uint64,
     st.lists(st.builds(PromptScores, text, uint32, scores), max_size=2),
     st.lists(tokens, max_size=4),
+    st.lists(st.builds(Searched, text, uint32), max_size=2),
     st.lists(finishes, max_size=4),
     st.lists(failures, max_size=4),
 )
@@ -248,18 +250,20 @@ def test_the_events_of_a_step_come_back_as_they_were(
     stream: int,
     scored: list[PromptScores],
     sent_tokens: list[TokenEvent],
+    searched: list[Searched],
     ends: list[Finished],
     failed: list[Failed],
 ) -> None:
     step = pb.Step()
-    events: list[EngineEvent] = [*scored, *sent_tokens, *ends, *failed]
+    events: list[EngineEvent] = [*scored, *sent_tokens, *searched, *ends, *failed]
     for event in events:
         add_event(step, stream, event)
     step = pb.Step.FromString(step.SerializeToString())
-    sent = [*step.scores, *step.tokens, *step.finished, *step.failed]
+    sent = [*step.scores, *step.tokens, *step.searched, *step.finished, *step.failed]
     assert [message.stream for message in sent] == [stream] * len(events)
     assert [prompt_scores_of(m, e.request_id) for m, e in zip(step.scores, scored, strict=True)] == scored
     assert [token_of(m, e.request_id) for m, e in zip(step.tokens, sent_tokens, strict=True)] == sent_tokens
+    assert [searched_of(m, e.request_id) for m, e in zip(step.searched, searched, strict=True)] == searched
     assert [finished_of(m, e.request_id) for m, e in zip(step.finished, ends, strict=True)] == ends
     for message, failure in zip(step.failed, failed, strict=True):
         back = failed_of(message, failure.request_id)

@@ -111,7 +111,7 @@ def test_a_stream_may_move_as_often_as_it_gains_tokens_between() -> None:
     assert shown(events) == shown(run(service_of(FakeGroup(script)), wanted))
     overhead = end(events).overhead
     assert overhead is not None and overhead.moves == moves
-    assert not any(request.apart for group in groups for request in group.requests)
+    assert not any(request.apart_at is not None for group in groups for request in group.requests)
 
 
 def test_a_stream_waits_for_a_group_that_is_being_rebuilt() -> None:

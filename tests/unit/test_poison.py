@@ -9,16 +9,16 @@ import pytest
 from fakes import CHAT
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from poison import AT_ONCE, LATE, POISONS, World, in_no_time
+from poison import AT_ONCE, IN_DECODE, LATE, POISONS, World, in_no_time
 from scheduler_bench import alone
 from small_tokenizers import served
 
-from rayline.protos.blame import Record, Suspect
+from rayline.protos.blame import Presence, Record, Suspect
 from rayline.protos.errors import DeadlineExceeded, Overloaded, Quarantined, RaylineError, Unavailable
 from rayline.protos.events import Delta, Failed, Finished, StreamEvent
 from rayline.protos.types import EngineRequest, SamplingParams, Spec, choice_seed
 from rayline.router import docket as docket_module
-from rayline.router.blame import fingerprint
+from rayline.router.blame import after_loss, fingerprint
 from rayline.router.docket import BlameLimits, Docket
 from rayline.router.service import ServedModel, Service
 
@@ -214,6 +214,75 @@ def test_two_poisons_are_both_found() -> None:
         assert_undisturbed(wanted, events)
     assert type(error_of(one)) is type(error_of(two)) is Quarantined
     assert max(world.kills.values()) <= BOUND
+
+
+SEARCH = {"beam_width": 2, "seed": None, "tokens": 40}
+
+
+def lost_searches(*tokens: int) -> tuple[Seen, Seen, list[bool]]:
+    """A search beside a stream, each time lost with its group when it has come to so many tokens: what both saw, and
+    whether it was computed alone then."""
+
+    async def scenario() -> tuple[Seen, Seen, list[bool]]:
+        world = World(1)
+        service = service_over(world)
+        task = asyncio.create_task(world.run())
+        stream = asyncio.create_task(read(service, spec("i1", tokens=50)))
+        search = asyncio.create_task(read(service, spec("beam", **SEARCH)))
+        alone = []
+        for come in tokens:
+            group = await world.until_searched(come)
+            alone.append(bool(group.apart))
+            world.end(group)
+        seen = await search, await stream
+        task.cancel()
+        return *seen, alone
+
+    return in_no_time(scenario())
+
+
+def test_a_search_is_not_to_blame_for_losses_where_it_has_been_through_before() -> None:
+    (undisturbed,), _ = play(spec("beam", **SEARCH))
+    seen, stream, alone = lost_searches(25, 4, 12, 3, 25, 2, 14, 7)
+    assert alone == [False] * 8
+    assert_undisturbed(spec("i1", tokens=50), stream)
+    assert error_of(seen) is None and token_ids(seen) == token_ids(undisturbed)
+
+
+def test_a_search_that_is_lost_at_one_place_again_and_again_is_computed_alone_there_and_then_it_shows() -> None:
+    seen, stream, alone = lost_searches(20, 22, 21)
+    assert alone == [False, False, True]
+    assert type(error_of(seen)) is Quarantined
+    assert_undisturbed(spec("i1", tokens=50), stream)
+
+
+def test_a_search_that_poisons_late_is_found_after_its_bound() -> None:
+    poison, innocents = spec("poison", IN_DECODE, **SEARCH), [spec(f"i{n}", tokens=40) for n in range(3)]
+    (*seen, last), world = play(*innocents, poison)
+    for wanted, events in zip(innocents, seen, strict=True):
+        assert_undisturbed(wanted, events)
+    assert type(error_of(last)) is Quarantined and world.deaths == BOUND
+
+
+@pytest.mark.parametrize(
+    ("record", "presence", "position", "was_apart", "after"),
+    [
+        (Record(), Presence.AMONG, 0, False, Record(1, 0)),
+        (Record(1, 0), Presence.AMONG, 3, False, Record(2, 3)),
+        (Record(1, 40), Presence.AMONG, 36, False, Record(2, 40)),
+        (Record(1, 40), Presence.AMONG, 32, False, Record(1, 40)),
+        (Record(2, 40), Presence.ALONE, 32, True, Record(2, 40)),
+        (Record(2, 40), Presence.ALONE, 33, True, Record(2, 40, is_guilty=True)),
+        (Record(2, 40), Presence.ALONE, 47, True, Record(2, 40, is_guilty=True)),
+        (Record(2, 40), Presence.AMONG, 48, True, Record(1, 48)),
+        (Record(2, 40), Presence.AMONG, 41, True, Record(2, 40)),
+        (Record(2, 40), Presence.ABSENT, 41, False, Record(2, 40)),
+    ],
+)
+def test_what_a_loss_adds_to_a_record(
+    record: Record, presence: Presence, position: int, was_apart: bool, after: Record
+) -> None:
+    assert after_loss(record, presence, position, was_apart) == after
 
 
 def test_nobody_takes_the_fingerprint_of_a_request_that_nothing_is_held_against(

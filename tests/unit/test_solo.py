@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scheduler_bench import Bench, alone, limits
 
 from rayline.protos.blame import PROOF_TOKENS
-from rayline.protos.events import Finished, TokenEvent
+from rayline.protos.events import Finished, Searched, TokenEvent
 from rayline.protos.plan import Plan
 from rayline.protos.types import EngineRequest, SamplingParams
 from rayline.workers.scheduling.reservations import most_blocks
@@ -23,7 +23,7 @@ def request(name: str, prompt: int = 6, tokens: int = 12, **more: Any) -> Engine
 
 
 def suspect(name: str, **more: Any) -> EngineRequest:
-    return request(name, apart=True, **more)
+    return request(name, **{"apart_at": 0} | more)
 
 
 class Watched:
@@ -60,6 +60,8 @@ class Watched:
         for event in bench.commit():
             if isinstance(event, TokenEvent):
                 self.gained[event.request_id] += 1
+            elif isinstance(event, Searched):
+                self.gained[event.request_id] = event.tokens
         bench.check()
         return True
 
@@ -77,9 +79,8 @@ class Watched:
         whose = {self.owners[item.sequence] for item in plan.slices}
         assert named in ("", *whose), "who is named as the only one is computed"
         for name in whose:
-            each = self.requests[name]
-            done = PROOF_TOKENS if not each.params.beam_width else 10**6
-            if each.apart and self.gained[name] < done:
+            at = self.requests[name].apart_at
+            if at is not None and abs(at - self.gained[name] - len(self.requests[name].output_ids)) < PROOF_TOKENS:
                 assert whose == {name} == {named}, "a suspect is named before it is planned, and planned alone"
                 assert not in_flight or all(owners == whose for owners, _ in self.plans[-in_flight:])
         self.plans.append((whose, in_flight))
@@ -117,13 +118,29 @@ def test_others_make_a_step_between_two_suspects() -> None:
 
 
 def test_a_resumed_suspect_has_to_gain_its_tokens_anew() -> None:
-    watched = Watched(request("a", tokens=40), replace(suspect("S", tokens=12), output_ids=(3, 4, 5)), depth=1)
+    watched = Watched(
+        request("a", tokens=40), replace(suspect("S", tokens=12, apart_at=3), output_ids=(3, 4, 5)), depth=1
+    )
     watched.run()
     solo = [owners for owners, _ in watched.plans if "S" in owners]
     assert solo[:PROOF_TOKENS] == [{"S"}] * PROOF_TOKENS
 
 
-def test_a_suspected_search_is_alone_to_its_end() -> None:
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_suspected_search_is_alone_around_the_place_where_it_was_lost(depth: int) -> None:
+    watched = Watched(request("a", tokens=56), suspect("S", width=3, tokens=40, apart_at=20), depth=depth)
+    before, there, behind = list[bool](), list[bool](), list[bool]()
+    while watched.step():
+        tokens = watched.gained["S"]
+        is_alone = watched.bench.scheduler.apart == "S"
+        (there if abs(tokens - 20) < PROOF_TOKENS else before if tokens < 20 else behind).append(is_alone)
+    assert all(there[1:]) and not any(before) and not any(behind[1:])
+    assert len(there) >= 2 * PROOF_TOKENS - 1 and before and behind
+    assert any(owners == {"a", "S"} for owners, _ in watched.plans[: 2 * PROOF_TOKENS])
+    assert isinstance(watched.ends()["S"], Finished)
+
+
+def test_a_search_that_was_lost_at_once_is_alone_from_the_beginning() -> None:
     watched = Watched(request("a", tokens=40), suspect("S", width=3, tokens=6), depth=2)
     watched.run()
     assert all(owners == {"S"} for owners, _ in watched.plans if "S" in owners)
@@ -166,7 +183,7 @@ mixture = st.lists(
         tokens=st.integers(1, 12),
         priority=st.integers(-1, 1),
         width=st.sampled_from([0, 0, 0, 2, 3]),
-        apart=st.booleans(),
+        apart_at=st.sampled_from([None, None, 0, 9, 12]),
     ),
     min_size=1,
     max_size=6,

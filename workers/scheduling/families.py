@@ -78,7 +78,8 @@ class Families:
 
 def _forks(request: EngineRequest) -> bool:
     """Resumed choices have different tokens; prompt logprobs and beams are each one's own; suspects run alone."""
-    return bool(request.family) and not (request.output_ids or request.params.beam_width or request.apart)
+    is_alone = request.params.beam_width or request.apart_at is not None
+    return bool(request.family) and not (request.output_ids or is_alone)
 
 
 def _alike(trunk: EngineRequest, request: EngineRequest) -> bool:

@@ -10,6 +10,7 @@ from rayline.protos.events import (
     Finished,
     FinishReason,
     PromptScores,
+    Searched,
     TokenEvent,
     TokenLogprob,
     Usage,
@@ -28,7 +29,7 @@ NOTHING_LEFT = "no text is left that the grammar and the request's other rules a
 
 
 class Results:
-    """Turns results into events, in the order: prompt scores, refusals, tokens, ends of searches."""
+    """Turns results into events, in the order: prompt scores, refusals, tokens, searches."""
 
     def __init__(
         self,
@@ -124,6 +125,7 @@ class Results:
             yield self._end_search(beam.request.request_id, search)
         else:
             self._succeed(search, heirs)
+            yield Searched(beam.request.request_id, search.tokens)
 
     def _end_search(self, request_id: str, search: BeamSearch) -> Finished | Failed:
         first, beams = self._roster.end(request_id), search.best

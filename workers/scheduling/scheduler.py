@@ -28,7 +28,7 @@ from rayline.workers.scheduling.roster import Roster
 from rayline.workers.scheduling.scheduler_stats import SchedulerStats
 from rayline.workers.scheduling.searches import BeamSearch
 from rayline.workers.scheduling.sequence import Place, Sequence
-from rayline.workers.scheduling.solo import Solo, is_suspect
+from rayline.workers.scheduling.solo import Solo
 from rayline.workers.scheduling.tables import BlockTables
 from rayline.workers.scheduling.tenants import CACHED_COST, INPUT_COST, TenantCounters
 
@@ -158,7 +158,7 @@ class Scheduler:
         draft.open(self.limits.max_step_tokens)
         if self._solo.request_id:
             self._plan_solo()
-        else:
+        elif not self._solo.takes_its_turn():  # who is named now is planned next: all hear of it between
             self._plan_all()
         if not draft.slices:
             return None
@@ -192,8 +192,7 @@ class Scheduler:
             self._plan_one(sequence)
         while draft.has_room and (entry := self._next_waiting()):
             self._start(entry)
-            if is_suspect(entry):
-                self._solo.begin(entry)
+            if self._solo.takes(entry):
                 return
             self._plan_one(entry)
         if not draft.slices:

@@ -27,5 +27,10 @@ class BeamSearch:
         return heirs
 
     @property
+    def tokens(self) -> int:
+        """Of output in each beam."""
+        return len(self.beams[0].output_ids)
+
+    @property
     def best(self) -> tuple[Beam, ...]:
         return best(self.search, self.rules)
