@@ -248,7 +248,7 @@ def test_too_long_a_prompt_is_refused_with_the_numbers(llm: LLM) -> None:
     [
         (
             {"tensor_parallel": 2},
-            "tensor_parallel is not an option of LLM: there are activations, async_scheduling, attention, ",
+            "tensor_parallel is not an option of LLM: there are activations, all_reduce, async_scheduling, attention, ",
         ),
         ({"block_tokens": -1}, r"engine\.block_tokens = -1"),
         ({"tp": 0}, r"parallel\.tp = 0"),
