@@ -1,5 +1,6 @@
 """How the ranks of a stage come to sum by each other's memory, or to do without: all of them alike."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -113,9 +114,8 @@ def test_every_form_is_compiled_before_ranks_wait_for_each_other() -> None:
         ),
         ({"failure": "no peer access"}, {"compiled", "compiled with bias"}),
         ({"ranks": 3}, set()),
-        ({"by_host": True}, set()),
     ],
-    ids=["wrong on one rank", "no numbers on one rank", "no memory on one rank", "three ranks", "by way of the host"],
+    ids=["wrong on one rank", "no numbers on one rank", "no memory on one rank", "three ranks"],
 )
 def test_what_one_rank_cannot_do_all_do_without(problem: dict[str, Any], events: set[str]) -> None:
     """And none waits for another that has given up."""
@@ -124,6 +124,13 @@ def test_what_one_rank_cannot_do_all_do_without(problem: dict[str, Any], events:
     assert set().union(*(each.kernels.events for each in found)) == events
     for each in outcomes(wish="symmetric", **problem):
         assert isinstance(each.group, ConfigError) and each.group.field == "all_reduce"
+
+
+def test_ranks_that_share_a_gpu_sum_by_its_memory_if_that_is_wished_for() -> None:
+    """Their other messages still go by way of the host."""
+    assert all(isinstance(each.group, ThreadedRank) for each in outcomes(by_host=True))
+    for each in outcomes(wish="symmetric", by_host=True):
+        assert isinstance(each.group, SymmetricGroup) and each.group.is_by_host
 
 
 def test_gathering_can_be_wished_for() -> None:
@@ -170,13 +177,14 @@ class Torch:
         return torch.full((words,), 7.0, dtype=dtype)
 
     def rendezvous(self, mine: Tensor, group: str) -> Any:
-        assert group == "the stage"
+        assert group == "the stage" and os.environ[symmetric_group.OVERLAPPING] == "1"
         parts = [torch.zeros_like(mine), mine[self.moved :]]
         return SimpleNamespace(rank=self.rank, world_size=2, get_buffer=lambda rank, sizes, dtype: parts[rank])
 
 
 def met(monkeypatch: pytest.MonkeyPatch, module: Torch) -> PeerMemory:
     monkeypatch.setattr(symmetric_group.importlib, "import_module", lambda name: module)
+    monkeypatch.delenv(symmetric_group.OVERLAPPING, raising=False)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     stage: Any = "the stage"
     meeting = TorchMeeting(stage, 1)
