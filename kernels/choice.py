@@ -196,7 +196,7 @@ def build(choice: Choice, threads: int, cores: Cores | None) -> Kernels:
         libraries = [library_attention.library_of(name) for name in choice.attention]
         return TritonKernels(
             choice.name, choice.exact, choice.quantisation, choice.gpu.units, libraries=libraries,
-            layers=choice.rowwise,
+            rounding=choice.rowwise,
         )  # fmt: skip
     if choice.exact:
         # The team computes; a second pool of spinning threads would only take cores from it.

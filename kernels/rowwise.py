@@ -33,6 +33,10 @@ class RowWeight(Weight):
     numbers: Tensor
     scales: Tensor
 
+    @property
+    def kind(self) -> Rowwise:
+        return "fp8" if self.format == "fp8" else "w8a8"
+
 
 def round_rows(x: Tensor, kind: Rowwise) -> tuple[Tensor, Tensor]:
     """Numbers of 8 bits [T, K] and their steps, fp32 [T]; ties go to the even neighbour."""
@@ -66,8 +70,8 @@ def values(weight: RowWeight) -> Tensor:
 
 def linear(x: Tensor, weight: RowWeight, bias: Tensor | None, is_wide: bool) -> Tensor:
     """x W^T + bias in x's dtype, or in fp32 without bias, by torch. x [T, K] -> [T, N]."""
-    numbers, steps = round_rows(x, "fp8" if weight.format == "fp8" else "w8a8")
-    product = scaled_product if weight.format == "fp8" else _whole_product
+    numbers, steps = round_rows(x, weight.kind)
+    product = scaled_product if weight.kind == "fp8" else _whole_product
     out = product(numbers, steps, weight, torch.float32)
     return out if is_wide else (out if bias is None else out + bias.float()).to(x.dtype)
 

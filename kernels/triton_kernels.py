@@ -44,16 +44,16 @@ class TritonKernels(TorchKernels):
         units: int,
         recorder: Recorder | None = None,
         libraries: Sequence[Library] = (),
-        layers: Rowwise | None = None,
+        rounding: Rowwise | None = None,
     ) -> None:
         """name: of the class (kernels/gpu.py). units: processors of the device, which few rows are spread over.
-        recorder: of decode steps; CUDA graphs. libraries: asked for attention before Triton, in this order. layers:
-        what rounds theirs, and their activations, to 8 bits."""
+        recorder: of decode steps; CUDA graphs. libraries: asked for attention before Triton, in this order.
+        rounding: of weights and activations of all layers to 8 bits."""
         super().__init__()
         self.name = name
         self.exact = is_exact
         self.quantisation = quantisation
-        self._layers: Rowwise | None = layers
+        self._rounding: Rowwise | None = rounding
         self._units = units
         self._recorder = recorder or CudaRecorder()
         self._graphs: DecodeGraphs | None = None
@@ -62,8 +62,8 @@ class TritonKernels(TorchKernels):
 
     def pack(self, parts: Sequence[Tensor], segments: int = UNCUT) -> Weight:
         """segments: leaves that a rank holds of a product cut over ranks. Exact and UNCUT: what the depth allows."""
-        if self._layers is not None:
-            return rowwise.pack(parts, self._layers)
+        if self._rounding is not None:
+            return rowwise.pack(parts, self._rounding)
         if self.quantisation is not None:
             return triton_quant.pack(parts, self.quantisation.weights, segments)
         whole = parts[0] if len(parts) == 1 else torch.cat(tuple(parts))

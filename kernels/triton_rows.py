@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rayline.kernels.coming_logprobs import ComingLogprobs, ranked_of
 from rayline.kernels.sampling import RowLogprobs, SampledRows, SamplingRows, named
-from rayline.kernels.transfer import to_device
+from rayline.kernels.transfer import to_device, whole_numbers
 from rayline.kernels.triton_edits import edited
 from rayline.kernels.triton_sampling import draw
 from rayline.kernels.triton_truncation import Logits, best_tokens, draw_truncated, rules_of
@@ -27,21 +27,13 @@ def sample(logits: Tensor, rows: SamplingRows, units: int) -> SampledRows:
     """
     raw = logits.contiguous()
     allowed = Logits.of(edited(raw, rows.edits), units)
-    cut = [i for i in range(len(rows)) if rows.temperature[i] != 0.0 and rows.is_truncated(i)]
-    whole = [i for i in range(len(rows)) if rows.temperature[i] == 0.0 or not rows.is_truncated(i)]
-    parts = [draw(allowed, rows, whole)] if whole else []
-    parts += [draw_truncated(allowed, rules_of(rows, cut, logits.device))] if cut else []
-    token_ids, values = parts[0] if len(parts) == 1 else (torch.cat(columns) for columns in zip(*parts, strict=True))
-    if len(parts) > 1:
-        order = sorted(range(len(rows)), key=[*whole, *cut].__getitem__)
-        index = to_device(torch.tensor(order), logits.device)
-        token_ids, values = token_ids[index], values[index]
+    token_ids, values = _drawn(allowed, rows)
     token_ids = token_ids.clamp(max=logits.shape[1] - 1)  # of rows with nothing left, which mean nothing
     logprobs: Sequence[RowLogprobs | None] = (None,) * len(rows)
     asked = [i for i, wanted in enumerate(rows.logprobs) if wanted is not None]
     if asked:
         table = allowed if allowed.values is raw else Logits.of(raw, units)
-        index = to_device(torch.tensor(asked), logits.device)
+        index = to_device(whole_numbers(asked), logits.device)
         told = _ranked(table, asked, token_ids[index], max(rows.logprobs[i] or 0 for i in asked))
         logprobs = ComingLogprobs(told, rows.logprobs)
     return SampledRows(token_ids if allowed.values is raw else named(token_ids, values), logprobs)
@@ -49,7 +41,7 @@ def sample(logits: Tensor, rows: SamplingRows, units: int) -> SampledRows:
 
 def score(logits: Tensor, token_ids: Sequence[int], tops: Sequence[int], units: int) -> list[RowLogprobs]:
     """`kernels.sampling.score`. Waits for the device."""
-    ids = to_device(torch.tensor(token_ids, dtype=torch.int64), logits.device)
+    ids = to_device(whole_numbers(token_ids), logits.device)
     told = _ranked(Logits.of(logits, units), range(len(token_ids)), ids, max(tops))
     return ranked_of(told.tolist(), [min(top, logits.shape[1]) for top in tops])
 
@@ -70,6 +62,21 @@ def best_candidates(
         tuple((token, value) for token, value in zip(tokens[:count], row[:count], strict=True) if value > -math.inf)
         for tokens, row, count in zip(ids.tolist(), values.view(torch.float64).tolist(), most, strict=True)
     ]
+
+
+def _drawn(allowed: Logits, rows: SamplingRows) -> tuple[Tensor, Tensor]:
+    """A token of each row, int64 [N], and its value, fp64 [N]."""
+    cut = [i for i in range(len(rows)) if rows.temperature[i] != 0.0 and rows.is_truncated(i)]
+    if not cut:
+        return draw(allowed, rows, range(len(rows)))
+    truncated = draw_truncated(allowed, rules_of(rows, cut, allowed.values.device))
+    if len(cut) == len(rows):
+        return truncated
+    whole = sorted(set(range(len(rows))).difference(cut))
+    ids, values = (torch.cat(pair) for pair in zip(draw(allowed, rows, whole), truncated, strict=True))
+    places = sorted(range(len(rows)), key=[*whole, *cut].__getitem__)
+    index = to_device(whole_numbers(places), ids.device)
+    return ids[index], values[index]
 
 
 def _ranked(logits: Logits, at: Sequence[int], token_ids: Tensor, most: int) -> Tensor:

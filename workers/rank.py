@@ -93,7 +93,7 @@ class Orders:
         """Do one thing; False when the leader says stop."""
         while self._channel.has_frame() or not (self._waiting or self._steps.in_flight):
             self._receive()
-        if self._steps.in_flight and not (self._has_room and self._has_plan()):
+        if self._steps.in_flight and not (self._has_room and self._await_plan()):
             self._finish()
             return True
         order = self._waiting.popleft()
@@ -108,8 +108,9 @@ class Orders:
     def _has_room(self) -> bool:
         return self._steps.in_flight < self._worker.spec.launch_window
 
-    def _has_plan(self) -> bool:
-        """Whether a plan is next, or comes before the running step is over. Other orders wait for the end of steps."""
+    def _await_plan(self) -> bool:
+        """Launch the running step's sampling and look out for a plan until the step is over: whether one is next. Other
+        orders wait for the end of steps."""
         if not self._waiting:
             self._steps.sample()
         while not self._waiting and not self._steps.is_over:
