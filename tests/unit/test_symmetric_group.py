@@ -19,6 +19,7 @@ from rayline.kernels.torch_kernels import TorchKernels
 from rayline.protos.errors import ConfigError
 from rayline.workers import symmetric_group
 from rayline.workers.agreement import TRIAL_COLUMNS, TRIAL_ROWS
+from rayline.workers.bench.gpu import two_ranks
 from rayline.workers.collectives import Collective
 from rayline.workers.symmetric_group import CAPACITY, SymmetricGroup, TorchMeeting, fastest_group
 
@@ -163,6 +164,52 @@ def test_both_ways_of_summing_are_tried_in_captured_steps() -> None:
     assert small <= CAPACITY < large
 
 
+# ---- as `rayline bench gpu` tries it on one device
+
+
+class Calls:
+    """What is captured is called again, by a rank of which the last replay may come to nothing."""
+
+    def __init__(self, forgets: bool = False) -> None:
+        self.left = two_ranks.ROUNDS - forgets
+
+    def record(self, function: Callable[[], None]) -> Callable[[], None]:
+        function()
+        return self.replay(function)
+
+    def replay(self, function: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            self.left -= 1
+            if self.left >= 0:
+                function()
+
+        return run
+
+
+def tried(forgets: bool = False, failure: str = "") -> list[str]:
+    def run(rank: ThreadedRank) -> str:
+        kernels = Kernels(rank)
+        try:
+            return two_ranks.tried(rank, kernels, Memory(kernels, failure), Calls(forgets), torch.empty(0))
+        except ValueError as error:
+            return str(error)
+
+    return on_all_ranks(2, run)
+
+
+def test_the_bench_tells_sums_that_are_used_from_those_that_are_not_or_wrong() -> None:
+    assert tried() == ["used"] * 2
+    assert all(said.startswith("not used: all_reduce = symmetric") for said in tried(failure="no peer access"))
+    assert tried(forgets=True) == ["1 of 10 replayed sums were wrong"] * 2
+
+
+def test_processes_that_end_early_fail_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a CUDA device they cannot but."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    check = two_ranks.two_processes()
+    assert not check.ok and check.detail
+
+
 # ---- torch's symmetric memory
 
 
@@ -218,7 +265,7 @@ def test_this_torch_has_what_is_asked_of_it() -> None:
 def test_the_option_is_of_the_triton_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "gpu_of", lambda device: Gpu(132, "sm90", 90))
     for kernels in ("auto", "triton-exact"):
-        options = KernelOptions(kernels, all_reduce="symmetric")
+        options = KernelOptions(kernels, attention="triton", all_reduce="symmetric")
         assert choose(torch.device("cuda"), torch.bfloat16, options).gpu is not None
     for device, kernels in (("cpu", "auto"), ("cuda", "torch")):
         with pytest.raises(Unfit, match="others compute here") as refused:
