@@ -94,7 +94,7 @@ def _replayed(machine: Machine, kernels: SummingKernels, hidden: int) -> Check:
 def _waiting(machine: Machine, kernels: SummingKernels, hidden: int) -> Check:
     """Two ranks on streams of their own, who wait for each other in every sum."""
     device, partials = OneDevice(machine, 2), machine.randn(ROUNDS, 2, 3, hidden).float()
-    streams = [torch.cuda.Stream() for _ in device.memory]
+    streams = [torch.cuda.Stream() for _ in device.memory]  # type: ignore[no-untyped-call]
     totals: list[list[Tensor]] = [[] for _ in device.memory]
     machine.synchronize()
     for each in partials:

@@ -51,7 +51,7 @@ def two_processes() -> Check:
 
 
 def tried(gathered: Collective, kernels: object, meeting: Meeting, recorder: Recorder, like: torch.Tensor) -> str:
-    """What came of it on one rank. like: in the dtype and on the device of the sums. Raises ValueError for wrong sums."""
+    """What came of it on one rank. like: of the dtype and the device of the sums. Raises ValueError for wrong sums."""
     try:
         group = fastest_group(gathered, kernels, "symmetric", meeting, like.dtype, like.device)
     except ConfigError as error:
