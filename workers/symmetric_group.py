@@ -23,7 +23,7 @@ from rayline.workers.collectives import Collective
 log = logging.getLogger(__name__)
 
 CAPACITY = 2**18  # numbers of a sum, 1 MiB; larger ones are gathered
-PROBE_POLLS = 2**24  # looks at a signal: some seconds
+PROBE_POLLS = 2**22  # looks at a signal: some seconds
 PROBE_ROUNDS = 4  # in a row, so that both halves of the memory are written over
 PROBE_COLUMNS = 64
 
