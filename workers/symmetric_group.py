@@ -7,6 +7,7 @@ only if all of them have the bits of the gathered ones on every rank.
 
 import importlib
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,9 +23,13 @@ from rayline.workers.collectives import Collective
 log = logging.getLogger(__name__)
 
 CAPACITY = 2**18  # numbers of a sum, 1 MiB; larger ones are gathered
-PROBE_POLLS = 2**24  # looks at a signal: some seconds
+PROBE_POLLS = 2**22  # looks at a signal: some seconds
 PROBE_ROUNDS = 4  # in a row, so that both halves of the memory are written over
 PROBE_COLUMNS = 64
+
+# torch compares the numbers of the ranks' GPUs. A rank that Ray shows one GPU calls it 0, as the others do theirs;
+# backend_of (workers/devices.py) has compared the GPUs themselves.
+OVERLAPPING = "TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES"
 
 
 @runtime_checkable
@@ -44,13 +49,12 @@ class SummingKernels(Protocol):
 class SymmetricGroup:
     """Small sums by memory that all ranks read, all else gathered: the same bits."""
 
-    is_by_host = False
-
     def __init__(self, gathered: Collective, kernels: SummingKernels, memory: PeerMemory) -> None:
         self._gathered = gathered
         self._kernels = kernels
         self._memory = memory
         self.tp_size = gathered.tp_size
+        self.is_by_host = gathered.is_by_host
 
     def sum_tree(self, partial: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         if not self._memory.holds(partial):
@@ -86,6 +90,7 @@ class TorchMeeting:
         return mine.zero_()
 
     def meet(self, mine: Tensor) -> PeerMemory:
+        os.environ.setdefault(OVERLAPPING, "1")
         handle = _symmetric_memory().rendezvous(mine, self._group)
         parts = [handle.get_buffer(rank, tuple(mine.shape), mine.dtype) for rank in range(handle.world_size)]
         if handle.rank != self._rank or parts[self._rank].data_ptr() != mine.data_ptr():
@@ -102,9 +107,14 @@ def fastest_group(
 ) -> Collective:
     """How the ranks of a stage sum from now on, the same on all. wish: auto, symmetric or gather.
 
+    Ranks that share a GPU take symmetric memory only if it is wished for: one waits until the other gets the GPU.
+
     Raises ConfigError where symmetric memory is wished for and cannot be had.
     """
     if wish == "gather" or not isinstance(kernels, SummingKernels):
+        return gathered
+    if wish == "auto" and gathered.is_by_host:
+        log.info("sums over ranks: gathered, as the ranks share a GPU")
         return gathered
     trial = _Trial(gathered, kernels, meeting, dtype, device)
     if all(all_succeed(gathered, device, step) for step in (trial.allocate, trial.meet, trial.sum)):
@@ -132,8 +142,6 @@ class _Trial:
     def allocate(self) -> str:
         """Memory, and every form of the sum compiled, so that ranks will not wait for each other's compilers."""
         ranks = self._gathered.tp_size
-        if self._gathered.is_by_host:
-            return "no symmetric memory between ranks that talk by way of the host"
         if not self._kernels.can_sum(ranks):
             return f"no sum by symmetric memory over {ranks} ranks"
         self._mine = self._meeting.allocate()

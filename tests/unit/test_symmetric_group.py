@@ -1,5 +1,6 @@
 """How the ranks of a stage come to sum by each other's memory, or to do without: all of them alike."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from rayline.kernels.torch_kernels import TorchKernels
 from rayline.protos.errors import ConfigError
 from rayline.workers import symmetric_group
 from rayline.workers.agreement import TRIAL_COLUMNS, TRIAL_ROWS
+from rayline.workers.bench.gpu import two_ranks
 from rayline.workers.collectives import Collective
 from rayline.workers.symmetric_group import CAPACITY, SymmetricGroup, TorchMeeting, fastest_group
 
@@ -113,9 +115,8 @@ def test_every_form_is_compiled_before_ranks_wait_for_each_other() -> None:
         ),
         ({"failure": "no peer access"}, {"compiled", "compiled with bias"}),
         ({"ranks": 3}, set()),
-        ({"by_host": True}, set()),
     ],
-    ids=["wrong on one rank", "no numbers on one rank", "no memory on one rank", "three ranks", "by way of the host"],
+    ids=["wrong on one rank", "no numbers on one rank", "no memory on one rank", "three ranks"],
 )
 def test_what_one_rank_cannot_do_all_do_without(problem: dict[str, Any], events: set[str]) -> None:
     """And none waits for another that has given up."""
@@ -124,6 +125,13 @@ def test_what_one_rank_cannot_do_all_do_without(problem: dict[str, Any], events:
     assert set().union(*(each.kernels.events for each in found)) == events
     for each in outcomes(wish="symmetric", **problem):
         assert isinstance(each.group, ConfigError) and each.group.field == "all_reduce"
+
+
+def test_ranks_that_share_a_gpu_sum_by_its_memory_if_that_is_wished_for() -> None:
+    """Their other messages still go by way of the host."""
+    assert all(isinstance(each.group, ThreadedRank) for each in outcomes(by_host=True))
+    for each in outcomes(wish="symmetric", by_host=True):
+        assert isinstance(each.group, SymmetricGroup) and each.group.is_by_host
 
 
 def test_gathering_can_be_wished_for() -> None:
@@ -156,6 +164,52 @@ def test_both_ways_of_summing_are_tried_in_captured_steps() -> None:
     assert small <= CAPACITY < large
 
 
+# ---- as `rayline bench gpu` tries it on one device
+
+
+class Calls:
+    """What is captured is called again, by a rank of which the last replay may come to nothing."""
+
+    def __init__(self, forgets: bool = False) -> None:
+        self.left = two_ranks.ROUNDS - forgets
+
+    def record(self, function: Callable[[], None]) -> Callable[[], None]:
+        function()
+        return self.replay(function)
+
+    def replay(self, function: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            self.left -= 1
+            if self.left >= 0:
+                function()
+
+        return run
+
+
+def tried(forgets: bool = False, failure: str = "") -> list[str]:
+    def run(rank: ThreadedRank) -> str:
+        kernels = Kernels(rank)
+        try:
+            return two_ranks.tried(rank, kernels, Memory(kernels, failure), Calls(forgets), torch.empty(0))
+        except ValueError as error:
+            return str(error)
+
+    return on_all_ranks(2, run)
+
+
+def test_the_bench_tells_sums_that_are_used_from_those_that_are_not_or_wrong() -> None:
+    assert tried() == ["used"] * 2
+    assert all(said.startswith("not used: all_reduce = symmetric") for said in tried(failure="no peer access"))
+    assert tried(forgets=True) == ["1 of 10 replayed sums were wrong"] * 2
+
+
+def test_processes_that_end_early_fail_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a CUDA device they cannot but."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    check = two_ranks.two_processes()
+    assert not check.ok and check.detail
+
+
 # ---- torch's symmetric memory
 
 
@@ -170,13 +224,14 @@ class Torch:
         return torch.full((words,), 7.0, dtype=dtype)
 
     def rendezvous(self, mine: Tensor, group: str) -> Any:
-        assert group == "the stage"
+        assert group == "the stage" and os.environ[symmetric_group.OVERLAPPING] == "1"
         parts = [torch.zeros_like(mine), mine[self.moved :]]
         return SimpleNamespace(rank=self.rank, world_size=2, get_buffer=lambda rank, sizes, dtype: parts[rank])
 
 
 def met(monkeypatch: pytest.MonkeyPatch, module: Torch) -> PeerMemory:
     monkeypatch.setattr(symmetric_group.importlib, "import_module", lambda name: module)
+    monkeypatch.delenv(symmetric_group.OVERLAPPING, raising=False)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     stage: Any = "the stage"
     meeting = TorchMeeting(stage, 1)
@@ -210,7 +265,7 @@ def test_this_torch_has_what_is_asked_of_it() -> None:
 def test_the_option_is_of_the_triton_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "gpu_of", lambda device: Gpu(132, "sm90", 90))
     for kernels in ("auto", "triton-exact"):
-        options = KernelOptions(kernels, all_reduce="symmetric")
+        options = KernelOptions(kernels, attention="triton", all_reduce="symmetric")
         assert choose(torch.device("cuda"), torch.bfloat16, options).gpu is not None
     for device, kernels in (("cpu", "auto"), ("cuda", "torch")):
         with pytest.raises(Unfit, match="others compute here") as refused:

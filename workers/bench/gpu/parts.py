@@ -19,6 +19,6 @@ PARTS = (
     Part("products", speed.products, 60.0),
     Part("attention", speed.attention, 60.0),
     Part("token sampling", speed.sampling, 30.0),
-    Part("sums over ranks", sums.sums, 40.0),
+    Part("sums over ranks", sums.sums, 90.0),
     Part("third model", speed.third_model, 60.0),
 )

@@ -16,6 +16,7 @@ from rayline.workers.bench.gpu.bench import Bench
 from rayline.workers.bench.gpu.machine import Machine
 from rayline.workers.bench.gpu.model_run import Work
 from rayline.workers.bench.gpu.report import Check, Failure, Row
+from rayline.workers.bench.gpu.two_ranks import two_processes
 from rayline.workers.symmetric_group import CAPACITY, PROBE_POLLS, SummingKernels
 
 ALWAYS = 2**30  # a signal for all sums that will be made here
@@ -55,6 +56,7 @@ def sums(bench: Bench) -> Iterator[Row]:
     if bench.machine.is_cuda:
         yield _replayed(bench.machine, kernels, hidden)
         yield _waiting(bench.machine, kernels, hidden)
+        yield two_processes()
 
 
 def _one_rank(bench: Bench, kernels: SummingKernels, ranks: int, rows: int, hidden: int) -> Iterator[Row]:
@@ -92,7 +94,7 @@ def _replayed(machine: Machine, kernels: SummingKernels, hidden: int) -> Check:
 def _waiting(machine: Machine, kernels: SummingKernels, hidden: int) -> Check:
     """Two ranks on streams of their own, who wait for each other in every sum."""
     device, partials = OneDevice(machine, 2), machine.randn(ROUNDS, 2, 3, hidden).float()
-    streams = [torch.cuda.Stream() for _ in device.memory]
+    streams = [torch.cuda.Stream() for _ in device.memory]  # type: ignore[no-untyped-call]
     totals: list[list[Tensor]] = [[] for _ in device.memory]
     machine.synchronize()
     for each in partials:
