@@ -16,7 +16,7 @@ from rayline.kernels.graphs import CudaRecorder, DecodeGraphs, DecodeLimits, Fun
 from rayline.kernels.library_attention import Attention, ChosenAttention, Library
 from rayline.kernels.native_quant import Quantisation
 from rayline.kernels.rowwise import RowWeight, Rowwise
-from rayline.kernels.sampling import RowLogprobs, SampledRows, SamplingRows
+from rayline.kernels.sampling import Candidate, RowLogprobs, SampledRows, SamplingRows
 from rayline.kernels.torch_kernels import TorchKernels
 from rayline.kernels.triton_attention import EXACT, ORDINARY, PagedAttention
 from rayline.kernels.triton_quant import QuantisedWeight
@@ -125,12 +125,10 @@ class TritonKernels(TorchKernels):
         """`DrawingKernels.draw` of workers/token_sampler.py, as the two that follow."""
         return triton_rows.sample(logits, rows, self._units)
 
-    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]:
+    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> Sequence[RowLogprobs]:
         return triton_rows.score(logits, token_ids, tops, self._units)
 
-    def candidates(
-        self, logits: Tensor, rows: SamplingRows, most: Sequence[int]
-    ) -> list[tuple[tuple[int, float], ...]]:
+    def candidates(self, logits: Tensor, rows: SamplingRows, most: Sequence[int]) -> Sequence[tuple[Candidate, ...]]:
         return triton_rows.best_candidates(logits, rows, most, self._units)
 
     def replay(self, function: Function, limits: DecodeLimits | None = None) -> Function:

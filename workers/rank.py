@@ -9,6 +9,8 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -16,6 +18,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 
 from rayline.cluster.machine import interface_towards
+from rayline.cluster.parallel import Parallel
 from rayline.kernels.backend import Kernels
 from rayline.kernels.native_kernels import NativeKernels
 from rayline.protos import internal_pb2 as pb
@@ -25,9 +28,10 @@ from rayline.protos.plan_wire import plan_of, result_to_pb
 from rayline.workers.channel import Channel, connect
 from rayline.workers.collectives import Alone, Collective, SharedMemoryGroup, TensorParallelGroup
 from rayline.workers.devices import COLLECTIVE_LIMIT, Staging, agree_on_backend, set_up_nccl, take_gpu
+from rayline.workers.lines import Line
 from rayline.workers.rank_wire import loaded_to_pb, spec_of, stats_to_pb
 from rayline.workers.spec import RankSpec
-from rayline.workers.stages import StageLinks
+from rayline.workers.stages import Lines, StageLinks
 from rayline.workers.worker import Worker, kernels_of
 
 SECRET_VARIABLE = "RAYLINE_SECRET"
@@ -101,7 +105,7 @@ class Orders:
 
     @property
     def _has_room(self) -> bool:
-        return self._steps.in_flight < self._worker.spec.launch_window
+        return self._steps.in_flight < self._worker.launch_window
 
     def _has_plan(self) -> bool:
         """Whether a plan is next, or comes before the running step is over. Other orders wait for the end of steps."""
@@ -155,8 +159,25 @@ def join(spec: RankSpec, kernels: Kernels, gpu: str = "") -> tuple[Collective, S
         collective = TensorParallelGroup(groups[parallel.stage], parallel.tp_size, staging)
     if parallel.pp_size == 1:
         return collective, None
-    hidden_group, token_group = dist.new_group(), dist.new_group()
-    return collective, StageLinks(parallel, hidden_group, token_group, staging)
+    return collective, StageLinks(_lines(parallel, staging))
+
+
+def _lines(parallel: Parallel, staging: Staging) -> Lines:
+    """A group for each two ranks of which one sends to the other: all ranks make all of them, in one order."""
+
+    def line(source: Parallel, target: Parallel) -> Line | None:
+        group = dist.new_group(sorted((source.rank, target.rank)))
+        if parallel in (source, target):
+            return Line(group, target.rank if parallel == source else source.rank, staging)
+        return None
+
+    found: list[Lines] = []
+    for tp_rank in range(parallel.tp_size):
+        places = [replace(parallel, tp_rank=tp_rank, stage=stage) for stage in range(parallel.pp_size)]
+        hidden = [None, *(line(*neighbours) for neighbours in pairwise(places)), None]
+        tokens = line(places[-1], places[0])
+        found.append(Lines(hidden[parallel.stage], hidden[parallel.stage + 1], tokens))
+    return found[parallel.tp_rank]
 
 
 class _Reporter:

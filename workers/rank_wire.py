@@ -30,7 +30,7 @@ def spec_to_pb(spec: RankSpec) -> pb.RankSpec:
         attention=spec.kernels.attention,
         static_cache=spec.static_cache,
         graph_rows=spec.graph_rows,
-        launch_window=spec.launch_window,
+        async_scheduling=spec.async_scheduling,
     )
 
 
@@ -48,7 +48,7 @@ def spec_of(message: pb.RankSpec) -> RankSpec:
         ),
         static_cache=message.static_cache,
         graph_rows=message.graph_rows,
-        launch_window=message.launch_window,
+        async_scheduling=message.async_scheduling,
         store_host=message.store_host,
         store_port=message.store_port,
     )
