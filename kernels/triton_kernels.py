@@ -9,13 +9,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rayline.kernels import rowwise, triton_elementwise, triton_product, triton_quant, triton_rows, triton_rowwise
+from rayline.kernels import (
+    rowwise,
+    triton_elementwise,
+    triton_product,
+    triton_quant,
+    triton_rounding,
+    triton_rows,
+    triton_rowwise,
+)
 from rayline.kernels.backend import AttentionShape, KvLayer, RopeTables, Weight
 from rayline.kernels.context import ForwardContext
 from rayline.kernels.graphs import CudaRecorder, DecodeGraphs, DecodeLimits, Function, Recorder
 from rayline.kernels.library_attention import Attention, ChosenAttention, Library
 from rayline.kernels.native_quant import Quantisation
-from rayline.kernels.rowwise import RowWeight, Rowwise
+from rayline.kernels.rowwise import RoundedRows, RowWeight, Rowwise
 from rayline.kernels.sampling import Candidate, RowLogprobs, SampledRows, SamplingRows
 from rayline.kernels.torch_kernels import TorchKernels
 from rayline.kernels.triton_attention import EXACT, ORDINARY, PagedAttention
@@ -103,6 +111,21 @@ class TritonKernels(TorchKernels):
 
     def silu_gate(self, gate_up: Tensor) -> Tensor:
         return triton_elementwise.silu_gate(gate_up)
+
+    def rounded_rms_norm(self, x: Tensor, weight: Tensor, eps: float, target: RowWeight) -> RoundedRows:
+        """`RoundingKernels` of kernels/rowwise.py, with the three that follow."""
+        return triton_rounding.rms_norm(x, weight, eps, target.kind)
+
+    def rounded_add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, target: RowWeight
+    ) -> tuple[RoundedRows, Tensor]:
+        return triton_rounding.add_rms_norm(x, residual, weight, eps, target.kind)
+
+    def rounded_silu_gate(self, gate_up: Tensor, target: RowWeight) -> RoundedRows:
+        return triton_rounding.silu_gate(gate_up, target.kind)
+
+    def rounded_linear(self, x: RoundedRows, weight: RowWeight, bias: Tensor | None, is_wide: bool) -> Tensor:
+        return triton_rowwise.linear(x, weight, bias, is_wide, self.exact, self._units)
 
     def write_kv(
         self,

@@ -13,6 +13,7 @@ from torch import Tensor
 from rayline.kernels.rowwise import (
     DTYPES,
     LEAST_FP8_CAPABILITY,
+    RoundedRows,
     RowWeight,
     Rowwise,
     fits_scaled_product,
@@ -87,53 +88,56 @@ _OF = {"fp8": _kernels(True), "w8a8": _kernels(False)}
 KERNELS = (*_OF["fp8"], *_OF["w8a8"])
 
 
-def rounded(x: Tensor, kind: Rowwise) -> tuple[Tensor, Tensor]:
+def rounded(x: Tensor, kind: Rowwise) -> RoundedRows:
     """`rowwise.round_rows` in one launch."""
     numbers = torch.empty(x.shape, dtype=DTYPES[kind], device=x.device)
     steps = torch.empty(len(x), dtype=torch.float32, device=x.device)
     _OF[kind][0].launch(
         (len(x),), _ROUND[kind == "fp8"], x=x.contiguous(), numbers=numbers, steps=steps, depth=x.shape[1]
     )
-    return numbers, steps
+    return RoundedRows(numbers, steps, x.dtype)
 
 
-def linear(x: Tensor, weight: RowWeight, bias: Tensor | None, is_wide: bool, is_exact: bool, units: int) -> Tensor:
+def linear(
+    x: Tensor | RoundedRows, weight: RowWeight, bias: Tensor | None, is_wide: bool, is_exact: bool, units: int
+) -> Tensor:
     """x W^T + bias in x's dtype, or in fp32 without bias. x [T, K] -> [T, N].
 
     is_exact: a row's bits depend on that row alone. units: processors to fill with programs.
     """
-    kind: Rowwise = "fp8" if weight.format == "fp8" else "w8a8"
-    numbers, steps = rounded(x, kind)
-    is_by_torch = kind == "fp8" and x.is_cuda and x.dtype == torch.bfloat16 and fits_scaled_product(weight)
-    if is_by_torch and len(x) > FEW_ROWS and not is_exact and not is_wide:
-        return scaled_product(numbers, steps, weight, x.dtype, bias)
+    kind = weight.kind
+    if isinstance(x, Tensor):
+        x = rounded(x, kind)
+    count = len(x.numbers)
+    is_by_torch = kind == "fp8" and x.numbers.is_cuda and x.dtype == torch.bfloat16 and fits_scaled_product(weight)
+    if is_by_torch and count > FEW_ROWS and not is_exact and not is_wide:
+        return scaled_product(x.numbers, x.steps, weight, x.dtype, bias)
     is_one_form = is_exact and kind == "fp8"
-    tile = EXACT if is_one_form else FEW if len(x) <= FEW_ROWS else MANY
-    tiles = -(-len(x) // tile.rows) * -(-weight.columns // tile.columns)
+    tile = EXACT if is_one_form else FEW if count <= FEW_ROWS else MANY
+    tiles = -(-count // tile.rows) * -(-weight.columns // tile.columns)
     parts = 1 if is_one_form or tiles >= 2 * units else max(1, min(MOST_PARTS, weight.depth // LEAST_PART))
-    return _multiplied(x, numbers, steps, weight, bias, is_wide, tile, tiles, parts)
+    return _multiplied(x, weight, bias, is_wide, tile, tiles, parts)
 
 
 def _multiplied(
-    x: Tensor, numbers: Tensor, steps: Tensor, weight: RowWeight, bias: Tensor | None, is_wide: bool, tile: Tile,
-    tiles: int, parts: int,
-) -> Tensor:  # fmt: skip
+    x: RoundedRows, weight: RowWeight, bias: Tensor | None, is_wide: bool, tile: Tile, tiles: int, parts: int
+) -> Tensor:
     """The depth is cut into `parts`."""
-    is_float, rows, columns = weight.format == "fp8", len(x), weight.columns
-    _, multiply, join = _OF["fp8" if is_float else "w8a8"]
-    result = Result.of(x, columns, bias, is_wide)
+    is_float, rows, columns = weight.kind == "fp8", len(x.numbers), weight.columns
+    _, multiply, join = _OF[weight.kind]
+    result = Result.of(x.numbers, columns, bias, is_wide, x.dtype)
     leaf_depth = -(-weight.depth // (parts * DEPTH)) * DEPTH
-    sums = x.new_empty((parts, rows, columns) if parts > 1 else (1, 1, 1), dtype=torch.float32)
+    sums = x.steps.new_empty((parts, rows, columns) if parts > 1 else (1, 1, 1))
     places = {"bias": result.out if bias is None else bias, "out": result.out, "wide": result.wide}
     flags = {"has_bias": int(bias is not None), "is_wide": int(is_wide)}
     multiply.launch(
-        (tiles, parts), tile.variant(is_float), x=numbers, steps=steps, weight=weight.numbers, scales=weight.scales,
+        (tiles, parts), tile.variant(is_float), x=x.numbers, steps=x.steps, weight=weight.numbers, scales=weight.scales,
         **places, parts=sums, rows=rows, leaf_depth=leaf_depth, **flags, is_split=int(parts > 1), columns=columns,
         depth=weight.depth,
     )  # fmt: skip
     if parts > 1:
         join.launch(
-            (-(-rows * columns // _JOIN[is_float]["BLOCK"]),), _JOIN[is_float], parts=sums, steps=steps,
+            (-(-rows * columns // _JOIN[is_float]["BLOCK"]),), _JOIN[is_float], parts=sums, steps=x.steps,
             scales=weight.scales, **places, numbers=rows * columns, count=parts, **flags, columns=columns,
         )  # fmt: skip
     return result.tensor

@@ -28,6 +28,7 @@ MODULES = (
     "triton_elementwise",
     "triton_product",
     "triton_quant",
+    "triton_rounding",
     "triton_rowwise",
     "triton_sampling",
     "triton_truncation",
