@@ -25,7 +25,7 @@ from rayline.kernels.attention import PagedKv, paged_attention
 from rayline.kernels.backend import AttentionShape, KvLayer
 from rayline.kernels.context import ForwardContext, StaticContext
 from rayline.kernels.torch_kernels import paged
-from rayline.kernels.transfer import to_device
+from rayline.kernels.transfer import to_device, whole_numbers
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class LibraryStep:
             starts, lens = context.device_starts, context.device_lens
             return LibraryStep(context, starts, ends, lens, context.tables, 1, most)
         count = len(context.lens)
-        flat = torch.tensor([*context.starts, *accumulate(context.lens, initial=0), *context.lens], dtype=torch.int32)
+        flat = whole_numbers([*context.starts, *accumulate(context.lens, initial=0), *context.lens]).int()
         starts, ends, lens = torch.split(to_device(flat, device), [count + 1, count + 1, count])
         queries = max(last - first for first, last in pairwise(context.starts))
         return LibraryStep(context, starts, ends, lens, context.tables.contiguous(), queries, max(context.lens))

@@ -103,7 +103,7 @@ def values(weight: RowWeight) -> Tensor:
 def linear(x: Tensor, weight: RowWeight, bias: Tensor | None, is_wide: bool) -> Tensor:
     """x W^T + bias in x's dtype, or in fp32 without bias, by torch. x [T, K] -> [T, N]."""
     numbers, steps = round_rows(x, weight.kind)
-    product = scaled_product if weight.format == "fp8" else _whole_product
+    product = scaled_product if weight.kind == "fp8" else _whole_product
     out = product(numbers, steps, weight, torch.float32)
     return out if is_wide else (out if bias is None else out + bias.float()).to(x.dtype)
 

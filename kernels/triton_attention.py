@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rayline.kernels.backend import AttentionShape, KvLayer
 from rayline.kernels.context import ForwardContext, StaticContext
-from rayline.kernels.transfer import to_device
+from rayline.kernels.transfer import to_device, whole_numbers
 from rayline.kernels.triton_attention_code import attend_tiles, join_parts
 from rayline.kernels.triton_launch import Kernel, Variant
 
@@ -186,7 +186,7 @@ def batch_of(context: ForwardContext, group: int, tiles: Tiles, device: torch.de
         cut = [(s, row) for s in sequences for row in range(0, counts[s] * group, tile.rows)]
         tokens = [context.starts[s] + i for s in few for i in range(counts[s])] if sequences is few else []
         parts += [[s for s, _ in cut], [row for _, row in cut], tokens]
-    flat = torch.tensor([number for part in parts for number in part], dtype=torch.int32)
+    flat = whole_numbers([number for part in parts for number in part]).int()
     starts, lens, *rows = torch.split(to_device(flat, device), [len(part) for part in parts])
     return Batch(context, starts, lens, _rows(rows[:3], few, context), _rows(rows[3:], many, context))
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rayline.kernels.edits import MASK_BITS, Edit
-from rayline.kernels.transfer import to_device
+from rayline.kernels.transfer import to_device, whole_numbers
 from rayline.kernels.triton_edits_code import edit_tokens, mask_logits
 from rayline.kernels.triton_launch import Kernel, Variant
 
@@ -50,7 +50,7 @@ def edited(logits: Tensor, edits: Sequence[Edit | None]) -> Tensor:
 def _pairs(edit: Edit, kind: int) -> Tensor:
     """(id, number) as int64 on the host."""
     if kind == BAN:
-        return torch.tensor(edit.banned, dtype=torch.int64) << 32
+        return whole_numbers(edit.banned) << 32
     ids, numbers = (edit.seen, edit.counts) if kind == PENALTY else edit.bias or (None, None)
     if ids is None or numbers is None:
         return torch.empty(0, dtype=torch.int64)
@@ -64,7 +64,7 @@ def _edit_tokens(out: Tensor, rows: list[int], edits: list[Edit], pairs: list[Te
     words = torch.tensor(penalties, dtype=torch.float32).flatten().view(torch.int32)
     # The fp32 numbers come first, so that they begin where Triton expects them to, padded to pairs of words.
     head = torch.nn.functional.pad(words, (0, len(words) % 2)).view(torch.int64)
-    indices = torch.tensor([*rows, *accumulate(sizes, initial=0)], dtype=torch.int64)
+    indices = whole_numbers([*rows, *accumulate(sizes, initial=0)])
     packed = to_device(torch.cat((head, indices, *pairs)), out.device)
     rest = packed[len(head) :]
     EDIT_TOKENS.launch(
@@ -80,7 +80,7 @@ def _mask(out: Tensor, rows: list[int], edits: list[Edit]) -> None:
     everything = torch.full((words,), -1, dtype=torch.int32)
     masks = torch.cat([everything if edit.mask is None else edit.mask[:words] for edit in edits])
     forced = [-1 if edit.forced is None else edit.forced for edit in edits]
-    indices = torch.tensor([*rows, *forced], dtype=torch.int64).view(torch.int32)
+    indices = whole_numbers([*rows, *forced]).view(torch.int32)
     packed = to_device(torch.cat((indices, masks)), out.device)
     index = packed[: len(indices)].view(torch.int64)
     MASK_LOGITS.launch(

@@ -14,6 +14,7 @@ from rayline.kernels import (
     triton_elementwise,
     triton_product,
     triton_quant,
+    triton_reduce,
     triton_rounding,
     triton_rows,
     triton_rowwise,
@@ -23,6 +24,7 @@ from rayline.kernels.context import ForwardContext
 from rayline.kernels.graphs import CudaRecorder, DecodeGraphs, DecodeLimits, Function, Recorder
 from rayline.kernels.library_attention import Attention, ChosenAttention, Library
 from rayline.kernels.native_quant import Quantisation
+from rayline.kernels.peer_memory import FOR_EVER, PeerMemory
 from rayline.kernels.rowwise import RoundedRows, RowWeight, Rowwise
 from rayline.kernels.sampling import Candidate, RowLogprobs, SampledRows, SamplingRows
 from rayline.kernels.torch_kernels import TorchKernels
@@ -43,16 +45,16 @@ class TritonKernels(TorchKernels):
         units: int,
         recorder: Recorder | None = None,
         libraries: Sequence[Library] = (),
-        layers: Rowwise | None = None,
+        rounding: Rowwise | None = None,
     ) -> None:
         """name: of the class (kernels/gpu.py). units: processors of the device, which few rows are spread over.
-        recorder: of decode steps; CUDA graphs. libraries: asked for attention before Triton, in this order. layers:
-        what rounds theirs, and their activations, to 8 bits."""
+        recorder: of decode steps; CUDA graphs. libraries: asked for attention before Triton, in this order.
+        rounding: of weights and activations of all layers to 8 bits."""
         super().__init__()
         self.name = name
         self.exact = is_exact
         self.quantisation = quantisation
-        self._layers: Rowwise | None = layers
+        self._rounding: Rowwise | None = rounding
         self._units = units
         self._recorder = recorder or CudaRecorder()
         self._graphs: DecodeGraphs | None = None
@@ -61,8 +63,8 @@ class TritonKernels(TorchKernels):
 
     def pack(self, parts: Sequence[Tensor], segments: int = UNCUT) -> Weight:
         """segments: leaves that a rank holds of a product cut over ranks. Exact and UNCUT: what the depth allows."""
-        if self._layers is not None:
-            return rowwise.pack(parts, self._layers)
+        if self._rounding is not None:
+            return rowwise.pack(parts, self._rounding)
         if self.quantisation is not None:
             return triton_quant.pack(parts, self.quantisation.weights, segments)
         whole = parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
@@ -153,6 +155,15 @@ class TritonKernels(TorchKernels):
 
     def candidates(self, logits: Tensor, rows: SamplingRows, most: Sequence[int]) -> Sequence[tuple[Candidate, ...]]:
         return triton_rows.best_candidates(logits, rows, most, self._units)
+
+    def can_sum(self, ranks: int) -> bool:
+        """`SummingKernels` of workers/symmetric_group.py, as what follows."""
+        return ranks in triton_reduce.RANKS
+
+    def sum_ranks(
+        self, partial: Tensor, bias: Tensor | None, dtype: torch.dtype, memory: PeerMemory, polls: int = FOR_EVER
+    ) -> Tensor:
+        return triton_reduce.sum_ranks(partial, bias, dtype, memory, polls)
 
     def replay(self, function: Function, limits: DecodeLimits | None = None) -> Function:
         if limits is None:

@@ -13,10 +13,30 @@ from rayline.kernels.backend import Weight
 from rayline.kernels.triton_launch import Kernel, Variant
 from rayline.kernels.triton_product_code import join_leaves, product_tiles
 
-ROWS, COLUMNS, DEPTH = 64, 128, 64  # of a tile
+DEPTH = 64  # of a tile
 LEAVES = (1, 2, 4, 8)
-_TILE = (("BLOCK_M", ROWS), ("BLOCK_N", COLUMNS), ("BLOCK_K", DEPTH))
-_EVEN, _UNEVEN = (Variant((*_TILE, ("EVEN", even)), warps=8, stages=3) for even in (1, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Rows and columns of a result that one program computes."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+
+    def variant(self, **constants: int) -> Variant:
+        sizes = {"BLOCK_M": self.rows, "BLOCK_N": self.columns} | constants
+        return Variant(tuple(sizes.items()), self.warps, self.stages)
+
+    def number(self, rows: int, columns: int) -> int:
+        """Of tiles in a whole result."""
+        return -(-rows // self.rows) * -(-columns // self.columns)
+
+
+TILE = Tile(64, 128, 8, 3)
+_EVEN, _UNEVEN = (TILE.variant(BLOCK_K=DEPTH, EVEN=even) for even in (1, 0))
 _JOIN = Variant((("BLOCK", 1024),))
 
 PRODUCT_TILES = Kernel(
@@ -82,7 +102,7 @@ def product(x: Tensor, weight: Weight, bias: Tensor | None, is_wide: bool, units
     """
     rows, columns, depth, leaves = len(x), weight.columns, weight.depth, weight.segments
     result = Result.of(x, columns, bias, is_wide)
-    tiles = -(-rows // ROWS) * -(-columns // COLUMNS)
+    tiles = TILE.number(rows, columns)
     is_split = leaves > 1 and tiles < 2 * units
     wide = x.new_empty((leaves, rows, columns), dtype=torch.float32) if is_split else result.wide
     leaf_depth = depth // leaves

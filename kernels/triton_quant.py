@@ -16,7 +16,7 @@ from rayline.kernels.backend import Weight
 from rayline.kernels.native_quant import BITS, DEFAULT_GROUPS, Weights
 from rayline.kernels.quantise import Quantised, quantise
 from rayline.kernels.triton_launch import Kernel, Variant
-from rayline.kernels.triton_product import Result
+from rayline.kernels.triton_product import Result, Tile
 from rayline.kernels.triton_quant_code import byte_rows, quantised_tiles
 
 FEW_ROWS = 16
@@ -24,31 +24,20 @@ LEAST_LEAF_GROUPS = 4  # that are worth a program of their own
 MOST_LEAVES = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """Rows and columns of a program. joins: whether it joins leaves."""
-
-    rows: int
-    columns: int
-    warps: int
-    stages: int
-    joins: bool = False
-
-    def variant(self, weights: str) -> Variant:
-        group = DEFAULT_GROUPS[weights]
-        sizes = (("BLOCK_M", self.rows), ("BLOCK_N", self.columns), ("BITS", BITS[weights]), ("GROUP", group))
-        return Variant((*sizes, ("JOIN", int(self.joins))), self.warps, self.stages)
-
-
-FEW, MANY, EXACT = Tile(FEW_ROWS, 64, 4, 4), Tile(128, 128, 8, 3), Tile(32, 64, 4, 4, joins=True)
+FEW, MANY, EXACT = Tile(FEW_ROWS, 64, 4, 4), Tile(128, 128, 8, 3), Tile(32, 64, 4, 4)
 _BYTES = Variant((("GROUP", DEFAULT_GROUPS["int8"]),), warps=1)
+
+
+def _variant(tile: Tile, weights: str) -> Variant:
+    return tile.variant(BITS=BITS[weights], GROUP=DEFAULT_GROUPS[weights], JOIN=int(tile is EXACT))
+
 
 QUANTISED_TILES = Kernel(
     quantised_tiles,
     {"x": "*T", "numbers": "*u8", "scales": "*fp32", "zeros": "*u8", "bias": "*T", "out": "*T", "wide": "*fp32"}
     | dict.fromkeys(("rows", "leaves", "leaf_groups", "has_bias", "is_wide", "is_split"), "i32")
     | {"columns": "i32:16", "depth": "i32:16"},
-    [tile.variant(weights) for tile in (FEW, MANY, EXACT) for weights in BITS],
+    [_variant(tile, weights) for tile in (FEW, MANY, EXACT) for weights in BITS],
 )
 BYTE_ROWS = Kernel(
     byte_rows,
@@ -124,14 +113,14 @@ def linear(
     rows, columns = len(x), weight.columns
     tile = EXACT if is_exact else FEW if rows <= FEW_ROWS else MANY
     result = Result.of(x, columns, bias, is_wide)
-    tiles = -(-rows // tile.rows) * -(-columns // tile.columns)
+    tiles = tile.number(rows, columns)
     groups = -(-weight.depth // weight.group)
     is_scarce = tiles < 2 * units
     leaves = weight.segments if is_exact else min(MOST_LEAVES, groups // LEAST_LEAF_GROUPS) if is_scarce else 1
     is_split = is_scarce and leaves > 1
     wide = x.new_empty((leaves, rows, columns), dtype=torch.float32) if is_split else result.wide
     QUANTISED_TILES.launch(
-        (tiles, leaves if is_split else 1), tile.variant(weight.format),
+        (tiles, leaves if is_split else 1), _variant(tile, weight.format),
         x=x, numbers=weight.numbers, scales=weight.scales, zeros=weight.zeros,
         bias=result.out if bias is None else bias, out=result.out, wide=wide,
         rows=rows, leaves=leaves, leaf_groups=-(-groups // max(leaves, 1)), has_bias=int(bias is not None),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rayline.kernels.coming_rows import ComingRows, candidates_of, ranked_of, some_ranked_of
 from rayline.kernels.sampling import Candidate, RowLogprobs, SampledRows, SamplingRows, named
-from rayline.kernels.transfer import to_device
+from rayline.kernels.transfer import to_device, whole_numbers
 from rayline.kernels.triton_edits import edited
 from rayline.kernels.triton_sampling import draw
 from rayline.kernels.triton_truncation import Logits, best_tokens, draw_truncated, rules_of
@@ -28,21 +28,13 @@ def sample(logits: Tensor, rows: SamplingRows, units: int) -> SampledRows:
     """
     raw = logits.contiguous()
     allowed = Logits.of(edited(raw, rows.edits), units)
-    cut = [i for i in range(len(rows)) if rows.temperature[i] != 0.0 and rows.is_truncated(i)]
-    whole = [i for i in range(len(rows)) if rows.temperature[i] == 0.0 or not rows.is_truncated(i)]
-    parts = [draw(allowed, rows, whole)] if whole else []
-    parts += [draw_truncated(allowed, rules_of(rows, cut, logits.device))] if cut else []
-    token_ids, values = parts[0] if len(parts) == 1 else (torch.cat(columns) for columns in zip(*parts, strict=True))
-    if len(parts) > 1:
-        order = sorted(range(len(rows)), key=[*whole, *cut].__getitem__)
-        index = to_device(torch.tensor(order), logits.device)
-        token_ids, values = token_ids[index], values[index]
+    token_ids, values = _drawn(allowed, rows)
     token_ids = token_ids.clamp(max=logits.shape[1] - 1)  # of rows with nothing left, which mean nothing
     logprobs: Sequence[RowLogprobs | None] = (None,) * len(rows)
     asked = [i for i, wanted in enumerate(rows.logprobs) if wanted is not None]
     if asked:
         table = allowed if allowed.values is raw else Logits.of(raw, units)
-        index = to_device(torch.tensor(asked), logits.device)
+        index = to_device(whole_numbers(asked), logits.device)
         told = _ranked(table, asked, token_ids[index], max(rows.logprobs[i] or 0 for i in asked))
         logprobs = ComingRows(told, len(rows), partial(some_ranked_of, wanted=rows.logprobs))
     return SampledRows(token_ids if allowed.values is raw else named(token_ids, values), logprobs)
@@ -50,7 +42,7 @@ def sample(logits: Tensor, rows: SamplingRows, units: int) -> SampledRows:
 
 def score(logits: Tensor, token_ids: Sequence[int], tops: Sequence[int], units: int) -> Sequence[RowLogprobs]:
     """`kernels.sampling.score`. Nothing is waited for."""
-    ids = to_device(torch.tensor(token_ids, dtype=torch.int64), logits.device)
+    ids = to_device(whole_numbers(token_ids), logits.device)
     told = _ranked(Logits.of(logits, units), range(len(token_ids)), ids, max(tops))
     return ComingRows(told, len(token_ids), partial(ranked_of, counts=tops))
 
@@ -68,6 +60,21 @@ def best_candidates(
     ids, values = best_tokens(table, everyone, zeros, min(max(most), logits.shape[1]), is_logprob=False)
     told = torch.cat((ids[:, 1:].flatten(), values[:, 1:].flatten().view(torch.int64)))
     return ComingRows(told, len(rows), partial(candidates_of, most=most))
+
+
+def _drawn(allowed: Logits, rows: SamplingRows) -> tuple[Tensor, Tensor]:
+    """A token of each row, int64 [N], and its value, fp64 [N]."""
+    cut = [i for i in range(len(rows)) if rows.temperature[i] != 0.0 and rows.is_truncated(i)]
+    if not cut:
+        return draw(allowed, rows, range(len(rows)))
+    truncated = draw_truncated(allowed, rules_of(rows, cut, allowed.values.device))
+    if len(cut) == len(rows):
+        return truncated
+    whole = sorted(set(range(len(rows))).difference(cut))
+    ids, values = (torch.cat(pair) for pair in zip(draw(allowed, rows, whole), truncated, strict=True))
+    places = sorted(range(len(rows)), key=[*whole, *cut].__getitem__)
+    index = to_device(whole_numbers(places), ids.device)
+    return ids[index], values[index]
 
 
 def _ranked(logits: Logits, at: Sequence[int], token_ids: Tensor, most: int) -> Tensor:

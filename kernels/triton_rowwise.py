@@ -5,8 +5,6 @@ FP8           16 a tile, depth in parts    torch._scaled_mm, or 128       32 a t
 whole numbers 16 a tile, depth in parts    128 a tile                     as the ordinary class: sums are exact
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -20,7 +18,7 @@ from rayline.kernels.rowwise import (
     scaled_product,
 )
 from rayline.kernels.triton_launch import Kernel, Variant
-from rayline.kernels.triton_product import Result
+from rayline.kernels.triton_product import Result, Tile
 from rayline.kernels.triton_rowwise_code import join_rows, round_rows, row_tiles
 
 FEW_ROWS = 16
@@ -30,71 +28,61 @@ DEPTH = 128  # of a tile
 BLOCK = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """Rows and columns of a program."""
-
-    rows: int
-    columns: int
-    warps: int
-    stages: int
-
-    def variant(self, is_float: bool) -> Variant:
-        sizes = (("BLOCK_M", self.rows), ("BLOCK_N", self.columns), ("BLOCK_K", DEPTH), ("IS_FLOAT", int(is_float)))
-        return Variant(sizes, self.warps, self.stages)
-
-
+KINDS: tuple[Rowwise, ...] = ("fp8", "w8a8")
 FEW, MANY, EXACT = Tile(FEW_ROWS, 64, 4, 4), Tile(128, 128, 8, 3), Tile(32, 64, 4, 4)
-_ROUND = {is_float: Variant((("BLOCK", BLOCK), ("IS_FLOAT", int(is_float))), warps=8) for is_float in (False, True)}
-_JOIN = {is_float: Variant((("BLOCK", 1024), ("IS_FLOAT", int(is_float)))) for is_float in (False, True)}
+_NUMBERS: dict[Rowwise, str] = {"fp8": "*fp8e4nv", "w8a8": "*i8"}
+_IS_FLOAT: dict[Rowwise, int] = {"fp8": 1, "w8a8": 0}
+_LEAST_CAPABILITY: dict[Rowwise, int] = {"fp8": LEAST_FP8_CAPABILITY, "w8a8": 0}
+_ROUND = {kind: Variant((("BLOCK", BLOCK), ("IS_FLOAT", _IS_FLOAT[kind])), warps=8) for kind in KINDS}
+_JOIN = {kind: Variant((("BLOCK", 1024), ("IS_FLOAT", _IS_FLOAT[kind]))) for kind in KINDS}
+_PLACES = {"bias": "*T", "out": "*T", "wide": "*fp32"}
 
 
-def _kernels(is_float: bool) -> tuple[Kernel, Kernel, Kernel]:
-    """To round, to multiply, to join."""
-    number = "*fp8e4nv" if is_float else "*i8"
-    least = LEAST_FP8_CAPABILITY if is_float else 0
-    places = {"bias": "*T", "out": "*T", "wide": "*fp32"}
-    flags = dict.fromkeys(("has_bias", "is_wide"), "i32")
-    return (
-        Kernel(
-            round_rows,
-            {"x": "*T", "numbers": number, "steps": "*fp32", "depth": "i32:16"},
-            [_ROUND[is_float]],
-            least,
-        ),
-        Kernel(
-            row_tiles,
-            {"x": number, "steps": "*fp32", "weight": number, "scales": "*fp32"}
-            | places
-            | {"parts": "*fp32", "rows": "i32", "leaf_depth": "i32"}
-            | flags
-            | {"is_split": "i32", "columns": "i32:16", "depth": "i32:16"},
-            [tile.variant(is_float) for tile in ((FEW, MANY, EXACT) if is_float else (FEW, MANY))],
-            least,
-        ),
-        Kernel(
-            join_rows,
-            {"parts": "*fp32", "steps": "*fp32", "scales": "*fp32"}
-            | places
-            | {"numbers": "i32", "count": "i32"}
-            | flags
-            | {"columns": "i32:16"},
-            [_JOIN[is_float]],
-        ),
+def _variant(tile: Tile, kind: Rowwise) -> Variant:
+    return tile.variant(BLOCK_K=DEPTH, IS_FLOAT=_IS_FLOAT[kind])
+
+
+ROUND_ROWS = {
+    kind: Kernel(
+        round_rows,
+        {"x": "*T", "numbers": _NUMBERS[kind], "steps": "*fp32", "depth": "i32:16"},
+        [_ROUND[kind]],
+        _LEAST_CAPABILITY[kind],
     )
-
-
-_OF = {"fp8": _kernels(True), "w8a8": _kernels(False)}
-KERNELS = (*_OF["fp8"], *_OF["w8a8"])
+    for kind in KINDS
+}
+ROW_TILES = {
+    kind: Kernel(
+        row_tiles,
+        {"x": _NUMBERS[kind], "steps": "*fp32", "weight": _NUMBERS[kind], "scales": "*fp32"}
+        | _PLACES
+        | {"parts": "*fp32"}
+        | dict.fromkeys(("rows", "leaf_depth", "has_bias", "is_wide", "is_split"), "i32")
+        | {"columns": "i32:16", "depth": "i32:16"},
+        [_variant(tile, kind) for tile in ((FEW, MANY, EXACT) if kind == "fp8" else (FEW, MANY))],
+        _LEAST_CAPABILITY[kind],
+    )
+    for kind in KINDS
+}
+JOIN_ROWS = {
+    kind: Kernel(
+        join_rows,
+        {"parts": "*fp32", "steps": "*fp32", "scales": "*fp32"}
+        | _PLACES
+        | dict.fromkeys(("numbers", "count", "has_bias", "is_wide"), "i32")
+        | {"columns": "i32:16"},
+        [_JOIN[kind]],
+    )
+    for kind in KINDS
+}
+KERNELS = (*ROUND_ROWS.values(), *ROW_TILES.values(), *JOIN_ROWS.values())
 
 
 def rounded(x: Tensor, kind: Rowwise) -> RoundedRows:
     """`rowwise.round_rows` in one launch."""
     numbers = torch.empty(x.shape, dtype=DTYPES[kind], device=x.device)
     steps = torch.empty(len(x), dtype=torch.float32, device=x.device)
-    _OF[kind][0].launch(
-        (len(x),), _ROUND[kind == "fp8"], x=x.contiguous(), numbers=numbers, steps=steps, depth=x.shape[1]
-    )
+    ROUND_ROWS[kind].launch((len(x),), _ROUND[kind], x=x.contiguous(), numbers=numbers, steps=steps, depth=x.shape[1])
     return RoundedRows(numbers, steps, x.dtype)
 
 
@@ -114,30 +102,29 @@ def linear(
         return scaled_product(x.numbers, x.steps, weight, x.dtype, bias)
     is_one_form = is_exact and kind == "fp8"
     tile = EXACT if is_one_form else FEW if count <= FEW_ROWS else MANY
-    tiles = -(-count // tile.rows) * -(-weight.columns // tile.columns)
+    tiles = tile.number(count, weight.columns)
     parts = 1 if is_one_form or tiles >= 2 * units else max(1, min(MOST_PARTS, weight.depth // LEAST_PART))
-    return _multiplied(x, weight, bias, is_wide, tile, tiles, parts)
+    return _multiplied(x, weight, bias, is_wide, tile, parts)
 
 
 def _multiplied(
-    x: RoundedRows, weight: RowWeight, bias: Tensor | None, is_wide: bool, tile: Tile, tiles: int, parts: int
+    x: RoundedRows, weight: RowWeight, bias: Tensor | None, is_wide: bool, tile: Tile, parts: int
 ) -> Tensor:
     """The depth is cut into `parts`."""
-    is_float, rows, columns = weight.kind == "fp8", len(x.numbers), weight.columns
-    _, multiply, join = _OF[weight.kind]
+    kind, rows, columns = weight.kind, len(x.numbers), weight.columns
     result = Result.of(x.numbers, columns, bias, is_wide, x.dtype)
     leaf_depth = -(-weight.depth // (parts * DEPTH)) * DEPTH
     sums = x.steps.new_empty((parts, rows, columns) if parts > 1 else (1, 1, 1))
     places = {"bias": result.out if bias is None else bias, "out": result.out, "wide": result.wide}
     flags = {"has_bias": int(bias is not None), "is_wide": int(is_wide)}
-    multiply.launch(
-        (tiles, parts), tile.variant(is_float), x=x.numbers, steps=x.steps, weight=weight.numbers, scales=weight.scales,
-        **places, parts=sums, rows=rows, leaf_depth=leaf_depth, **flags, is_split=int(parts > 1), columns=columns,
-        depth=weight.depth,
+    ROW_TILES[kind].launch(
+        (tile.number(rows, columns), parts), _variant(tile, kind), x=x.numbers, steps=x.steps, weight=weight.numbers,
+        scales=weight.scales, **places, parts=sums, rows=rows, leaf_depth=leaf_depth, **flags, is_split=int(parts > 1),
+        columns=columns, depth=weight.depth,
     )  # fmt: skip
     if parts > 1:
-        join.launch(
-            (-(-rows * columns // _JOIN[is_float]["BLOCK"]),), _JOIN[is_float], parts=sums, steps=x.steps,
+        JOIN_ROWS[kind].launch(
+            (-(-rows * columns // _JOIN[kind]["BLOCK"]),), _JOIN[kind], parts=sums, steps=x.steps,
             scales=weight.scales, **places, numbers=rows * columns, count=parts, **flags, columns=columns,
         )  # fmt: skip
     return result.tensor

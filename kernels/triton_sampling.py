@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rayline.kernels.sampling import SamplingRows
-from rayline.kernels.transfer import to_device
+from rayline.kernels.transfer import to_device, whole_numbers
 from rayline.kernels.triton_launch import Kernel, Variant
 from rayline.kernels.triton_sampling_code import draw_rows
 from rayline.kernels.triton_truncation import Logits, bits_of
@@ -35,7 +35,7 @@ def draw(logits: Logits, rows: SamplingRows, at: Sequence[int]) -> tuple[Tensor,
     segments = -(-vocab // segment)
     heats = bits_of([rows.temperature[i] for i in at])
     whole = [*heats, *at, *(rows.seed[i] for i in at), *(rows.position[i] for i in at)]
-    packed = to_device(torch.tensor(whole, dtype=torch.int64), device)
+    packed = to_device(whole_numbers(whole), device)
     values = torch.empty((len(at), segments), dtype=torch.float64, device=device)
     tokens = torch.empty((len(at), segments), dtype=torch.int64, device=device)
     DRAW_ROWS.launch(

@@ -3,12 +3,13 @@
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from rayline.kernels.sampling import SamplingRows
-from rayline.kernels.transfer import to_device
+from rayline.kernels.transfer import to_device, whole_numbers
 from rayline.kernels.triton_launch import Kernel, Variant
 from rayline.kernels.triton_truncation_code import draw_kept, gather_rows, rank_rows, sigma_floors, tally_rows
 from rayline.kernels.truncation import least_score
@@ -101,12 +102,16 @@ class Rules:
 
 def rules_of(rows: SamplingRows, at: Sequence[int], device: torch.device) -> Rules:
     """Those of the rows `at`."""
-    sigmas = [rows.top_n_sigma[i] for i in at]
-    reals = [rows.temperature[i] for i in at], [rows.top_p[i] for i in at], [least_score(rows.min_p[i]) for i in at]
-    bits = bits_of([*reals[0], *reals[1], *reals[2], *(rows.typical_p[i] for i in at), *sigmas])
-    whole = [*at, *(rows.top_k[i] for i in at), *(rows.seed[i] for i in at), *(rows.position[i] for i in at)]
-    packed = to_device(torch.tensor([*bits, *whole], dtype=torch.int64), device).view(9, len(at))
-    return Rules(packed[5:], packed[:5].view(torch.float64), any(sigma > 0.0 for sigma in sigmas))
+    reals = [
+        (rows.temperature[i], rows.top_p[i], least_score(rows.min_p[i]), rows.typical_p[i], rows.top_n_sigma[i])
+        for i in at
+    ]
+    numbers = [(i, rows.top_k[i], rows.seed[i], rows.position[i]) for i in at]
+    bits = bits_of(chain.from_iterable(zip(*reals, strict=True)))
+    packed = to_device(whole_numbers([*bits, *chain.from_iterable(zip(*numbers, strict=True))]), device)
+    fields = packed.view(9, len(at))
+    has_sigma = any(rows.top_n_sigma[i] > 0.0 for i in at)
+    return Rules(fields[5:], fields[:5].view(torch.float64), has_sigma)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +191,7 @@ def best_tokens(
     device, vocab = logits.values.device, logits.values.shape[1]
     ones = bits_of([1.0] * len(at))
     low = bits_of([-torch.inf] * len(at))
-    packed = to_device(torch.tensor([*ones, *ones, *low, *at, *([count] * len(at))], dtype=torch.int64), device)
+    packed = to_device(whole_numbers([*ones, *ones, *low, *at, *([count] * len(at))]), device)
     fields = packed.view(5, len(at))
     some = shortlist(logits, Rules(fields[3:], fields[:3].view(torch.float64), False), count > 0)
     found = torch.empty((len(at), 1 + count), dtype=torch.int64, device=device)

@@ -332,7 +332,7 @@ def draw_kept(
     top, count = tl.load(best + row), tl.load(held + at)
     inverse = _inverse(heat)
     last = _key(tl.load(bounds + at)) << ID_BITS
-    for rule in range(0, 2):
+    for rule in range(0, 2):  # top-k, then top-p: a loop, so that the compiled code holds `_reach` once
         is_count = rule == 0
         if tl.where(is_count, most > 0, top_p < 1.0):
             total = _total(totals, at, parts)

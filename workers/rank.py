@@ -20,11 +20,13 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from rayline.cluster.machine import interface_towards
 from rayline.cluster.parallel import Parallel
 from rayline.kernels.backend import Kernels
+from rayline.kernels.graphs import CudaRecorder, Recorder
 from rayline.kernels.native_kernels import NativeKernels
 from rayline.protos import internal_pb2 as pb
 from rayline.protos.errors import InternalError, RaylineError, Unavailable
 from rayline.protos.plan import Plan
 from rayline.protos.plan_wire import plan_of, result_to_pb
+from rayline.workers.agreement import sums_are_captured
 from rayline.workers.channel import Channel, connect
 from rayline.workers.collectives import Alone, Collective, SharedMemoryGroup, TensorParallelGroup
 from rayline.workers.devices import COLLECTIVE_LIMIT, Staging, agree_on_backend, set_up_nccl, take_gpu
@@ -32,7 +34,8 @@ from rayline.workers.lines import Line
 from rayline.workers.rank_wire import loaded_to_pb, spec_of, stats_to_pb
 from rayline.workers.spec import RankSpec
 from rayline.workers.stages import Lines, StageLinks
-from rayline.workers.worker import Worker, kernels_of
+from rayline.workers.symmetric_group import TorchMeeting, fastest_group
+from rayline.workers.worker import Worker, kernels_of, torch_dtype
 
 SECRET_VARIABLE = "RAYLINE_SECRET"
 CONNECT_TIMEOUT_S = 30.0
@@ -71,6 +74,7 @@ def _start(channel: Channel) -> Worker:
     gpu = take_gpu(spec.parallel.rank) if spec.device == "cuda" else ""
     kernels = kernels_of(spec)
     collective, stages = join(spec, kernels, gpu)
+    spec = with_graphs(spec, collective)
     worker, reporter = Worker(spec, kernels, collective, stages), _Reporter(channel)
     loaded = worker.load(reporter)
     channel.send(pb.WorkerFrame(loaded=loaded_to_pb(loaded)))
@@ -92,7 +96,7 @@ class Orders:
         """Do one thing; False when the leader says stop."""
         while self._channel.has_frame() or not (self._waiting or self._steps.in_flight):
             self._receive()
-        if self._steps.in_flight and not (self._has_room and self._has_plan()):
+        if self._steps.in_flight and not (self._has_room and self._await_plan()):
             self._finish()
             return True
         order = self._waiting.popleft()
@@ -107,8 +111,9 @@ class Orders:
     def _has_room(self) -> bool:
         return self._steps.in_flight < self._worker.launch_window
 
-    def _has_plan(self) -> bool:
-        """Whether a plan is next, or comes before the running step is over. Other orders wait for the end of steps."""
+    def _await_plan(self) -> bool:
+        """Launch the running step's sampling and look out for a plan until the step is over: whether one is next. Other
+        orders wait for the end of steps."""
         if not self._waiting:
             self._steps.sample()
         while not self._waiting and not self._steps.is_over:
@@ -156,7 +161,11 @@ def join(spec: RankSpec, kernels: Kernels, gpu: str = "") -> tuple[Collective, S
     elif parallel.tp_size > 1:
         firsts = range(0, parallel.world_size, parallel.tp_size)
         groups = [dist.new_group(list(range(first, first + parallel.tp_size))) for first in firsts]
-        collective = TensorParallelGroup(groups[parallel.stage], parallel.tp_size, staging)
+        group = groups[parallel.stage]
+        gathered = TensorParallelGroup(group, parallel.tp_size, staging)
+        meeting = TorchMeeting(group, parallel.tp_rank)
+        dtype = torch_dtype(spec.dtype)
+        collective = fastest_group(gathered, kernels, spec.kernels.all_reduce, meeting, dtype, staging.device)
     if parallel.pp_size == 1:
         return collective, None
     return collective, StageLinks(_lines(parallel, staging))
@@ -178,6 +187,15 @@ def _lines(parallel: Parallel, staging: Staging) -> Lines:
         tokens = line(places[-1], places[0])
         found.append(Lines(hidden[parallel.stage], hidden[parallel.stage + 1], tokens))
     return found[parallel.tp_rank]
+
+
+def with_graphs(spec: RankSpec, collective: Collective, recorder: Recorder | None = None) -> RankSpec:
+    """The orders without decode graphs where sums between ranks cannot be captured. recorder: CUDA graphs."""
+    if not spec.graph_rows or collective.tp_size == 1:
+        return spec
+    dtype, device = torch_dtype(spec.dtype), torch.device(spec.device)
+    can = sums_are_captured(collective, recorder or CudaRecorder(), dtype, device)
+    return spec if can else replace(spec, graph_rows=0)
 
 
 class _Reporter:

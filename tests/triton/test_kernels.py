@@ -147,7 +147,7 @@ def test_a_decoder_gives_the_logits_of_torch(way: str, checkpoint: Path, pages: 
 
 @pytest.mark.parametrize("kind", ["fp8", "w8a8"])
 def test_a_decoder_in_8_bits_gives_the_logits_of_torch_in_8_bits(kind: Any, checkpoint: Path, pages: Any) -> None:
-    ours = Run(checkpoint, TritonKernels("triton", False, None, UNITS, layers=kind), pages)
+    ours = Run(checkpoint, TritonKernels("triton", False, None, UNITS, rounding=kind), pages)
     theirs = Run(checkpoint, RowwiseTorchKernels(kind), pages)
     for slices in ([(0, 0, 20), (1, 0, 3)], [(0, 20, 1), (1, 3, 9)]):
         mine, expected = ours.logits(TOKENS, slices), theirs.logits(TOKENS, slices)
@@ -199,8 +199,8 @@ def test_logits_of_the_exact_class_have_the_same_bits_however_they_are_batched(
     weights: Any, checkpoint: Path, pages: Any
 ) -> None:
     quantisation = Quantisation(weights) if weights in ("int4", "int8") else None
-    layers = weights if weights in ("fp8", "w8a8") else None
-    run = Run(checkpoint, TritonKernels("exact-sm90", True, quantisation, UNITS, layers=layers), pages)
+    rounding = weights if weights in ("fp8", "w8a8") else None
+    run = Run(checkpoint, TritonKernels("exact-sm90", True, quantisation, UNITS, rounding=rounding), pages)
     whole = run.logits(TOKENS, [(0, 0, 24)])
     first = run.logits(TOKENS, [(1, 0, 9), (2, 0, 4)])
     second = run.logits(TOKENS, [(2, 4, 1), (1, 9, 14)])

@@ -3,45 +3,27 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from products import UNITS, Product, numbers, products
 from torch import Tensor
 
 from rayline.kernels.backend import Weight
 from rayline.kernels.tree import join_pairwise
 from rayline.kernels.triton_product import leaves_of, product
 
-UNITS = 50
-
-
-def numbers(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
 
 def weight(rows: Tensor, leaves: int) -> Weight:
     return Weight(rows, *rows.shape, leaves)
 
 
-@given(
-    st.integers(1, 150),
-    st.integers(1, 200),
-    st.sampled_from([1, 2, 4, 8]),
-    st.sampled_from([2, 24, 64, 70]),
-    st.booleans(),
-    st.booleans(),
-    st.sampled_from([torch.float32, torch.float16]),
-)
+DEPTHS = st.sampled_from([16, 24 * 8, 64 * 8, 70 * 8])
+
+
+@given(products(st.integers(1, 150), st.integers(1, 200), DEPTHS), st.sampled_from([1, 2, 4, 8]))
 @settings(max_examples=15)
-def test_the_product(
-    rows: int, columns: int, leaves: int, leaf: int, has_bias: bool, is_wide: bool, dtype: torch.dtype
-) -> None:
-    depth = leaves * leaf
-    x, w = numbers(rows, depth).to(dtype), numbers(columns, depth, seed=1).to(dtype)
-    bias = numbers(columns, seed=2).to(dtype) if has_bias and not is_wide else None
-    exact = x.double() @ w.double().T + (0 if bias is None else bias.double())
-    results = [product(x, weight(w, leaves), bias, is_wide, units) for units in (0, UNITS)]
+def test_the_product(case: Product, leaves: int) -> None:
+    results = [product(case.x, weight(case.weight, leaves), case.bias, case.is_wide, units) for units in (0, UNITS)]
     assert results[0].equal(results[1]), "split or not, the additions are the same"
-    assert results[0].dtype == (torch.float32 if is_wide else dtype)
-    rounding = torch.finfo(results[0].dtype).eps
-    torch.testing.assert_close(results[0].double(), exact, rtol=rounding, atol=2e-6 * depth)
+    case.expect_near(results[0], case.of(case.x, case.weight))
 
 
 @given(st.integers(1, 130), st.sampled_from([384, 560]), st.data())

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from products import UNITS, Product, numbers, products
 from torch import Tensor
 
 from rayline.kernels.native_quant import BITS, DEFAULT_GROUPS, Weights
@@ -11,40 +12,24 @@ from rayline.kernels.quantise import dequantise, quantise
 from rayline.kernels.tree import join_pairwise
 from rayline.kernels.triton_quant import QuantisedWeight, embedding, linear, pack
 
-UNITS = 50
-
-
-def numbers(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
 
 def values(rows: Tensor, weights: Weights) -> Tensor:
     return dequantise(quantise(rows, BITS[weights], DEFAULT_GROUPS[weights])).double()
 
 
-@given(
-    st.sampled_from(["int4", "int8"]),
-    st.sampled_from([1, 5, 16, 17, 40, 130]),
-    st.integers(1, 150),
-    st.sampled_from([6, 64, 200, 512, 1100]),
-    st.booleans(),
-    st.booleans(),
-    st.sampled_from([torch.float32, torch.float16]),
-)
+ROWS = st.sampled_from([1, 5, 16, 17, 40, 130])
+DEPTHS = st.sampled_from([6, 64, 200, 512, 1100])
+
+
+@given(st.sampled_from(["int4", "int8"]), products(ROWS, st.integers(1, 150), DEPTHS))
 @settings(max_examples=15)
-def test_the_product(
-    weights: Weights, rows: int, columns: int, depth: int, has_bias: bool, is_wide: bool, dtype: torch.dtype
-) -> None:
-    x, w = numbers(rows, depth).to(dtype), numbers(columns, depth, seed=1)
-    bias = numbers(columns, seed=2).to(dtype) if has_bias and not is_wide else None
-    exact = x.double() @ values(w, weights).T + (0 if bias is None else bias.double())
-    weight = pack([w[: columns // 2], w[columns // 2 :]] if columns > 1 else [w], weights, 0)
+def test_the_product(weights: Weights, case: Product) -> None:
+    w, half = case.weight, case.columns // 2
+    weight = pack([w[:half], w[half:]] if half else [w], weights, 0)
+    theirs = case.of(case.x, values(w, weights))
     for is_exact in (False, True):
         for units in (0, UNITS):
-            ours = linear(x, weight, bias, is_wide, is_exact, units)
-            assert ours.dtype == (torch.float32 if is_wide else dtype)
-            rounding = torch.finfo(ours.dtype).eps
-            torch.testing.assert_close(ours.double(), exact, rtol=rounding, atol=2e-6 * depth)
+            case.expect_near(linear(case.x, weight, case.bias, case.is_wide, is_exact, units), theirs)
 
 
 @given(st.sampled_from(["int4", "int8"]), st.integers(1, 70), st.data())

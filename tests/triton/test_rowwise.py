@@ -4,17 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from products import UNITS, Product, numbers, products
 
 from rayline.kernels import rowwise
 from rayline.kernels.rowwise import Rowwise
 from rayline.kernels.triton_rowwise import BLOCK, EXACT, FEW_ROWS, MANY, linear, rounded
-
-UNITS = 50
-
-
-def numbers(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @given(
@@ -35,32 +29,20 @@ def test_rows_are_rounded_to_the_bits_of_the_cpu(
     assert ours.numbers.view(torch.uint8).equal(theirs[0].view(torch.uint8)) and ours.steps.equal(theirs[1])
 
 
-@given(
-    st.sampled_from(["fp8", "w8a8"]),
-    st.sampled_from([1, 5, FEW_ROWS, FEW_ROWS + 1, MANY.rows + 2]),
-    st.integers(1, 140),
-    st.sampled_from([6, 128, 200, 1100]),
-    st.booleans(),
-    st.booleans(),
-    st.sampled_from([torch.float32, torch.float16]),
-)
+ROWS = st.sampled_from([1, 5, FEW_ROWS, FEW_ROWS + 1, MANY.rows + 2])
+DEPTHS = st.sampled_from([6, 128, 200, 1100])
+
+
+@given(st.sampled_from(["fp8", "w8a8"]), products(ROWS, st.integers(1, 140), DEPTHS))
 @settings(max_examples=12)
-def test_the_product_is_that_of_torch(
-    kind: Rowwise, rows: int, columns: int, depth: int, has_bias: bool, is_wide: bool, dtype: torch.dtype
-) -> None:
+def test_the_product_is_that_of_torch(kind: Rowwise, case: Product) -> None:
     """Whole numbers: the same bits, however the depth is cut."""
-    x = numbers(rows, depth).to(dtype)
-    bias = numbers(columns, seed=2).to(dtype) if has_bias and not is_wide else None
-    weight = rowwise.pack([numbers(columns, depth, seed=1)], kind)
-    theirs = rowwise.linear(x, weight, bias, is_wide)
+    weight = rowwise.pack([case.weight], kind)
+    theirs = rowwise.linear(case.x, weight, case.bias, case.is_wide)
     for is_exact, units in ((False, 0), (False, UNITS), (True, UNITS)):
-        ours = linear(x, weight, bias, is_wide, is_exact, units)
-        assert ours.dtype == theirs.dtype
-        if kind == "w8a8":
-            assert ours.equal(theirs)
-        else:
-            rounding = torch.finfo(ours.dtype).eps
-            torch.testing.assert_close(ours, theirs, rtol=rounding, atol=2e-6 * depth)
+        ours = linear(case.x, weight, case.bias, case.is_wide, is_exact, units)
+        case.expect_near(ours, theirs)
+        assert kind == "fp8" or ours.equal(theirs)
 
 
 @pytest.mark.parametrize("kind", ["fp8", "w8a8"])

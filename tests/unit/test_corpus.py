@@ -1,6 +1,9 @@
 """The training corpus is deterministic, split without overlap, and teaches chats."""
 
 import ast
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -10,8 +13,11 @@ from rayline.workers.training.corpus import (
     SourceFile,
     build_corpus,
     chats_of,
+    corpus_of,
     first_sentence,
+    functions_of,
     is_held_out,
+    stable_hash,
     third_person,
 )
 
@@ -35,8 +41,25 @@ def corpus() -> Corpus:
     return build_corpus()
 
 
-def test_building_the_corpus_twice_gives_the_same_documents(corpus: Corpus) -> None:
-    assert build_corpus() == corpus
+def name_of_some(corpus: Corpus) -> int:
+    """A number that is the same for equal documents, of a share of the files."""
+    files = sorted((*corpus.train_files, *corpus.held_out_files), key=lambda file: file.name)
+    return stable_hash(repr(corpus_of(files[::15], CorpusSettings())))
+
+
+ANOTHER = """
+from rayline.workers.training.corpus import CorpusSettings, corpus_of, read_files, stable_hash
+
+settings = CorpusSettings()
+print(stable_hash(repr(corpus_of(read_files(settings)[::15], settings))))
+"""
+
+
+def test_another_process_makes_the_same_documents(corpus: Corpus) -> None:
+    """Whose sets and dictionaries of words have another order."""
+    environment = os.environ | {"PYTHONHASHSEED": "1"}
+    done = subprocess.run([sys.executable, "-c", ANOTHER], env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == name_of_some(corpus)
 
 
 def test_the_splits_share_no_file(corpus: Corpus) -> None:
@@ -80,7 +103,8 @@ def test_chats_are_between_ten_and_fifteen_percent_of_the_training_text(corpus: 
 
 
 def test_a_chat_answers_with_the_functions_source() -> None:
-    chats = chats_of(SourceFile("stack.py", MODULE), CorpusSettings())
+    settings = CorpusSettings()
+    chats = chats_of(functions_of(SourceFile("stack.py", MODULE), settings), settings)
     answers = [turn.split("<|end|>")[0] for chat in chats for turn in chat.split("<|assistant|>\n")[1:]]
     assert sorted(ast.parse(answer).body[0].name for answer in answers) == [  # type: ignore[attr-defined]
         "double",
@@ -88,8 +112,8 @@ def test_a_chat_answers_with_the_functions_source() -> None:
     ]
 
 
-def test_a_file_that_does_not_parse_gives_no_chats() -> None:
-    assert chats_of(SourceFile("old.py", "print 'hello'\n"), CorpusSettings()) == ()
+def test_a_file_that_does_not_parse_has_no_functions() -> None:
+    assert not list(functions_of(SourceFile("old.py", "print 'hello'\n"), CorpusSettings()))
 
 
 @pytest.mark.parametrize(

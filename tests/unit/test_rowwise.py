@@ -4,18 +4,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from products import Product, numbers, products
 
 from rayline.kernels.rowwise import DTYPES, LARGEST, RowWeight, Rowwise, linear, pack, round_rows, values
 from rayline.kernels.torch_kernels import RowwiseTorchKernels, TorchKernels
 
 KINDS: tuple[Rowwise, ...] = ("fp8", "w8a8")
 HALF_STEP = {"fp8": 2.0**-4, "w8a8": 0.5 / 127}  # of a number (FP8), of the row's largest (whole numbers)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 kinds = st.sampled_from(KINDS)
-
-
-def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 @given(kinds, st.integers(0, 9), st.integers(1, 80), st.floats(1e-20, 1e20), st.integers(0, 99))
@@ -41,22 +38,14 @@ def test_rows_of_zeros_and_of_next_to_nothing_stay_zeros(kind: Rowwise) -> None:
 
 
 # torch 2.13 multiplies whole numbers wrongly over a depth of 1, which no model has.
-@given(kinds, st.integers(0, 20), st.integers(1, 60), st.integers(2, 200), st.booleans(), st.booleans())
-@settings(max_examples=25)
-def test_a_product_is_that_of_the_rounded_numbers(
-    kind: Rowwise, rows: int, columns: int, depth: int, has_bias: bool, is_wide: bool
-) -> None:
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        x, w = numbers(rows, depth, dtype=dtype), numbers(columns, depth, seed=1, dtype=dtype)
-        bias = numbers(columns, seed=2, dtype=dtype) if has_bias and not is_wide else None
-        weight = pack([w[: columns // 2], w[columns // 2 :]], kind)
-        ours = linear(x, weight, bias, is_wide)
-        rounded, steps = round_rows(x, kind)
-        exact = (rounded.double() * steps[:, None].double()) @ values(weight).double().T
-        exact = exact if bias is None else exact + bias.double()
-        assert ours.dtype == (torch.float32 if is_wide else dtype)
-        rounding = torch.finfo(ours.dtype).eps
-        torch.testing.assert_close(ours.double(), exact, rtol=rounding, atol=2e-6 * depth)
+@given(kinds, products(st.integers(0, 20), st.integers(1, 60), st.integers(2, 200), FLOATS))
+@settings(max_examples=75)
+def test_a_product_is_that_of_the_rounded_numbers(kind: Rowwise, case: Product) -> None:
+    half = case.columns // 2
+    weight = pack([case.weight[:half], case.weight[half:]], kind)
+    rounded, steps = round_rows(case.x, kind)
+    theirs = case.of(rounded.double() * steps[:, None].double(), values(weight))
+    case.expect_near(linear(case.x, weight, case.bias, case.is_wide), theirs)
 
 
 @pytest.mark.parametrize(("kind", "most"), [("fp8", 0.05), ("w8a8", 0.02)])
@@ -70,7 +59,7 @@ def test_what_rounding_costs(kind: Rowwise, most: float) -> None:
 
 def test_sums_of_whole_numbers_have_no_order() -> None:
     """A row alone has the bits it has among others; torch's own products of these numbers do not promise that."""
-    x, weight = numbers(64, 1030, dtype=torch.bfloat16), pack([numbers(77, 1030, seed=1)], "w8a8")
+    x, weight = numbers(64, 1030).bfloat16(), pack([numbers(77, 1030, seed=1)], "w8a8")
     whole = linear(x, weight, None, True)
     for at in (0, 13, 63):
         assert linear(x[at : at + 1], weight, None, True)[0].equal(whole[at])
@@ -84,7 +73,7 @@ def test_sums_of_whole_numbers_have_no_order() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_are_rounded_and_the_vocabulary_is_not(kind: Rowwise) -> None:
     kernels, plain = RowwiseTorchKernels(kind), TorchKernels()
-    rows, x = numbers(48, 32, seed=1, dtype=torch.bfloat16), numbers(3, 32, dtype=torch.bfloat16)
+    rows, x = numbers(48, 32, seed=1).bfloat16(), numbers(3, 32).bfloat16()
     layer = kernels.pack([rows], 8)
     assert isinstance(layer, RowWeight) and layer.format == kind and layer.bytes == 48 * 32 + 48 * 4
     assert kernels.linear_fp32(x, layer).dtype == torch.float32

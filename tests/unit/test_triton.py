@@ -11,18 +11,15 @@ pytest.importorskip("triton", reason="triton is not installed: there is nothing 
 pytestmark = pytest.mark.timeout(1200)
 
 TESTS = Path(__file__).parents[1] / "triton"
-FILES = sorted(path.name for path in TESTS.glob("test_*.py"))
-LONG = {"test_bench.py"}
+LONG = [TESTS / "test_bench.py"]
+SHORT = sorted(set(TESTS.glob("test_*.py")) - set(LONG))
 
 
-def test_there_are_tests_to_run() -> None:
-    assert len(FILES) >= 5
-
-
-@pytest.mark.parametrize("file", [pytest.param(f, marks=[pytest.mark.long] if f in LONG else []) for f in FILES])
-def test_in_the_interpreter(file: str) -> None:
+@pytest.mark.parametrize("files", [SHORT, pytest.param(LONG, marks=pytest.mark.long)], ids=["short", "long"])
+def test_in_the_interpreter(files: list[Path]) -> None:
     """Nothing may be skipped there: a skip would hide that the interpreter was not on."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", str(TESTS / file)]
+    assert files
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs", *map(str, files)]
     run = subprocess.run(
         command, env=os.environ | {"TRITON_INTERPRET": "1"}, cwd=TESTS.parents[1], capture_output=True, text=True
     )

@@ -7,7 +7,7 @@ import ast
 import hashlib
 import sysconfig
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,8 @@ END = "<|end|>"
 SYSTEM_PROMPT = "You are a helpful Python programmer."
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+Function = tuple[FunctionNode, str]
+"""A function and its source at indentation zero."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,8 @@ def first_sentence(docstring: str) -> str:
     return head + stop.strip()
 
 
-def functions_of(file: SourceFile, settings: CorpusSettings) -> Iterator[tuple[FunctionNode, str]]:
-    """Every function of a file that is short enough, with its source at indentation zero."""
+def functions_of(file: SourceFile, settings: CorpusSettings) -> Iterator[Function]:
+    """Every function of a file that is short enough."""
     try:
         tree = ast.parse(file.text)
     except (SyntaxError, ValueError):
@@ -137,11 +139,11 @@ def functions_of(file: SourceFile, settings: CorpusSettings) -> Iterator[tuple[F
             yield node, source
 
 
-def documented_functions(file: SourceFile, settings: CorpusSettings) -> tuple[DocumentedFunction, ...]:
-    """The functions of a file that a chat can ask for."""
+def documented(functions: Iterable[Function], settings: CorpusSettings) -> tuple[DocumentedFunction, ...]:
+    """Those that a chat can ask for."""
     shortest = settings.shortest_sentence_characters
     found: list[DocumentedFunction] = []
-    for node, source in functions_of(file, settings):
+    for node, source in functions:
         sentence = first_sentence(ast.get_docstring(node) or "")
         if shortest <= len(sentence) <= settings.longest_sentence_characters:
             first = node.args.args[0].arg if node.args.args else ""
@@ -189,15 +191,15 @@ def render_chat(functions: tuple[DocumentedFunction, ...], with_system: bool) ->
     return "".join(parts)
 
 
-def chats_of(file: SourceFile, settings: CorpusSettings) -> tuple[str, ...]:
+def chats_of(functions: Iterable[Function], settings: CorpusSettings) -> tuple[str, ...]:
     """Chats of one turn, and now and then of two, about the functions of a file."""
-    functions = documented_functions(file, settings)
+    told = documented(functions, settings)
     chats: list[str] = []
     at = 0
-    while at < len(functions):
-        choice = stable_hash(functions[at].source)
+    while at < len(told):
+        choice = stable_hash(told[at].source)
         turns = 2 if choice % 8 == 0 else 1
-        chats.append(render_chat(functions[at : at + turns], with_system=choice % 5 == 0))
+        chats.append(render_chat(told[at : at + turns], with_system=choice % 5 == 0))
         at += turns
     return tuple(chats)
 
@@ -221,11 +223,16 @@ def framed(text: str) -> str:
 def build_corpus(settings: CorpusSettings | None = None) -> Corpus:
     """Reads the standard library and makes the documents of both splits."""
     settings = settings or CorpusSettings()
-    files = read_files(settings)
+    return corpus_of(read_files(settings), settings)
+
+
+def corpus_of(files: Sequence[SourceFile], settings: CorpusSettings) -> Corpus:
+    """The documents of both splits."""
     held_out = tuple(file for file in files if is_held_out(file, settings))
     train = tuple(file for file in files if not is_held_out(file, settings))
-    chats = [chat for file in train for chat in chats_of(file, settings)]
-    snippets = [framed(source) for file in train for _, source in functions_of(file, settings)]
+    functions = [tuple(functions_of(file, settings)) for file in train]
+    chats = [chat for each in functions for chat in chats_of(each, settings)]
+    snippets = [framed(source) for each in functions for _, source in each]
     whole_files = [framed(file.text) for file in train]
     whole_share = 1.0 - settings.chat_share_of_bytes - settings.snippet_share_of_bytes
     total_bytes = sum(len(text.encode()) for text in whole_files) / whole_share
@@ -238,7 +245,7 @@ def build_corpus(settings: CorpusSettings | None = None) -> Corpus:
             *pick(chats, total_bytes * settings.chat_share_of_bytes),
         ),
         held_out_documents=tuple(framed(file.text) for file in held_out),
-        held_out_chats=tuple(chat for file in held_out for chat in chats_of(file, settings)),
+        held_out_chats=tuple(chat for file in held_out for chat in chats_of(functions_of(file, settings), settings)),
     )
 
 

@@ -108,9 +108,9 @@ def _rounded_product(x: Tensor, rows: Tensor, kind: Kind) -> Tensor:
     """In fp32, of the numbers that kernels of this kind multiply."""
     if kind == "int4" or kind == "int8":
         return x.float() @ dequantise(quantise(rows, 4 if kind == "int4" else 8, DEFAULT_GROUPS[kind])).T
-    layers: Rowwise = "fp8" if kind == "fp8" else "w8a8"
-    numbers, steps = round_rows(x, layers)
-    return (numbers.float() * steps[:, None]) @ values(pack([rows], layers)).T
+    rounding: Rowwise = "fp8" if kind == "fp8" else "w8a8"
+    numbers, steps = round_rows(x, rounding)
+    return (numbers.float() * steps[:, None]) @ values(pack([rows], rounding)).T
 
 
 def decoders(bench: Bench) -> Iterator[Row]:

@@ -50,12 +50,12 @@ class Machine:
         from rayline.kernels.triton_kernels import TritonKernels  # needs triton
 
         quantisation = Quantisation(kind) if kind in ("int4", "int8") else None
-        layers: Rowwise | None = "fp8" if kind == "fp8" else "w8a8" if kind in ("w8a8", "exact w8a8") else None
-        if layers == "fp8" and gpu.capability < LEAST_FP8_CAPABILITY:
+        rounding: Rowwise | None = "fp8" if kind == "fp8" else "w8a8" if kind in ("w8a8", "exact w8a8") else None
+        if rounding == "fp8" and gpu.capability < LEAST_FP8_CAPABILITY:
             raise NoGpu(f"{gpu.architecture} does not multiply FP8")
         is_exact = kind in ("exact", "exact w8a8")
-        name = triton_name(gpu, is_exact, quantisation, layers)
-        return TritonKernels(name, is_exact, quantisation, gpu.units, libraries=libraries, layers=layers)
+        name = triton_name(gpu, is_exact, quantisation, rounding)
+        return TritonKernels(name, is_exact, quantisation, gpu.units, libraries=libraries, rounding=rounding)
 
     @property
     def has_triton(self) -> bool:
