@@ -187,7 +187,7 @@ def test_norm_and_gate_round_for_their_products_and_change_no_bit(
     told = []
     for kernels in (TritonKernels, Apart):
         launches.clear()
-        run = Run(checkpoint, kernels("triton", False, None, UNITS, layers=kind), pages)
+        run = Run(checkpoint, kernels("triton", False, None, UNITS, rounding=kind), pages)
         told.append((run.logits(TOKENS, [(0, 0, 20), (1, 0, 3)]), launches.count("round_rows")))
     (ours, few), (theirs, many) = told
     assert ours.equal(theirs)

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rayline.kernels import triton_elementwise, triton_rounding
+from rayline.kernels import triton_elementwise
 from rayline.kernels.rowwise import RoundedRows, Rowwise
+from rayline.kernels.triton_rounding import add_rms_norm, rms_norm, silu_gate
 from rayline.kernels.triton_rowwise import rounded
 
 KINDS = st.sampled_from(["fp8", "w8a8"])
@@ -32,9 +33,9 @@ def test_norms(kind: Rowwise, rows: int, width: int, dtype: torch.dtype) -> None
     x[:1] = 0.0
     weight = numbers(width, dtype=dtype, seed=3)
     alone = triton_elementwise.rms_norm(x, weight, 1e-5)
-    expect_bits(triton_rounding.rms_norm(x, weight, 1e-5, kind), rounded(alone, kind))
+    expect_bits(rms_norm(x, weight, 1e-5, kind), rounded(alone, kind))
     normed, total = triton_elementwise.add_rms_norm(x, residual, weight, 1e-5)
-    ours = triton_rounding.add_rms_norm(x, residual, weight, 1e-5, kind)
+    ours = add_rms_norm(x, residual, weight, 1e-5, kind)
     expect_bits(ours[0], rounded(normed, kind))
     assert ours[1].equal(total)
 
@@ -44,7 +45,7 @@ def test_norms(kind: Rowwise, rows: int, width: int, dtype: torch.dtype) -> None
 def test_the_gate(kind: Rowwise, rows: int, width: int, dtype: torch.dtype) -> None:
     gate_up = numbers(rows, 2 * width, dtype=dtype) * 4
     gate_up[:1] = 0.0
-    expect_bits(triton_rounding.silu_gate(gate_up, kind), rounded(triton_elementwise.silu_gate(gate_up), kind))
+    expect_bits(silu_gate(gate_up, kind), rounded(triton_elementwise.silu_gate(gate_up), kind))
 
 
 @pytest.mark.parametrize("kind", ["fp8", "w8a8"])
@@ -52,5 +53,5 @@ def test_a_number_that_is_not_there_is_no_part_of_the_largest(kind: Rowwise) -> 
     """Rows of which the block is filled up behind their end, in memory that goes on with larger ones."""
     gate_up = torch.full((2, 6), 100.0)
     gate_up[0] = 0.5
-    ours = triton_rounding.silu_gate(gate_up, kind)
+    ours = silu_gate(gate_up, kind)
     assert ours.steps[0] < 1e-2 < ours.steps[1]
