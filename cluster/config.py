@@ -143,7 +143,7 @@ class EngineSection:
         default="auto",
         metadata=says(
             "auto, always or never: plan and launch the next step while one runs; auto does on GPUs, where a step runs "
-            "beside the host"
+            "beside the host, unless gloo carries messages between their stages"
         ),
     )
     decode_graphs: bool = field(

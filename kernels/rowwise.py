@@ -10,7 +10,7 @@ Dettmers et al., "LLM.int8()" (2022), without its outliers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -36,6 +36,38 @@ class RowWeight(Weight):
     @property
     def kind(self) -> Rowwise:
         return "fp8" if self.format == "fp8" else "w8a8"
+
+
+@dataclass(frozen=True, slots=True)
+class RoundedRows:
+    """What a product with a `RowWeight` takes: numbers of 8 bits [T, K] and steps fp32 [T], rounded from `dtype`."""
+
+    numbers: Tensor
+    steps: Tensor
+    dtype: torch.dtype
+
+
+@runtime_checkable
+class RoundingKernels(Protocol):
+    """Kernels that round what they make in the launch that makes it, to what `round_rows` makes of the result."""
+
+    def rounded_rms_norm(self, x: Tensor, weight: Tensor, eps: float, target: RowWeight) -> RoundedRows:
+        """`Kernels.rms_norm`, for a product with `target`, as the two that follow."""
+        ...
+
+    def rounded_add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, target: RowWeight
+    ) -> tuple[RoundedRows, Tensor]:
+        """`Kernels.add_rms_norm`; the sum is not rounded."""
+        ...
+
+    def rounded_silu_gate(self, gate_up: Tensor, target: RowWeight) -> RoundedRows:
+        """`Kernels.silu_gate`."""
+        ...
+
+    def rounded_linear(self, x: RoundedRows, weight: RowWeight, bias: Tensor | None, is_wide: bool) -> Tensor:
+        """x W^T + bias in x's dtype, or in fp32 without bias. -> [T, N]."""
+        ...
 
 
 def round_rows(x: Tensor, kind: Rowwise) -> tuple[Tensor, Tensor]:

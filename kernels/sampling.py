@@ -18,6 +18,8 @@ from rayline.kernels.edits import Edit, edited
 from rayline.kernels.truncation import Rules, kept, least_score
 
 NO_TOKEN = -1
+Candidate = tuple[int, float]
+"""A token and its value."""
 _CHUNK_ELEMENTS = 2**18  # logits whose noise is drawn at once: the draw's temporaries stay in the cache
 
 
@@ -66,7 +68,7 @@ class RowLogprobs:
 class SampledRows:
     """token_ids: int64 [N], NO_TOKEN where edits left a row none. logprobs: one entry a row, None where not wanted.
 
-    Logprobs may still be on their way from a device (kernels/coming_logprobs.py).
+    Logprobs may still be on their way from a device (kernels/coming_rows.py).
     """
 
     token_ids: Tensor
@@ -92,7 +94,7 @@ def named(token_ids: Tensor, values: Tensor) -> Tensor:
     return token_ids.where(values > -torch.inf, NO_TOKEN)
 
 
-def best_candidates(logits: Tensor, rows: SamplingRows, most: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:
+def best_candidates(logits: Tensor, rows: SamplingRows, most: Sequence[int]) -> list[tuple[Candidate, ...]]:
     """Of each row of fp32 [N, V] the `most` best (id, value) by (value descending, id ascending), for beams.
 
     value: the log-softmax of the raw logits, then edited, not normalised again: as `transformers` searches. Tokens

@@ -8,41 +8,62 @@ import triton.language as tl
 
 
 @triton.jit
-def rms_norm_rows(x, residual, weight, out, total, eps, dim, BLOCK: tl.constexpr):
-    """s = x + residual, where there is one, to `total`; s / rms(s) * weight to `out`. Grid: rows."""
-    row = tl.program_id(0).to(tl.int64) * dim
-    dtype = out.dtype.element_ty
+def _summed(x, residual, row, at, dim):
+    """s = x + residual, where there is one, in fp32. Each thread reads what it has read itself."""
+    wide = tl.load(x + row + at, mask=at < dim, other=0.0).to(tl.float32)
+    if residual is not None:
+        wide += tl.load(residual + row + at, mask=at < dim, other=0.0).to(tl.float32)
+        wide = wide.to(x.dtype.element_ty).to(tl.float32)
+    return wide
+
+
+@triton.jit
+def _inverse_rms(x, residual, total, row, eps, dim, BLOCK: tl.constexpr):
+    """1 / rms(s) of the row that begins at `row`; s goes to `total`, where there is a residual."""
     squares = tl.zeros([BLOCK], tl.float32)
     for first in range(0, dim, BLOCK):
         at = first + tl.arange(0, BLOCK)
-        wide = tl.load(x + row + at, mask=at < dim, other=0.0).to(tl.float32)
+        wide = _summed(x, residual, row, at, dim)
         if residual is not None:
-            wide += tl.load(residual + row + at, mask=at < dim, other=0.0).to(tl.float32)
-            wide = wide.to(dtype).to(tl.float32)
-            tl.store(total + row + at, wide.to(dtype), mask=at < dim)
+            tl.store(total + row + at, wide.to(x.dtype.element_ty), mask=at < dim)
         squares += wide * wide
-    inverse = 1 / tl.sqrt(tl.sum(squares, 0) / dim + eps)
+    return 1 / tl.sqrt(tl.sum(squares, 0) / dim + eps)
+
+
+@triton.jit
+def _normed_at(x, residual, weight, row, at, inverse, dim):
+    """s / rms(s) * weight."""
+    dtype = x.dtype.element_ty
+    scaled = (_summed(x, residual, row, at, dim) * inverse).to(dtype).to(tl.float32)
+    by = tl.load(weight + at, mask=at < dim, other=0.0).to(tl.float32)
+    return (scaled * by).to(dtype)
+
+
+@triton.jit
+def _gated_at(gate_up, row, at, dim):
+    """silu(gate) * up."""
+    dtype = gate_up.dtype.element_ty
+    gate = tl.load(gate_up + row * 2 * dim + at, mask=at < dim, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * dim + dim + at, mask=at < dim, other=0.0).to(tl.float32)
+    silu = (gate * tl.sigmoid(gate)).to(dtype).to(tl.float32)
+    return (silu * up).to(dtype)
+
+
+@triton.jit
+def rms_norm_rows(x, residual, weight, out, total, eps, dim, BLOCK: tl.constexpr):
+    """s = x + residual, where there is one, to `total`; s / rms(s) * weight to `out`. Grid: rows."""
+    row = tl.program_id(0).to(tl.int64) * dim
+    inverse = _inverse_rms(x, residual, total, row, eps, dim, BLOCK)
     for first in range(0, dim, BLOCK):
         at = first + tl.arange(0, BLOCK)
-        # Each thread reads what it has read or written itself.
-        wide = tl.load(x + row + at, mask=at < dim, other=0.0).to(tl.float32)
-        if residual is not None:
-            wide += tl.load(residual + row + at, mask=at < dim, other=0.0).to(tl.float32)
-            wide = wide.to(dtype).to(tl.float32)
-        scaled = (wide * inverse).to(dtype).to(tl.float32)
-        by = tl.load(weight + at, mask=at < dim, other=0.0).to(tl.float32)
-        tl.store(out + row + at, (scaled * by).to(dtype), mask=at < dim)
+        tl.store(out + row + at, _normed_at(x, residual, weight, row, at, inverse, dim), mask=at < dim)
 
 
 @triton.jit
 def silu_gate_rows(gate_up, out, dim, BLOCK: tl.constexpr):
     """silu(gate) * up. Grid: rows, blocks of `dim`."""
     row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    dtype = out.dtype.element_ty
-    gate = tl.load(gate_up + row * 2 * dim + at, mask=at < dim, other=0.0).to(tl.float32)
-    up = tl.load(gate_up + row * 2 * dim + dim + at, mask=at < dim, other=0.0).to(tl.float32)
-    silu = (gate * tl.sigmoid(gate)).to(dtype).to(tl.float32)
-    tl.store(out + row * dim + at, (silu * up).to(dtype), mask=at < dim)
+    tl.store(out + row * dim + at, _gated_at(gate_up, row, at, dim), mask=at < dim)
 
 
 @triton.jit(do_not_specialize_on_alignment=["ids"])

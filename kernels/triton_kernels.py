@@ -15,6 +15,7 @@ from rayline.kernels import (
     triton_product,
     triton_quant,
     triton_reduce,
+    triton_rounding,
     triton_rows,
     triton_rowwise,
 )
@@ -24,8 +25,8 @@ from rayline.kernels.graphs import CudaRecorder, DecodeGraphs, DecodeLimits, Fun
 from rayline.kernels.library_attention import Attention, ChosenAttention, Library
 from rayline.kernels.native_quant import Quantisation
 from rayline.kernels.peer_memory import FOR_EVER, PeerMemory
-from rayline.kernels.rowwise import RowWeight, Rowwise
-from rayline.kernels.sampling import RowLogprobs, SampledRows, SamplingRows
+from rayline.kernels.rowwise import RoundedRows, RowWeight, Rowwise
+from rayline.kernels.sampling import Candidate, RowLogprobs, SampledRows, SamplingRows
 from rayline.kernels.torch_kernels import TorchKernels
 from rayline.kernels.triton_attention import EXACT, ORDINARY, PagedAttention
 from rayline.kernels.triton_quant import QuantisedWeight
@@ -113,6 +114,21 @@ class TritonKernels(TorchKernels):
     def silu_gate(self, gate_up: Tensor) -> Tensor:
         return triton_elementwise.silu_gate(gate_up)
 
+    def rounded_rms_norm(self, x: Tensor, weight: Tensor, eps: float, target: RowWeight) -> RoundedRows:
+        """`RoundingKernels` of kernels/rowwise.py, with the three that follow."""
+        return triton_rounding.rms_norm(x, weight, eps, target.kind)
+
+    def rounded_add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, target: RowWeight
+    ) -> tuple[RoundedRows, Tensor]:
+        return triton_rounding.add_rms_norm(x, residual, weight, eps, target.kind)
+
+    def rounded_silu_gate(self, gate_up: Tensor, target: RowWeight) -> RoundedRows:
+        return triton_rounding.silu_gate(gate_up, target.kind)
+
+    def rounded_linear(self, x: RoundedRows, weight: RowWeight, bias: Tensor | None, is_wide: bool) -> Tensor:
+        return triton_rowwise.linear(x, weight, bias, is_wide, self.exact, self._units)
+
     def write_kv(
         self,
         qkv: Tensor,
@@ -134,12 +150,10 @@ class TritonKernels(TorchKernels):
         """`DrawingKernels.draw` of workers/token_sampler.py, as the two that follow."""
         return triton_rows.sample(logits, rows, self._units)
 
-    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]:
+    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> Sequence[RowLogprobs]:
         return triton_rows.score(logits, token_ids, tops, self._units)
 
-    def candidates(
-        self, logits: Tensor, rows: SamplingRows, most: Sequence[int]
-    ) -> list[tuple[tuple[int, float], ...]]:
+    def candidates(self, logits: Tensor, rows: SamplingRows, most: Sequence[int]) -> Sequence[tuple[Candidate, ...]]:
         return triton_rows.best_candidates(logits, rows, most, self._units)
 
     def can_sum(self, ranks: int) -> bool:

@@ -69,9 +69,9 @@ class Result:
     is_wide: bool
 
     @staticmethod
-    def of(x: Tensor, columns: int, bias: Tensor | None, is_wide: bool) -> "Result":
-        """Memory for it; what is not written is of one number."""
-        out = x.new_empty((1, 1) if is_wide else (len(x), columns))
+    def of(x: Tensor, columns: int, bias: Tensor | None, is_wide: bool, dtype: torch.dtype | None = None) -> "Result":
+        """Memory for it; what is not written is of one number. dtype: the model's, x's own by default."""
+        out = x.new_empty((1, 1) if is_wide else (len(x), columns), dtype=dtype or x.dtype)
         wide = x.new_empty((len(x), columns) if is_wide else (1, 1), dtype=torch.float32)
         return Result(len(x), columns, bias, out, wide, is_wide)
 

@@ -2,18 +2,19 @@
 
 edits --> best --> draw      rows that nothing truncates: one launch
                --> tally, gather, draw      truncated rows
-raw logits     --> tally, gather, rank      rows whose logprobs are wanted
+raw logits     --> tally, gather, rank      rows whose logprobs are wanted, of prompts too
+logprobs --> edits --> tally, gather, rank  beams
                    all of it              --> one transfer to the host
 """
 
-import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from rayline.kernels.coming_logprobs import ComingLogprobs, ranked_of
-from rayline.kernels.sampling import RowLogprobs, SampledRows, SamplingRows, named
+from rayline.kernels.coming_rows import ComingRows, candidates_of, ranked_of, some_ranked_of
+from rayline.kernels.sampling import Candidate, RowLogprobs, SampledRows, SamplingRows, named
 from rayline.kernels.transfer import to_device, whole_numbers
 from rayline.kernels.triton_edits import edited
 from rayline.kernels.triton_sampling import draw
@@ -35,33 +36,30 @@ def sample(logits: Tensor, rows: SamplingRows, units: int) -> SampledRows:
         table = allowed if allowed.values is raw else Logits.of(raw, units)
         index = to_device(whole_numbers(asked), logits.device)
         told = _ranked(table, asked, token_ids[index], max(rows.logprobs[i] or 0 for i in asked))
-        logprobs = ComingLogprobs(told, rows.logprobs)
+        logprobs = ComingRows(told, len(rows), partial(some_ranked_of, wanted=rows.logprobs))
     return SampledRows(token_ids if allowed.values is raw else named(token_ids, values), logprobs)
 
 
-def score(logits: Tensor, token_ids: Sequence[int], tops: Sequence[int], units: int) -> list[RowLogprobs]:
-    """`kernels.sampling.score`. Waits for the device."""
+def score(logits: Tensor, token_ids: Sequence[int], tops: Sequence[int], units: int) -> Sequence[RowLogprobs]:
+    """`kernels.sampling.score`. Nothing is waited for."""
     ids = to_device(whole_numbers(token_ids), logits.device)
     told = _ranked(Logits.of(logits, units), range(len(token_ids)), ids, max(tops))
-    return ranked_of(told.tolist(), [min(top, logits.shape[1]) for top in tops])
+    return ComingRows(told, len(token_ids), partial(ranked_of, counts=tops))
 
 
 def best_candidates(
     logits: Tensor, rows: SamplingRows, most: Sequence[int], units: int
-) -> list[tuple[tuple[int, float], ...]]:
-    """`kernels.sampling.best_candidates`. Waits for the device."""
+) -> Sequence[tuple[Candidate, ...]]:
+    """`kernels.sampling.best_candidates`. Nothing is waited for."""
     raw, everyone = Logits.of(logits, units), range(len(rows))
     zeros = torch.zeros(len(rows), dtype=torch.int64, device=logits.device)
     own = best_tokens(raw, everyone, raw.values.argmax(-1), 0)[1][:, :1]  # the best token's logprob
     best = raw.best[:, None]
     below = torch.where(raw.values == best, 0.0, raw.values - best)
     table = Logits.of(edited(below + own.float(), rows.edits), units)
-    found = best_tokens(table, everyone, zeros, min(max(most), logits.shape[1]), is_logprob=False)
-    ids, values = torch.stack((found[0], found[1].view(torch.int64)))[:, :, 1:].cpu()
-    return [
-        tuple((token, value) for token, value in zip(tokens[:count], row[:count], strict=True) if value > -math.inf)
-        for tokens, row, count in zip(ids.tolist(), values.view(torch.float64).tolist(), most, strict=True)
-    ]
+    ids, values = best_tokens(table, everyone, zeros, min(max(most), logits.shape[1]), is_logprob=False)
+    told = torch.cat((ids[:, 1:].flatten(), values[:, 1:].flatten().view(torch.int64)))
+    return ComingRows(told, len(rows), partial(candidates_of, most=most))
 
 
 def _drawn(allowed: Logits, rows: SamplingRows) -> tuple[Tensor, Tensor]:

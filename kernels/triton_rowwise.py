@@ -11,6 +11,7 @@ from torch import Tensor
 from rayline.kernels.rowwise import (
     DTYPES,
     LEAST_FP8_CAPABILITY,
+    RoundedRows,
     RowWeight,
     Rowwise,
     fits_scaled_product,
@@ -77,50 +78,53 @@ JOIN_ROWS = {
 KERNELS = (*ROUND_ROWS.values(), *ROW_TILES.values(), *JOIN_ROWS.values())
 
 
-def rounded(x: Tensor, kind: Rowwise) -> tuple[Tensor, Tensor]:
+def rounded(x: Tensor, kind: Rowwise) -> RoundedRows:
     """`rowwise.round_rows` in one launch."""
     numbers = torch.empty(x.shape, dtype=DTYPES[kind], device=x.device)
     steps = torch.empty(len(x), dtype=torch.float32, device=x.device)
     ROUND_ROWS[kind].launch((len(x),), _ROUND[kind], x=x.contiguous(), numbers=numbers, steps=steps, depth=x.shape[1])
-    return numbers, steps
+    return RoundedRows(numbers, steps, x.dtype)
 
 
-def linear(x: Tensor, weight: RowWeight, bias: Tensor | None, is_wide: bool, is_exact: bool, units: int) -> Tensor:
+def linear(
+    x: Tensor | RoundedRows, weight: RowWeight, bias: Tensor | None, is_wide: bool, is_exact: bool, units: int
+) -> Tensor:
     """x W^T + bias in x's dtype, or in fp32 without bias. x [T, K] -> [T, N].
 
     is_exact: a row's bits depend on that row alone. units: processors to fill with programs.
     """
     kind = weight.kind
-    numbers, steps = rounded(x, kind)
-    is_by_torch = kind == "fp8" and x.is_cuda and x.dtype == torch.bfloat16 and fits_scaled_product(weight)
-    if is_by_torch and len(x) > FEW_ROWS and not is_exact and not is_wide:
-        return scaled_product(numbers, steps, weight, x.dtype, bias)
+    if isinstance(x, Tensor):
+        x = rounded(x, kind)
+    count = len(x.numbers)
+    is_by_torch = kind == "fp8" and x.numbers.is_cuda and x.dtype == torch.bfloat16 and fits_scaled_product(weight)
+    if is_by_torch and count > FEW_ROWS and not is_exact and not is_wide:
+        return scaled_product(x.numbers, x.steps, weight, x.dtype, bias)
     is_one_form = is_exact and kind == "fp8"
-    tile = EXACT if is_one_form else FEW if len(x) <= FEW_ROWS else MANY
-    tiles = tile.number(len(x), weight.columns)
+    tile = EXACT if is_one_form else FEW if count <= FEW_ROWS else MANY
+    tiles = tile.number(count, weight.columns)
     parts = 1 if is_one_form or tiles >= 2 * units else max(1, min(MOST_PARTS, weight.depth // LEAST_PART))
-    return _multiplied(x, numbers, steps, weight, bias, is_wide, tile, parts)
+    return _multiplied(x, weight, bias, is_wide, tile, parts)
 
 
 def _multiplied(
-    x: Tensor, numbers: Tensor, steps: Tensor, weight: RowWeight, bias: Tensor | None, is_wide: bool, tile: Tile,
-    parts: int,
-) -> Tensor:  # fmt: skip
+    x: RoundedRows, weight: RowWeight, bias: Tensor | None, is_wide: bool, tile: Tile, parts: int
+) -> Tensor:
     """The depth is cut into `parts`."""
-    kind, rows, columns = weight.kind, len(x), weight.columns
-    result = Result.of(x, columns, bias, is_wide)
+    kind, rows, columns = weight.kind, len(x.numbers), weight.columns
+    result = Result.of(x.numbers, columns, bias, is_wide, x.dtype)
     leaf_depth = -(-weight.depth // (parts * DEPTH)) * DEPTH
-    sums = x.new_empty((parts, rows, columns) if parts > 1 else (1, 1, 1), dtype=torch.float32)
+    sums = x.steps.new_empty((parts, rows, columns) if parts > 1 else (1, 1, 1))
     places = {"bias": result.out if bias is None else bias, "out": result.out, "wide": result.wide}
     flags = {"has_bias": int(bias is not None), "is_wide": int(is_wide)}
     ROW_TILES[kind].launch(
-        (tile.number(rows, columns), parts), _variant(tile, kind), x=numbers, steps=steps, weight=weight.numbers,
+        (tile.number(rows, columns), parts), _variant(tile, kind), x=x.numbers, steps=x.steps, weight=weight.numbers,
         scales=weight.scales, **places, parts=sums, rows=rows, leaf_depth=leaf_depth, **flags, is_split=int(parts > 1),
         columns=columns, depth=weight.depth,
     )  # fmt: skip
     if parts > 1:
         JOIN_ROWS[kind].launch(
-            (-(-rows * columns // _JOIN[kind]["BLOCK"]),), _JOIN[kind], parts=sums, steps=steps,
+            (-(-rows * columns // _JOIN[kind]["BLOCK"]),), _JOIN[kind], parts=sums, steps=x.steps,
             scales=weight.scales, **places, numbers=rows * columns, count=parts, **flags, columns=columns,
         )  # fmt: skip
     return result.tensor

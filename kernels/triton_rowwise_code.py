@@ -32,25 +32,38 @@ def _to_e4m3(x):
 
 
 @triton.jit
+def _step_of(most, IS_FLOAT: tl.constexpr):
+    """The step of a row whose largest number is `most`, and what its numbers are multiplied with."""
+    largest: tl.constexpr = FP8_LARGEST if IS_FLOAT else BYTE_LARGEST
+    step = tl.div_rn(most, tl.full([], largest, tl.float32))
+    inverse = tl.div_rn(tl.full([], 1.0, tl.float32), tl.maximum(step, SMALLEST))
+    return step, tl.where(step < SMALLEST, 0.0, inverse)
+
+
+@triton.jit
+def _store_rounded(numbers, at, x, inverse, is_there, IS_FLOAT: tl.constexpr):
+    """Numbers of the model's dtype, rounded to 8 bits."""
+    scaled = x.to(tl.float32) * inverse
+    if IS_FLOAT:
+        number = _to_e4m3(tl.minimum(tl.maximum(scaled, -FP8_LARGEST), FP8_LARGEST)).to(numbers.dtype.element_ty)
+    else:
+        number = _rounded(scaled).to(tl.int8)
+    tl.store(numbers + at, number, mask=is_there)
+
+
+@triton.jit
 def round_rows(x, numbers, steps, depth, BLOCK: tl.constexpr, IS_FLOAT: tl.constexpr):
     """The numbers of kernels/rowwise.py. Grid: rows; the second pass finds the row in the cache."""
     row = tl.program_id(0).to(tl.int64)
-    largest: tl.constexpr = FP8_LARGEST if IS_FLOAT else BYTE_LARGEST
     most = tl.zeros([BLOCK], tl.float32)
     for first in range(0, depth, BLOCK):
         k = first + tl.arange(0, BLOCK)
         most = tl.maximum(most, tl.abs(tl.load(x + row * depth + k, mask=k < depth, other=0.0).to(tl.float32)))
-    step = tl.div_rn(tl.max(most, 0), tl.full([], largest, tl.float32))
-    inverse = tl.div_rn(tl.full([], 1.0, tl.float32), tl.maximum(step, SMALLEST))
-    inverse = tl.where(step < SMALLEST, 0.0, inverse)
+    step, inverse = _step_of(tl.max(most, 0), IS_FLOAT)
     for first in range(0, depth, BLOCK):
         k = first + tl.arange(0, BLOCK)
-        scaled = tl.load(x + row * depth + k, mask=k < depth, other=0.0).to(tl.float32) * inverse
-        if IS_FLOAT:
-            number = _to_e4m3(tl.minimum(tl.maximum(scaled, -largest), largest)).to(numbers.dtype.element_ty)
-        else:
-            number = _rounded(scaled).to(tl.int8)
-        tl.store(numbers + row * depth + k, number, mask=k < depth)
+        number = tl.load(x + row * depth + k, mask=k < depth, other=0.0)
+        _store_rounded(numbers, row * depth + k, number, inverse, k < depth, IS_FLOAT)
     tl.store(steps + row, step)
 
 

@@ -56,7 +56,7 @@ def start(
         threads=limits.threads,
         decode_stretch=limits.decode_stretch,
         kernels=kernels,
-        async_scheduling="never" if parallel.pp > 1 else limits.async_scheduling,
+        async_scheduling=limits.async_scheduling,
     )
     spec = GroupSpec("exact", "exact", path, "bfloat16", 0, engine, parallel, max_waiting=100)
     return start_group(spec, launcher, lambda *_: None)

@@ -59,7 +59,6 @@ class Limits:
     """What an engine is started with. spare_blocks: KV blocks beyond those that the longest request needs.
 
     decode_stretch: with the default no clock decides what a step holds.
-    async_scheduling: of groups of one stage; several get plans ahead in any case.
     """
 
     block_tokens: int = 16

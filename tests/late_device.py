@@ -4,7 +4,7 @@ What touches one of its tensors is queued, with shapes known and nothing compute
 waited for. Whatever reads a number earlier, as `item` or `nonzero` do, runs all of it, and is counted as a wait.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +16,19 @@ HOST_READS = ("_local_scalar_dense", "::item", "nonzero", "equal", "is_nonzero",
 
 
 @dataclass
+class Cell:
+    """A tensor's number, None until it is computed, and the last operation that was launched on it."""
+
+    number: Tensor | None
+    used: int = 0
+
+
+@dataclass
 class LateDevice:
     """waits: numbers that were read before a mark behind them was waited for. behind: of each mark that was waited for,
     how many operations had been launched behind it by then."""
 
-    queue: list[Callable[[], None]] = field(default_factory=list)
+    queue: list[Callable[[], None] | None] = field(default_factory=list)
     done: int = 0
     waits: int = 0
     behind: list[int] = field(default_factory=list)
@@ -30,13 +38,24 @@ class LateDevice:
         """A tensor that lies on this device from now on."""
         return Late(tensor, self, tensor)
 
+    def room(self, shape: Sequence[int], dtype: torch.dtype) -> "Late":
+        """Memory in which nothing is yet."""
+        return Late(torch.empty(tuple(shape), dtype=dtype, device="meta"), self)
+
+    def launch(self, operation: Callable[[], None]) -> None:
+        self.queue.append(operation)
+
     def mark(self) -> "LateMark":
         return LateMark(self, len(self.queue))
 
     @torch.inference_mode()
     def run(self, to: int) -> None:
+        """An operation that raises is tried again the next time."""
         while self.done < to:
-            self.queue[self.done]()
+            operation = self.queue[self.done]
+            assert operation is not None
+            operation()
+            self.queue[self.done] = None
             self.done += 1
 
 
@@ -57,18 +76,22 @@ class LateMark:
 
 
 class Late(Tensor):
-    """`number` is None until the device has computed it."""
+    """What Python holds of a tensor of the device, which computes with its cell."""
 
     owner: LateDevice
-    number: Tensor | None
+    cell: Cell
 
     @staticmethod
     def __new__(cls, like: Tensor, owner: LateDevice, number: Tensor | None = None) -> "Late":
         made: Late = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, like.shape, strides=like.stride(), storage_offset=like.storage_offset(), dtype=like.dtype, device="cpu"
         )
-        made.owner, made.number = owner, number
+        made.owner, made.cell = owner, Cell(number)
         return made
+
+    @property
+    def number(self) -> Tensor | None:
+        return self.cell.number
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -88,7 +111,7 @@ class Late(Tensor):
         owner = next(each for each in flat if isinstance(each, Late)).owner
         if any(name in func.name() for name in HOST_READS) or _is_masked(func, args):
             _wait(owner)
-            return _on_reals(func, given)
+            return _on_reals(func, _on_cells(given))
         return _queued(func, given, flat, owner)
 
 
@@ -112,6 +135,7 @@ def _queued(func: Any, given: Any, flat: list[Any], owner: LateDevice) -> Any:
     args, kwargs = tree_map_only(torch.device, lambda _: torch.device("meta"), (args, kwargs))
     given_back = {id(meta): tensors[number] for number, meta in stands.items()}
     made: list[Late] = []
+    launched = _on_cells(given)
 
     def result(meta: Tensor) -> Tensor:
         if id(meta) in given_back:
@@ -121,12 +145,17 @@ def _queued(func: Any, given: Any, flat: list[Any], owner: LateDevice) -> Any:
 
     out = tree_map_only(Tensor, result, func(*args, **kwargs))
 
-    def compute() -> None:
-        results = [each for each in tree_flatten(_on_reals(func, given))[0] if isinstance(each, Tensor)]
-        for late, result in zip(made, results, strict=False):
-            late.number = result
+    cells = [late.cell for late in made]
 
-    owner.queue.append(compute)
+    def compute() -> None:
+        results = [each for each in tree_flatten(_on_reals(func, launched))[0] if isinstance(each, Tensor)]
+        for cell, result in zip(cells, results, strict=False):
+            cell.number = result
+
+    owner.launch(compute)
+    for each in flat:
+        if isinstance(each, Late):
+            each.cell.used = len(owner.queue)
     return out
 
 
@@ -134,6 +163,10 @@ def _meta(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
-def _on_reals(func: Any, given: Any) -> Any:
-    args, kwargs = tree_map_only(Late, lambda late: late.number, given)
+def _on_cells(given: Any) -> Any:
+    return tree_map_only(Late, lambda late: late.cell, given)
+
+
+def _on_reals(func: Any, launched: Any) -> Any:
+    args, kwargs = tree_map_only(Cell, lambda cell: cell.number, launched)
     return func(*args, **kwargs)

@@ -38,6 +38,15 @@ class Staging:
         """Where torch.distributed reads and writes."""
         return torch.device("cpu") if self.is_on else self.device
 
+    @property
+    def is_of_device(self) -> bool:
+        """Whether the device waits for messages, not the host."""
+        return self.place.type == "cuda"
+
+    def room(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Where a message comes in."""
+        return torch.empty(tuple(shape), dtype=dtype, device=self.place)
+
     def out(self, tensor: Tensor) -> Tensor:
         """As it is sent: in one piece, and complete when it lies on the host."""
         return tensor.to(self.place).contiguous()

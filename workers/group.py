@@ -109,7 +109,7 @@ def start_group(
         loaded = {0: worker.load(progress)}
         kv = _kv_plan(spec, config, loaded)
         worker.allocate(kv.blocks, progress)
-        pipeline: Pipeline = InProcess(worker.steps, worker.stats, specs[0].launch_window)
+        pipeline: Pipeline = InProcess(worker.steps, worker.stats, worker.launch_window)
     else:
         assert launcher is not None, "a group of several ranks needs a launcher"
         pipeline, loaded, kv = _start_ranks(spec, config, specs, launcher, on_progress)
@@ -227,25 +227,13 @@ def _rank_specs(spec: GroupSpec, config: ModelConfig, dtype: str) -> list[RankSp
     choice = kernel_choice(specs[0], config)  # refuses kernels that cannot run
     if engine.compile:
         _check_compile(spec, choice)
-    rows, window = graph_rows(engine, choice), launch_window(engine, device, spec.parallel.pp)
-    return [replace(each, graph_rows=rows, launch_window=window) for each in specs]
+    rows = graph_rows(engine, choice)
+    return [replace(each, graph_rows=rows, async_scheduling=engine.async_scheduling) for each in specs]
 
 
 def graph_rows(engine: EngineSection, choice: Choice) -> int:
     """Sequences of the largest decode step that ranks capture, if sums between them can be; 0 for none."""
     return engine.max_running if engine.decode_graphs and choice.gpu is not None else 0
-
-
-def launch_window(engine: EngineSection, device: str, pp_size: int) -> int:
-    """Steps that a rank launches at once. Raises ConfigError where several stages are asked for more than one."""
-    if engine.async_scheduling == "always" and pp_size > 1:
-        raise ConfigError(
-            f"async_scheduling = always cannot run with pp = {pp_size}: allowed is pp = 1, as several stages "
-            "always get plans ahead",
-            field="async_scheduling",
-        )
-    is_auto = engine.async_scheduling == "auto" and device == "cuda" and pp_size == 1
-    return 2 if is_auto or engine.async_scheduling == "always" else 1
 
 
 def _check_compile(spec: GroupSpec, choice: Choice) -> None:

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from rayline.kernels.sampling import RowLogprobs, SampledRows
+from rayline.kernels.sampling import Candidate, RowLogprobs, SampledRows
 from rayline.protos.events import TokenLogprob
 from rayline.protos.plan import Candidates, Plan, Refused, Sampled, Scored, StepResult
 from rayline.workers.batch import ScoredRun, Wanted
@@ -34,13 +35,17 @@ class Grammars(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a step's logits. Tokens of those that sample, and their logprobs, are on their way to the host."""
+    """What became of a step's logits. All but the requests and `scored_ids` is on its way to the host.
+
+    candidates: a row for each beam. scores: a row for each prompt token that is scored, whose ids are `scored_ids`.
+    """
 
     requests: tuple[SampleRequest, ...]
     fresh: FreshTokens
     logprobs: Sequence[RowLogprobs | None]
-    candidates: tuple[Candidates, ...]
-    scored: tuple[Scored, ...]
+    candidates: Sequence[tuple[Candidate, ...]]
+    scored_ids: Sequence[int]
+    scores: Sequence[RowLogprobs]
 
 
 class LastStage:
@@ -72,19 +77,28 @@ class LastStage:
         """Launch what becomes of the logits [N, this rank's share of the vocabulary], in the order of `asked`. All that
         was sampled before must be known on the host."""
         samples, beams = len(asked.sampling), len(asked.sampling) + len(asked.beams)
-        scored = self._score(asked.scored, logits[beams:])
+        scored_ids, scores = self._score(asked.scored, logits[beams:])
         candidates = self._search(asked.beams, logits[samples:beams])
         requests, rows = self._draw(asked.sampling, logits[:samples])
         fresh = FreshTokens(asked.sampling, rows.token_ids)
         self._feed.push(fresh)
-        return Answer(requests, fresh, rows.logprobs, candidates, scored)
+        return Answer(requests, fresh, rows.logprobs, candidates, scored_ids, scores)
 
     def result(self, plan: Plan, asked: Wanted, answer: Answer, busy_s: float, sample_s: float) -> StepResult:
-        """What the leader is told, once the tokens are on the host."""
+        """What the leader is told, once all of the answer is on the host."""
         chosen, stuck = sampled(answer.requests, answer.fresh.on_host, answer.logprobs)
         gained, refused = self._grammars.accept(chosen)
         refused += stuck + self._grammars.refused(asked.beams)
-        return StepResult(plan.epoch, plan.step, gained, busy_s, sample_s, answer.candidates, answer.scored, refused)
+        candidates = tuple(
+            Candidates(number, tuple(TokenLogprob(*pair) for pair in row))
+            for number, row in zip(asked.beams, answer.candidates, strict=True)
+        )
+        scores = zip(answer.scored_ids, answer.scores, strict=True)
+        scored = tuple(
+            Scored(run.sequence, run.start, tuple(_score_of(*each) for each in islice(scores, run.end - run.start)))
+            for run in asked.scored
+        )
+        return StepResult(plan.epoch, plan.step, gained, busy_s, sample_s, candidates, scored, refused)
 
     def _draw(self, numbers: Sequence[int], logits: Tensor) -> tuple[tuple[SampleRequest, ...], SampledRows]:
         """A token for each sequence. The first stage of a pipeline gets them from here."""
@@ -96,7 +110,7 @@ class LastStage:
             self._stages.send_tokens(rows.token_ids)
         return requests, rows
 
-    def _search(self, numbers: Sequence[int], logits: Tensor) -> tuple[Candidates, ...]:
+    def _search(self, numbers: Sequence[int], logits: Tensor) -> Sequence[tuple[Candidate, ...]]:
         """The best next tokens of beams, from which the leader chooses."""
         if not numbers:
             return ()
@@ -105,16 +119,12 @@ class LastStage:
             min(candidates_needed(request.params, request.rules, self._eos_ids), self._vocab_size)
             for request in requests
         ]
-        rows = self._sampler.candidates(logits, sampling_rows(requests, self._eos_ids, self._vocab_size), most)
-        return tuple(
-            Candidates(number, tuple(TokenLogprob(*pair) for pair in row))
-            for number, row in zip(numbers, rows, strict=True)
-        )
+        return self._sampler.candidates(logits, sampling_rows(requests, self._eos_ids, self._vocab_size), most)
 
-    def _score(self, runs: Sequence[ScoredRun], logits: Tensor) -> tuple[Scored, ...]:
-        """Logprobs of prompt tokens, of the raw logits of the tokens before them."""
+    def _score(self, runs: Sequence[ScoredRun], logits: Tensor) -> tuple[Sequence[int], Sequence[RowLogprobs]]:
+        """Prompt tokens and their logprobs, of the raw logits of the tokens before them."""
         if not runs:
-            return ()
+            return (), ()
         residents = [self._residents[run.sequence] for run in runs]
         tokens = [t for run, known in zip(runs, residents, strict=True) for t in known.token_ids[run.start : run.end]]
         tops = [
@@ -122,12 +132,7 @@ class LastStage:
             for run, known in zip(runs, residents, strict=True)
             for _ in range(run.start, run.end)
         ]
-        found = iter(self._sampler.score(logits, tokens, tops))
-        own = iter(tokens)
-        return tuple(
-            Scored(run.sequence, run.start, tuple(_scores(next(own), next(found)) for _ in range(run.start, run.end)))
-            for run in runs
-        )
+        return tokens, self._sampler.score(logits, tokens, tops)
 
     def _sample_request(self, number: int) -> SampleRequest:
         resident, mask = self._residents[number], self._grammars.mask(number)
@@ -143,5 +148,5 @@ class LastStage:
         )
 
 
-def _scores(token_id: int, row: RowLogprobs) -> tuple[TokenLogprob, tuple[TokenLogprob, ...]]:
+def _score_of(token_id: int, row: RowLogprobs) -> tuple[TokenLogprob, tuple[TokenLogprob, ...]]:
     return TokenLogprob(token_id, row.logprob), tuple(TokenLogprob(*pair) for pair in row.top)

@@ -12,9 +12,13 @@ from torch import Tensor
 
 from rayline.cluster.parallel import Parallel, divide
 from rayline.kernels.backend import Kernels, Weight
+from rayline.kernels.rowwise import RoundedRows, RoundingKernels, RowWeight
 from rayline.kernels.vocabulary import vocab_share
 from rayline.workers.collectives import Collective
 from rayline.workers.weights import WeightSource
+
+Activation = Tensor | RoundedRows
+"""What a product takes: rounded where the launch that made it could do so."""
 
 SEGMENTS = 8  # leaves of the tree that sums a row-parallel product, so that tp 1, 2, 4 and 8 add in one order
 
@@ -81,6 +85,24 @@ class Rows:
     mine: range
 
 
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """How activations are rounded for products with `target`."""
+
+    kernels: RoundingKernels
+    target: RowWeight
+
+    @classmethod
+    def of(cls, kernels: Kernels, target: Weight) -> "Rounding | None":
+        """None where the product takes them as they are, or rounds them itself."""
+        if isinstance(target, RowWeight) and isinstance(kernels, RoundingKernels):
+            return cls(kernels, target)
+        return None
+
+    def product(self, x: RoundedRows, bias: Tensor | None, is_wide: bool) -> Tensor:
+        return self.kernels.rounded_linear(x, self.target, bias, is_wide)
+
+
 class ColumnLinear:
     """Output features split over the ranks: [T, in_features] -> [T, sum of this rank's rows].
 
@@ -96,9 +118,13 @@ class ColumnLinear:
             names = [f"{part.name}.bias" for part in parts]
             sizes, mine = [part.size for part in parts], [part.mine for part in parts]
             self.bias = loader.vector(*names, sizes=sizes, parts=mine)
+        self.rounding = Rounding.of(self.kernels, self.weight)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.kernels.linear(x, self.weight, self.bias)
+    def __call__(self, x: Activation) -> Tensor:
+        if isinstance(x, Tensor):
+            return self.kernels.linear(x, self.weight, self.bias)
+        assert self.rounding is not None
+        return self.rounding.product(x, self.bias, False)
 
 
 class RowLinear:
@@ -114,11 +140,19 @@ class RowLinear:
         segments = tree_segments(in_features, loader.parallel.tp_size)
         self.weight = loader.keep(loader.kernels.pack([columns], segments))
         self.bias = loader.vector(f"{name}.bias", sizes=[out_features]) if bias else None
+        self.rounding = Rounding.of(self.kernels, self.weight)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.collective.tp_size == 1:
-            return self.kernels.linear(x, self.weight, self.bias)
-        return self.collective.sum_tree(self.kernels.linear_fp32(x, self.weight), self.bias, x.dtype)
+    def __call__(self, x: Activation) -> Tensor:
+        is_partial = self.collective.tp_size > 1
+        bias = None if is_partial else self.bias
+        if not isinstance(x, Tensor):
+            assert self.rounding is not None
+            product = self.rounding.product(x, bias, is_partial)
+        elif is_partial:
+            product = self.kernels.linear_fp32(x, self.weight)
+        else:
+            product = self.kernels.linear(x, self.weight, bias)
+        return self.collective.sum_tree(product, self.bias, x.dtype) if is_partial else product
 
 
 class VocabEmbedding:
@@ -146,7 +180,8 @@ class VocabHead:
         self.kernels = loader.kernels
         self.weight = weight
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Activation) -> Tensor:
+        assert isinstance(x, Tensor), "the vocabulary's matrices stay in 16 bits"
         return self.kernels.linear_fp32(x, self.weight)
 
 
@@ -164,14 +199,34 @@ def vocab_shard(loader: Loader, name: str, vocab_size: int, hidden_size: int) ->
 class RmsNorm:
     """RMS normalisation of the residual stream; every rank holds the whole weight."""
 
-    def __init__(self, loader: Loader, name: str, size: int, eps: float) -> None:
+    def __init__(self, loader: Loader, name: str, size: int, eps: float, target: Weight) -> None:
+        """target: the weight of the one product that takes the result."""
         self.kernels = loader.kernels
         self.weight = loader.vector(name, sizes=[size])
         self.eps = eps
+        self.rounding = Rounding.of(loader.kernels, target)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Activation:
+        if (rounding := self.rounding) is not None:
+            return rounding.kernels.rounded_rms_norm(x, self.weight, self.eps, rounding.target)
         return self.kernels.rms_norm(x, self.weight, self.eps)
 
-    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    def add(self, x: Tensor, residual: Tensor) -> tuple[Activation, Tensor]:
         """s = x + residual -> (norm(s), s)."""
+        if (rounding := self.rounding) is not None:
+            return rounding.kernels.rounded_add_rms_norm(x, residual, self.weight, self.eps, rounding.target)
         return self.kernels.add_rms_norm(x, residual, self.weight, self.eps)
+
+
+class SiluGate:
+    """silu(gate) * up of SwiGLU (Shazeer 2020)."""
+
+    def __init__(self, loader: Loader, target: Weight) -> None:
+        """target: the weight of the one product that takes the result."""
+        self.kernels = loader.kernels
+        self.rounding = Rounding.of(loader.kernels, target)
+
+    def __call__(self, gate_up: Tensor) -> Activation:
+        if (rounding := self.rounding) is not None:
+            return rounding.kernels.rounded_silu_gate(gate_up, rounding.target)
+        return self.kernels.silu_gate(gate_up)

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 
 from rayline.cluster.machine import interface_towards
+from rayline.cluster.parallel import Parallel
 from rayline.kernels.backend import Kernels
 from rayline.kernels.graphs import CudaRecorder, Recorder
 from rayline.kernels.native_kernels import NativeKernels
@@ -28,9 +30,10 @@ from rayline.workers.agreement import sums_are_captured
 from rayline.workers.channel import Channel, connect
 from rayline.workers.collectives import Alone, Collective, SharedMemoryGroup, TensorParallelGroup
 from rayline.workers.devices import COLLECTIVE_LIMIT, Staging, agree_on_backend, set_up_nccl, take_gpu
+from rayline.workers.lines import Line
 from rayline.workers.rank_wire import loaded_to_pb, spec_of, stats_to_pb
 from rayline.workers.spec import RankSpec
-from rayline.workers.stages import StageLinks
+from rayline.workers.stages import Lines, StageLinks
 from rayline.workers.symmetric_group import TorchMeeting, fastest_group
 from rayline.workers.worker import Worker, kernels_of, torch_dtype
 
@@ -106,7 +109,7 @@ class Orders:
 
     @property
     def _has_room(self) -> bool:
-        return self._steps.in_flight < self._worker.spec.launch_window
+        return self._steps.in_flight < self._worker.launch_window
 
     def _await_plan(self) -> bool:
         """Launch the running step's sampling and look out for a plan until the step is over: whether one is next. Other
@@ -165,8 +168,25 @@ def join(spec: RankSpec, kernels: Kernels, gpu: str = "") -> tuple[Collective, S
         collective = fastest_group(gathered, kernels, spec.kernels.all_reduce, meeting, dtype, staging.device)
     if parallel.pp_size == 1:
         return collective, None
-    hidden_group, token_group = dist.new_group(), dist.new_group()
-    return collective, StageLinks(parallel, hidden_group, token_group, staging)
+    return collective, StageLinks(_lines(parallel, staging))
+
+
+def _lines(parallel: Parallel, staging: Staging) -> Lines:
+    """A group for each two ranks of which one sends to the other: all ranks make all of them, in one order."""
+
+    def line(source: Parallel, target: Parallel) -> Line | None:
+        group = dist.new_group(sorted((source.rank, target.rank)))
+        if parallel in (source, target):
+            return Line(group, target.rank if parallel == source else source.rank, staging)
+        return None
+
+    found: list[Lines] = []
+    for tp_rank in range(parallel.tp_size):
+        places = [replace(parallel, tp_rank=tp_rank, stage=stage) for stage in range(parallel.pp_size)]
+        hidden = [None, *(line(*neighbours) for neighbours in pairwise(places)), None]
+        tokens = line(places[-1], places[0])
+        found.append(Lines(hidden[parallel.stage], hidden[parallel.stage + 1], tokens))
+    return found[parallel.tp_rank]
 
 
 def with_graphs(spec: RankSpec, collective: Collective, recorder: Recorder | None = None) -> RankSpec:

@@ -31,7 +31,7 @@ def spec_to_pb(spec: RankSpec) -> pb.RankSpec:
         all_reduce=spec.kernels.all_reduce,
         static_cache=spec.static_cache,
         graph_rows=spec.graph_rows,
-        launch_window=spec.launch_window,
+        async_scheduling=spec.async_scheduling,
     )
 
 
@@ -54,7 +54,7 @@ def spec_of(message: pb.RankSpec) -> RankSpec:
         ),
         static_cache=message.static_cache,
         graph_rows=message.graph_rows,
-        launch_window=message.launch_window,
+        async_scheduling=message.async_scheduling,
         store_host=message.store_host,
         store_port=message.store_port,
     )

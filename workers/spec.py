@@ -12,7 +12,7 @@ class RankSpec:
     """Orders of one rank. `store_*` is the leader's torch.distributed store, unused by a group of one.
 
     graph_rows: decode steps of up to so many sequences are captured; 0: none.
-    launch_window: steps that are launched at once. 2: one more is, before the running one is read back.
+    async_scheduling: whether one more step is launched before the running one is read back: auto, always, never.
     """
 
     path: Path
@@ -25,7 +25,7 @@ class RankSpec:
     kernels: KernelOptions = field(default_factory=KernelOptions)
     static_cache: bool = False
     graph_rows: int = 0
-    launch_window: int = 1
+    async_scheduling: str = "auto"
     store_host: str = ""
     store_port: int = 0
 

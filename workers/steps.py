@@ -44,12 +44,15 @@ class Stage:
 
 @dataclass(slots=True)
 class Step:
-    """One that was launched. answer, sampling: of its second half, None until that is launched."""
+    """One that was launched. pushed: what had been given to the feed by then. held: memory that its launches read and
+    that belongs to other queues. answer, sampling: of its second half, None until that is launched."""
 
     plan: Plan
     asked: Wanted
     output: Tensor
     forward: Span
+    pushed: int
+    held: tuple[Tensor, ...]
     answer: Answer | None = None
     sampling: Span | None = None
 
@@ -78,14 +81,13 @@ class Steps:
         return self._running[0].ended.is_reached()
 
     def foresee(self, plan: Plan) -> None:
-        """Told of each plan as soon as it comes, before earlier ones are computed: its receive is posted then, so that
-        the stage before never waits for this one to ask."""
-        stage = self._stage
-        if stage.links is not None and not stage.place.is_first_stage:
-            stage.links.expect_hidden(plan.tokens, stage.decoder.hidden_size, stage.decoder.dtype)
+        """Told of each plan as soon as it comes, before earlier ones are computed."""
+        if self._stage.links is not None:
+            self._stage.links.foresee(*self._hidden(plan))
 
     def begin(self, plan: Plan) -> None:
-        """Launch the forward pass of the next plan, behind all of the step before. Of that one nothing is awaited."""
+        """Launch the forward pass of the next plan, behind all of the step before. Of that one nothing is awaited, nor
+        of the stage before, where messages are the device's."""
         if self._running:
             self.sample()
         stage = self._stage
@@ -103,7 +105,8 @@ class Steps:
             forward = Span(began, self._mark())
             if stage.last is None:
                 self._hand_on(asked, output)
-        self._running.append(Step(plan, asked, output, forward))
+        held = (inputs, *stage.feed.held)
+        self._running.append(Step(plan, asked, output, forward, stage.feed.pushed, held))
 
     def sample(self) -> None:
         """Launch the second half of the newest step, if it is not: the step before must be finished."""
@@ -114,6 +117,7 @@ class Steps:
         step, began = self._running[0], self._mark()
         with torch.inference_mode():
             step.answer = last.sample(step.asked, step.output)
+        step.pushed = self._stage.feed.pushed
         step.sampling = Span(began, self._mark())
 
     def finish(self) -> StepResult | None:
@@ -122,7 +126,7 @@ class Steps:
             self.sample()
         step = self._running.popleft()
         step.ended.wait()
-        self._stage.feed.settle()
+        self._stage.feed.settle(step.pushed)
         busy_s, sample_s = self.clock.forward(step.forward), 0.0
         if step.sampling is not None:
             sample_s = self.clock.sampling(step.sampling, bool(step.asked.sampling or step.asked.beams))
@@ -137,10 +141,15 @@ class Steps:
         if stage.links is None:
             return stage.feed.inputs(plan.slices)
         if not stage.place.is_first_stage:
-            return stage.links.next_hidden()
+            return stage.links.next_hidden(*self._hidden(plan))
         while stage.feed.lacks(plan.slices):
             stage.feed.push(stage.links.next_tokens())
         return stage.feed.inputs(plan.slices)
+
+    def _hidden(self, plan: Plan) -> tuple[tuple[int, int], torch.dtype]:
+        """Shape and dtype of the hidden states between stages."""
+        decoder = self._stage.decoder
+        return (plan.tokens, decoder.hidden_size), decoder.dtype
 
     def _hand_on(self, asked: Wanted, output: Tensor) -> None:
         """Pass hidden states on; the first stage will also be told what the last one samples. Tokens of beams come with

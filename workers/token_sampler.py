@@ -15,6 +15,7 @@ from rayline.kernels.native_edits import NativeEdits
 from rayline.kernels.native_kernels import NativeKernels
 from rayline.kernels.native_sampling import Draws, Limits, NativeReductions, Part, column
 from rayline.kernels.sampling import (
+    Candidate,
     RowLogprobs,
     SampledRows,
     SamplingRows,
@@ -30,19 +31,18 @@ from rayline.workers.collectives import Alone, Collective
 
 
 class TokenSampler(Protocol):
-    """Every rank of the stage samples the same rows in the same order."""
+    """Every rank of the stage samples the same rows in the same order. What comes beside token ids is to be read once
+    the device has passed a mark made behind the call."""
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         """One token for each row of fp32 [N, share]: this rank's part of the vocabulary, as `vocab_share` cuts it."""
         ...
 
-    def candidates(
-        self, logits: Tensor, rows: SamplingRows, most: Sequence[int]
-    ) -> list[tuple[tuple[int, float], ...]]:
+    def candidates(self, logits: Tensor, rows: SamplingRows, most: Sequence[int]) -> Sequence[tuple[Candidate, ...]]:
         """(id, value) of each row's `most` best tokens for beams: see `best_candidates`."""
         ...
 
-    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]:
+    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> Sequence[RowLogprobs]:
         """The logprob of one token a row under the raw logits, and those of its `tops` best."""
         ...
 
@@ -66,12 +66,10 @@ class TorchSampler:
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         return sample(self._whole(logits), rows)
 
-    def candidates(
-        self, logits: Tensor, rows: SamplingRows, most: Sequence[int]
-    ) -> list[tuple[tuple[int, float], ...]]:
+    def candidates(self, logits: Tensor, rows: SamplingRows, most: Sequence[int]) -> Sequence[tuple[Candidate, ...]]:
         return best_candidates(self._whole(logits), rows, most)
 
-    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]:
+    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> Sequence[RowLogprobs]:
         return score(self._whole(logits), token_ids, tops)
 
     def _whole(self, logits: Tensor) -> Tensor:
@@ -80,19 +78,17 @@ class TorchSampler:
 
 @runtime_checkable
 class DrawingKernels(Protocol):
-    """Kernels that sample whole rows, fp32 [N, V], on their device."""
+    """Kernels that sample whole rows, fp32 [N, V], on their device. Nothing waits for it."""
 
     def draw(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
-        """As `TokenSampler.sample`, and nothing waits for the device."""
+        """As `TokenSampler.sample`."""
         ...
 
-    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]:
+    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> Sequence[RowLogprobs]:
         """As `TokenSampler.score`."""
         ...
 
-    def candidates(
-        self, logits: Tensor, rows: SamplingRows, most: Sequence[int]
-    ) -> list[tuple[tuple[int, float], ...]]:
+    def candidates(self, logits: Tensor, rows: SamplingRows, most: Sequence[int]) -> Sequence[tuple[Candidate, ...]]:
         """As `TokenSampler.candidates`."""
         ...
 
@@ -108,12 +104,10 @@ class DeviceSampler:
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         return self._kernels.draw(self._whole(logits), rows)
 
-    def candidates(
-        self, logits: Tensor, rows: SamplingRows, most: Sequence[int]
-    ) -> list[tuple[tuple[int, float], ...]]:
+    def candidates(self, logits: Tensor, rows: SamplingRows, most: Sequence[int]) -> Sequence[tuple[Candidate, ...]]:
         return self._kernels.candidates(self._whole(logits), rows, most)
 
-    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]:
+    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> Sequence[RowLogprobs]:
         return self._kernels.score(self._whole(logits), token_ids, tops)
 
     def _whole(self, logits: Tensor) -> Tensor:
@@ -147,9 +141,7 @@ class NativeSampler:
                 logprobs[i] = found
         return SampledRows(named(token_ids, best[:, 0]) if any(rows.edits) else token_ids, tuple(logprobs))
 
-    def candidates(
-        self, logits: Tensor, rows: SamplingRows, most: Sequence[int]
-    ) -> list[tuple[tuple[int, float], ...]]:
+    def candidates(self, logits: Tensor, rows: SamplingRows, most: Sequence[int]) -> Sequence[tuple[Candidate, ...]]:
         step = self._step(logits)
         values = step.log_softmax()
         with self._edits.made(values.part, rows.edits):
@@ -159,7 +151,7 @@ class NativeSampler:
             for pairs, count in zip(top, most, strict=True)
         ]
 
-    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]:
+    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> Sequence[RowLogprobs]:
         step, everyone = self._step(logits), range(len(token_ids))
         return list(step.logprobs(everyone, step.best(everyone)[:, 0], torch.tensor(token_ids), tops))
 

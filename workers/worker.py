@@ -68,6 +68,14 @@ class Worker:
         self._read_bytes = 0
         self._since = time.perf_counter()
 
+    @property
+    def launch_window(self) -> int:
+        """Steps that are launched at once. With 2 one more is, before the running one is read back: by default where
+        neither computing nor messages make the host wait."""
+        wish = self.spec.async_scheduling
+        is_free = self.spec.device == "cuda" and (self._stages is None or self._stages.are_of_device)
+        return 2 if wish == "always" or (wish == "auto" and is_free) else 1
+
     # ---- start-up
 
     def load(self, on_progress: OnProgress) -> Loaded:

@@ -10,10 +10,12 @@ from kernel_operations import COLUMNS, ROWS, operations, uncompared
 from torch import Tensor
 
 from rayline.cluster.parallel import Parallel
+from rayline.kernels import triton_rowwise
 from rayline.kernels.backend import AttentionShape, Kernels, KvLayer, RopeTables
 from rayline.kernels.native_quant import DEFAULT_GROUPS, Quantisation
 from rayline.kernels.quantise import dequantise, quantise
 from rayline.kernels.rope import inverse_frequencies, rope_tables
+from rayline.kernels.rowwise import RoundedRows, RowWeight
 from rayline.kernels.torch_kernels import RowwiseTorchKernels, TorchKernels
 from rayline.kernels.triton_kernels import TritonKernels
 from rayline.kernels.triton_launch import Kernel, Variant
@@ -151,6 +153,45 @@ def test_a_decoder_in_8_bits_gives_the_logits_of_torch_in_8_bits(kind: Any, chec
         mine, expected = ours.logits(TOKENS, slices), theirs.logits(TOKENS, slices)
         # A number that is rounded to the other neighbour moves its row's logits by some hundredths.
         assert float((mine - expected).norm() / expected.norm()) < 0.03
+
+
+class Apart(TritonKernels):
+    """Rounds what norm and gate made in a launch of its own."""
+
+    def rounded_rms_norm(self, x: Tensor, weight: Tensor, eps: float, target: RowWeight) -> RoundedRows:
+        return triton_rowwise.rounded(self.rms_norm(x, weight, eps), target.kind)
+
+    def rounded_add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float, target: RowWeight
+    ) -> tuple[RoundedRows, Tensor]:
+        normed, total = self.add_rms_norm(x, residual, weight, eps)
+        return triton_rowwise.rounded(normed, target.kind), total
+
+    def rounded_silu_gate(self, gate_up: Tensor, target: RowWeight) -> RoundedRows:
+        return triton_rowwise.rounded(self.silu_gate(gate_up), target.kind)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "w8a8"])
+def test_norm_and_gate_round_for_their_products_and_change_no_bit(
+    kind: Any, checkpoint: Path, pages: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only attention's result is still rounded by a launch of its own, in both layers."""
+    launches: list[str] = []
+    launch = Kernel.launch
+
+    def counted(kernel: Kernel, grid: tuple[int, ...], variant: Variant, **arguments: Any) -> None:
+        launches.append(kernel.name)
+        launch(kernel, grid, variant, **arguments)
+
+    monkeypatch.setattr(Kernel, "launch", counted)
+    told = []
+    for kernels in (TritonKernels, Apart):
+        launches.clear()
+        run = Run(checkpoint, kernels("triton", False, None, UNITS, rounding=kind), pages)
+        told.append((run.logits(TOKENS, [(0, 0, 20), (1, 0, 3)]), launches.count("round_rows")))
+    (ours, few), (theirs, many) = told
+    assert ours.equal(theirs)
+    assert (few, many) == (2, 8)
 
 
 @pytest.mark.parametrize("weights", [None, "int4", "int8", "fp8", "w8a8"])

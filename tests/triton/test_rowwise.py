@@ -26,7 +26,7 @@ def test_rows_are_rounded_to_the_bits_of_the_cpu(
     x[: rows // 2, 1:] = 0.0
     x[rows // 3 : rows // 2] = 0.0
     ours, theirs = rounded(x.to(dtype), kind), rowwise.round_rows(x.to(dtype), kind)
-    assert ours[0].view(torch.uint8).equal(theirs[0].view(torch.uint8)) and ours[1].equal(theirs[1])
+    assert ours.numbers.view(torch.uint8).equal(theirs[0].view(torch.uint8)) and ours.steps.equal(theirs[1])
 
 
 ROWS = st.sampled_from([1, 5, FEW_ROWS, FEW_ROWS + 1, MANY.rows + 2])

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from rayline.cluster.parallel import Parallel
-from rayline.workers import collectives, stages
+from rayline.workers import collectives, lines
 from rayline.workers.collectives import TensorParallelGroup
 from rayline.workers.deadline import FIRST_LIMIT_S
 from rayline.workers.devices import (
@@ -25,7 +24,8 @@ from rayline.workers.devices import (
     device_of_rank,
     set_up_nccl,
 )
-from rayline.workers.stages import StageLinks
+from rayline.workers.lines import Line
+from rayline.workers.stages import Lines, StageLinks
 
 CPU = torch.device("cpu")
 
@@ -106,7 +106,7 @@ class Wire:
 @pytest.fixture
 def wire(monkeypatch: pytest.MonkeyPatch) -> Iterator[Wire]:
     wire = Wire()
-    for module in (stages, collectives):
+    for module in (lines, collectives):
         fake = type("dist", (), {"isend": wire.isend, "irecv": wire.irecv, "all_gather": wire.all_gather})
         monkeypatch.setattr(module, "dist", fake)
     yield wire
@@ -130,14 +130,16 @@ class Counting(Staging):
 def test_hidden_states_and_tokens_go_by_way_of_the_host(wire: Wire) -> None:
     staging = Counting(CPU, True)
     group: Any = None
-    first, last = (StageLinks(Parallel(0, 1, stage, 2), group, group, staging) for stage in (0, 1))
+    first, last = Line(group, 1, staging), Line(group, 0, staging)
+    at_first, at_last = StageLinks(Lines(None, first, first)), StageLinks(Lines(last, None, last))
+    assert not at_first.are_of_device and not at_last.are_of_device
     hidden = torch.arange(12.0).view(4, 3).T  # in pieces, as a view can be
-    first.send_hidden(hidden)
-    last.expect_hidden(3, 4, torch.float32)
-    assert last.next_hidden().equal(hidden)
-    last.send_tokens(torch.tensor([7, 9]))
-    first.expect_tokens((4, 2))
-    fresh = first.next_tokens()
+    at_first.send_hidden(hidden)
+    at_last.foresee((3, 4), torch.float32)
+    assert at_last.next_hidden((3, 4), torch.float32).equal(hidden)
+    at_last.send_tokens(torch.tensor([7, 9]))
+    at_first.expect_tokens((4, 2))
+    fresh = at_first.next_tokens()
     assert (fresh.sequences, fresh.on_host) == ((4, 2), [7, 9])
     assert staging.moves == ["out", "back", "out", "back"]
 

@@ -30,7 +30,7 @@ from hypothesis.errors import NoSuchExample
 from native import library_or_skip, native_kernels
 from torch import Tensor
 
-from rayline.cluster.config import KernelWish, ParallelSection
+from rayline.cluster.config import AsyncScheduling, KernelWish, ParallelSection
 from rayline.kernels.library import DOT_PRODUCT_ISA, ISAS, load
 from rayline.kernels.program import Operations, Team
 from rayline.protos.types import SamplingParams
@@ -164,19 +164,20 @@ def test_an_answer_differs_with_its_seed(checkpoint: Make) -> None:
 # ---- ranks and stages
 
 
-LAYOUTS = {
-    (2, 1): "qwen2, tied, biases",
-    (1, 2): "qwen3, tied, one KV head",
-    (2, 2): "llama",
-    (4, 1): "mistral, window of 37, 2 KV heads",
+LAYOUTS: dict[tuple[int, int], tuple[str, AsyncScheduling]] = {
+    (2, 1): ("qwen2, tied, biases", "never"),
+    (1, 2): ("qwen3, tied, one KV head", "never"),
+    (2, 2): ("llama", "always"),
+    (4, 1): ("mistral, window of 37, 2 KV heads", "never"),
 }
 
 
 @pytest.fixture(scope="module", params=LAYOUTS, ids=lambda layout: "tp {} pp {}".format(*layout))
 def ranks(request: pytest.FixtureRequest, checkpoint: Make) -> Iterator[tuple[StartedGroup, Path]]:
     """A group of several processes that serves one example after the other, and its checkpoint."""
-    path = checkpoint(LAYOUTS[request.param])
-    engine = Limits(max_step_tokens=29, max_running=8, spare_blocks=2, decode_stretch=2.0)
+    name, ahead = LAYOUTS[request.param]
+    path = checkpoint(name)
+    engine = Limits(max_step_tokens=29, max_running=8, spare_blocks=2, decode_stretch=2.0, async_scheduling=ahead)
     tp, pp = request.param
     group = start(path, engine, SHORT_TOKENS, parallel=ParallelSection(tp, pp, 1), launcher=LocalLauncher())
     yield group, path

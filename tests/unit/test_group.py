@@ -16,13 +16,17 @@ from rayline.cluster.config import EngineSection, ParallelSection
 from rayline.cluster.parallel import Parallel
 from rayline.kernels.choice import Choice, KernelOptions
 from rayline.kernels.gpu import Gpu
+from rayline.kernels.torch_kernels import TorchKernels
 from rayline.protos.errors import ConfigError, ModelError, NotEnoughMemory, RaylineError
 from rayline.protos.events import Finished, TokenEvent
 from rayline.protos.types import EngineRequest, SamplingParams
-from rayline.workers.group import GroupSpec, StartedGroup, check_group, graph_rows, launch_window, numerics, start_group
+from rayline.workers.collectives import Alone
+from rayline.workers.group import GroupSpec, StartedGroup, check_group, graph_rows, numerics, start_group
 from rayline.workers.in_process import InProcess
 from rayline.workers.models.config import ModelConfig
 from rayline.workers.spec import RankSpec
+from rayline.workers.stages import Lines, StageLinks
+from rayline.workers.worker import Worker
 
 BLOCK_TOKENS = 4
 BLOCK_BYTES = 2 * 3 * 2 * 20 * 4 * BLOCK_TOKENS  # keys and values x layers x KV heads x head dim x float32 x tokens
@@ -155,14 +159,21 @@ def test_preemption_and_prefix_hits_together_change_no_token(path: Path) -> None
     assert group.engine.scheduler.stats.cached_tokens > 0
 
 
-def test_steps_are_launched_ahead_on_gpus_of_one_stage_or_where_they_are_asked_to() -> None:
-    auto, always, never = (EngineSection(async_scheduling=wish) for wish in ("auto", "always", "never"))
-    assert [launch_window(auto, device, pp) for device, pp in (("cuda", 1), ("cuda", 2), ("cpu", 1))] == [2, 1, 1]
-    assert [launch_window(always, device, 1) for device in ("cuda", "cpu")] == [2, 2]
-    assert [launch_window(never, "cuda", pp) for pp in (1, 2)] == [1, 1]
-    with pytest.raises(ConfigError, match="pp = 2: allowed is pp = 1") as caught:
-        launch_window(always, "cuda", 2)
-    assert caught.value.field == "async_scheduling"
+@pytest.mark.parametrize(
+    ("device", "messages", "window"),
+    [("cuda", "none", 2), ("cuda", "of the device", 2), ("cuda", "of the host", 1), ("cpu", "none", 1)],
+)
+def test_steps_are_launched_ahead_where_nothing_makes_the_host_wait_or_where_it_is_asked_for(
+    path: Path, device: str, messages: str, window: int
+) -> None:
+    line: Any = type("Line", (), {"is_of_device": messages == "of the device"})()
+    links = None if messages == "none" else StageLinks(Lines(None, line, line))
+    spec = RankSpec(path, "float32", device, Parallel(pp_size=1 if links is None else 2), 1, 16, 0)
+
+    def launched(wish: str) -> int:
+        return Worker(replace(spec, async_scheduling=wish), TorchKernels(), Alone(), links).launch_window
+
+    assert [launched("auto"), launched("always"), launched("never")] == [window, 2, 1]
 
 
 def test_steps_that_are_launched_ahead_answer_as_transformers_do(path: Path) -> None:

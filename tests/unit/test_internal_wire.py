@@ -177,6 +177,7 @@ specs = st.builds(
     block_tokens=uint32,
     epoch=uint32,
     kernels=st.builds(KernelOptions, text, text, text, st.booleans()),
+    async_scheduling=text,
     store_host=text,
     store_port=uint32,
 )

@@ -98,8 +98,8 @@ def test_no_combination_changes_a_bit(mixture: Sequence[Arrival], engine: Limits
 
 @pytest.fixture(
     scope="module",
-    params=[(2, 1, "never"), (2, 1, "always"), (1, 2, "never")],
-    ids=["tp 2", "tp 2, launched ahead", "pp 2"],
+    params=[(2, 1, "never"), (2, 1, "always"), (1, 2, "never"), (1, 2, "always")],
+    ids=["tp 2", "tp 2, launched ahead", "pp 2", "pp 2, launched ahead"],
 )
 def ranks(request: pytest.FixtureRequest) -> Iterator[StartedGroup]:
     tp, pp, ahead = request.param

@@ -82,7 +82,8 @@ def followed(frames: Sequence[tuple[int, pb.LeaderFrame]], window: int, looks: i
     """All that a rank did until it was told to stop; looks for frames while a step runs are left out."""
     log: list[str] = []
     worker: Any = type("Worker", (), {})()
-    worker.steps, worker.spec = Steps(log, looks), type("Spec", (), {"launch_window": window, "epoch": 0})()
+    worker.steps, worker.launch_window = Steps(log, looks), window
+    worker.spec = type("Spec", (), {"epoch": 0})()
     worker.stats = lambda: RankStats(0, 0, 0.0, 0.0, 0, 0, 0, 0, 0)
     leader: Any = Leader(log, deque(frames))
     orders = Orders(leader, worker)

@@ -9,15 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from drawing_kernels import DrawingKernels
 from late_device import Late, LateDevice
-from torch import Tensor
 
 from rayline.cluster.config import AsyncScheduling, EngineSection, ParallelSection
 from rayline.kernels import edits, sampling
-from rayline.kernels.coming_logprobs import ComingLogprobs
-from rayline.kernels.sampling import RowLogprobs, SampledRows, SamplingRows, named
-from rayline.kernels.torch_kernels import TorchKernels
-from rayline.protos.events import Failed, Finished, TokenEvent
+from rayline.protos.events import Failed, Finished, PromptScores, TokenEvent
 from rayline.protos.types import EngineRequest, SamplingParams, TokenRules
 from rayline.workers import batch, cache, token_feed, worker
 from rayline.workers.group import GroupSpec, start_group
@@ -33,40 +30,9 @@ PLAIN: dict[str, dict[str, Any]] = {
     "lists": {"allowed_token_ids": tuple(range(5, 600)), "temperature": 0.7},
     "top-k": {"top_k": 4},
     "logprobs": {"logprobs": 2},
-}
-WAITING: dict[str, dict[str, Any]] = {
     "prompt logprobs": {"prompt_logprobs": 1},
-    "beams": {"beam_width": 3, "n": 2},
 }
-
-
-class DrawingKernels(TorchKernels):
-    """torch's operations, and rows sampled on the device without waiting for it, as Triton's kernels do."""
-
-    def draw(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
-        heat = torch.tensor(rows.temperature)[:, None]
-        source = torch.tensor([[seed * 31 + at * 17] for seed, at in zip(rows.seed, rows.position, strict=True)])
-        noise = torch.sin((torch.arange(logits.shape[-1]) + 1) * source)
-        allowed = edits.edited(logits, rows.edits)
-        rank = allowed.argsort(-1, descending=True).argsort(-1)
-        values = (allowed + heat * noise).where(rank < torch.tensor([[k or 10**6] for k in rows.top_k]), -torch.inf)
-        token_ids = values.argmax(-1)
-        logprobs = logits.log_softmax(-1)
-        top = logprobs.topk(2)
-        ids = torch.cat((token_ids[:, None], top.indices), dim=1)
-        found = torch.cat((logprobs.gather(1, token_ids[:, None]), top.values), dim=1).double()
-        asked = [at for at, count in enumerate(rows.logprobs) if count is not None]
-        told = torch.cat((ids[asked].flatten(), found[asked].view(torch.int64).flatten()))
-        coming = ComingLogprobs(told, rows.logprobs) if asked else (None,) * len(rows)
-        return SampledRows(named(token_ids, values.amax(-1)), coming)
-
-    def score(self, logits: Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[RowLogprobs]:
-        return sampling.score(logits, token_ids, tops)
-
-    def candidates(
-        self, logits: Tensor, rows: SamplingRows, most: Sequence[int]
-    ) -> list[tuple[tuple[int, float], ...]]:
-        return sampling.best_candidates(logits, rows, most)
+SEARCH: dict[str, Any] = {"beam_width": 3, "n": 2}
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +50,7 @@ class Run:
     """What a group told, request by request."""
 
     tokens: dict[str, list[tuple[int, float | None]]]
+    scores: dict[str, list[tuple[int, float]]]
     ends: dict[str, Finished | Failed]
 
     @property
@@ -124,12 +91,15 @@ def play(
     assert isinstance(engine.pipeline, InProcess)
     for request in requests:
         engine.add(request)
-    run = Run({request.request_id: [] for request in requests}, {})
+    names = [request.request_id for request in requests]
+    run = Run({name: [] for name in names}, {name: [] for name in names}, {})
     with nullcontext() if device is None else computing(device, engine.pipeline._steps):
         for step in count(1):
             for event in engine.step():
                 if isinstance(event, TokenEvent):
                     run.tokens[event.request_id].append((event.token_id, event.logprob))
+                elif isinstance(event, PromptScores):
+                    run.scores[event.request_id] += [(own.token_id, own.logprob) for own, _ in event.tokens]
                 elif isinstance(event, Finished | Failed):
                     run.ends[event.request_id] = event
             if not engine.has_work:
@@ -181,18 +151,30 @@ def test_without_it_the_device_has_nothing_to_do_when_a_step_is_over(path: Path)
     assert run.texts == play(path, [request("one")], "always").texts
 
 
-@pytest.mark.parametrize("kind", WAITING)
-def test_what_must_be_read_while_it_is_sampled_is_read_in_time(path: Path, kind: str) -> None:
-    requests = [request("plain", 7), request("waits", 16, **WAITING[kind])]
+def test_scores_of_prompts_and_candidates_of_beams_are_not_awaited_either(path: Path) -> None:
+    """A search goes on once its leader has chosen, but nobody waits for it meanwhile."""
+    requests = [request("plain", 7), request("scored", 30, **PLAIN["prompt logprobs"]), request("beams", 16, **SEARCH)]
     device = LateDevice()
     ahead = play(path, requests, "always", device)
-    assert device.waits > 0
+    assert device.waits == 0
+    assert len([behind for behind in device.behind if behind > 50]) > 10
     eager = play(path, requests, "never")
     assert ahead.texts == eager.texts
-    for name, end in eager.ends.items():
-        mine = ahead.ends[name]
-        assert isinstance(end, Finished) and isinstance(mine, Finished)
-        assert [beam.token_ids for beam in mine.beams] == [beam.token_ids for beam in end.beams]
+    assert [token for token, _ in ahead.scores["scored"]] == [token for token, _ in eager.scores["scored"]]
+    assert len(ahead.scores["scored"]) == 29
+    for (_, mine), (_, theirs) in zip(ahead.scores["scored"], eager.scores["scored"], strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4)
+    mine, theirs = (run.ends["beams"] for run in (ahead, eager))
+    assert isinstance(mine, Finished) and isinstance(theirs, Finished) and len(mine.beams) == 2
+    assert [beam.token_ids for beam in mine.beams] == [beam.token_ids for beam in theirs.beams]
+
+
+def test_a_score_that_is_read_while_it_is_sampled_is_counted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch's own scores are."""
+    monkeypatch.setattr(DrawingKernels, "score", lambda _, *given: sampling.score(*given))
+    device = LateDevice()
+    play(path, [request("plain", 7), request("scored", 30, **PLAIN["prompt logprobs"])], "always", device)
+    assert device.waits > 0
 
 
 def test_preempted_ended_and_aborted_requests_leave_the_others_as_they_are(path: Path) -> None:

@@ -29,6 +29,7 @@ MODULES = (
     "triton_product",
     "triton_quant",
     "triton_reduce",
+    "triton_rounding",
     "triton_rowwise",
     "triton_sampling",
     "triton_truncation",

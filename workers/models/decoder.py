@@ -20,11 +20,13 @@ from rayline.protos.errors import ModelError
 from rayline.workers.cache import KvCache
 from rayline.workers.collectives import Collective
 from rayline.workers.layers import (
+    Activation,
     ColumnLinear,
     Loader,
     RmsNorm,
     RowLinear,
     Rows,
+    SiluGate,
     VocabEmbedding,
     VocabHead,
     vocab_shard,
@@ -74,7 +76,7 @@ class Attention:
         self.shape = AttentionShape(len(queries), kv_heads, dim, dim**-0.5, config.sliding_windows[layer])
         self.cache_layer = cache_layer
 
-    def __call__(self, x: Tensor, step: Step) -> Tensor:
+    def __call__(self, x: Activation, step: Step) -> Tensor:
         """[T, hidden] -> [T, hidden]."""
         layer = step.cache.layers[self.cache_layer]
         qkv = self.qkv(x)
@@ -87,16 +89,16 @@ class FeedForward:
     """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x))."""
 
     def __init__(self, loader: Loader, config: ModelConfig, layer: int) -> None:
-        self.kernels = loader.kernels
         prefix = f"model.layers.{layer}.mlp"
         size = config.intermediate_size
         mine = loader.share("intermediate_size", size)
         gate_up = [Rows(f"{prefix}.{name}", size, mine) for name in ("gate_proj", "up_proj")]
         self.gate_up = ColumnLinear(loader, gate_up, config.hidden_size, bias=config.mlp_bias)
         self.down = RowLinear(loader, f"{prefix}.down_proj", size, config.hidden_size, bias=config.mlp_bias)
+        self.gate = SiluGate(loader, self.down.weight)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.down(self.kernels.silu_gate(self.gate_up(x)))
+    def __call__(self, x: Activation) -> Tensor:
+        return self.down(self.gate(self.gate_up(x)))
 
 
 class DecoderLayer:
@@ -105,14 +107,13 @@ class DecoderLayer:
     def __init__(self, loader: Loader, config: ModelConfig, layer: int, cache_layer: int) -> None:
         self.kernels = loader.kernels
         prefix = f"model.layers.{layer}"
-        self.attention_norm = RmsNorm(
-            loader, f"{prefix}.input_layernorm.weight", config.hidden_size, config.rms_norm_eps
-        )
+        size, eps = config.hidden_size, config.rms_norm_eps
         self.attention = Attention(loader, config, layer, cache_layer)
-        self.feed_forward_norm = RmsNorm(
-            loader, f"{prefix}.post_attention_layernorm.weight", config.hidden_size, config.rms_norm_eps
-        )
+        self.attention_norm = RmsNorm(loader, f"{prefix}.input_layernorm.weight", size, eps, self.attention.qkv.weight)
         self.feed_forward = FeedForward(loader, config, layer)
+        self.feed_forward_norm = RmsNorm(
+            loader, f"{prefix}.post_attention_layernorm.weight", size, eps, self.feed_forward.gate_up.weight
+        )
 
     def __call__(self, hidden: Tensor, step: Step) -> Tensor:
         attended = self.attention(self.attention_norm(hidden), step)
@@ -151,7 +152,7 @@ class Decoder:
             self.embedding = VocabEmbedding(loader, table)
         self.layers = [DecoderLayer(loader, config, layer, i) for i, layer in enumerate(stage_layers)]
         if head is not None:
-            self.norm = RmsNorm(loader, "model.norm.weight", config.hidden_size, config.rms_norm_eps)
+            self.norm = RmsNorm(loader, "model.norm.weight", config.hidden_size, config.rms_norm_eps, head)
             self.head = VocabHead(loader, head)
         self.weight_bytes = loader.allocated_bytes
         self.step_bytes = self.weight_bytes - (0 if table is None or table is head else table.bytes)
