@@ -19,6 +19,7 @@ from rayline.protos.errors import ConfigError
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 KernelWish = Literal["auto", "native", "onednn", "torch", "triton", "triton-exact"]
 AttentionWish = Literal["auto", "flash", "varlen", "triton"]
+AllReduce = Literal["auto", "symmetric", "gather"]
 Quantize = Literal["none", "int8", "int4", "fp8", "w8a8"]
 Activations = Literal["exact", "int8"]
 KvCacheKind = Literal["paged", "static"]
@@ -129,6 +130,13 @@ class EngineSection:
         metadata=says(
             "auto, flash (flash-attn), varlen (torch's) or triton: attention of the triton kernels; auto is the "
             "first that is there, and triton computes what that cannot"
+        ),
+    )
+    all_reduce: AllReduce = field(
+        default="auto",
+        metadata=says(
+            "auto, symmetric or gather: sums over tp ranks of the triton kernels; symmetric: small ones by memory that "
+            "GPUs read from each other, auto: the same where it gives the right sums, gather: all through NCCL"
         ),
     )
     async_scheduling: AsyncScheduling = field(

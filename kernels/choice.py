@@ -34,6 +34,7 @@ class KernelOptions:
     activations: str = "exact"
     compile: bool = False
     attention: str = "auto"
+    all_reduce: str = "auto"
 
 
 class Unfit(ValueError):
@@ -77,6 +78,8 @@ def choose(device: torch.device, dtype: torch.dtype, options: KernelOptions, mis
             misfit = str(missing)
     if options.attention != "auto":
         raise Unfit("attention", "it is of the triton kernels, and others compute here")
+    if options.all_reduce != "auto":
+        raise Unfit("all_reduce", "it is of the triton kernels, and others compute here")
     if rowwise := rowwise_of(options):
         return _choose_rowwise_on_cpu(device, options, rowwise, misfit)
     return _choose_without_triton(device, dtype, options, misfit)

@@ -42,7 +42,8 @@ class CudaRecorder:
         function()  # what is compiled or allocated at the first call may not be while capturing
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # NCCL's watchdog is another thread, and what it does meanwhile is no part of the capture.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             function()
         self._pool = graph.pool()
         replay: Callable[[], None] = graph.replay

@@ -9,12 +9,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rayline.kernels import rowwise, triton_elementwise, triton_product, triton_quant, triton_rows, triton_rowwise
+from rayline.kernels import (
+    rowwise,
+    triton_elementwise,
+    triton_product,
+    triton_quant,
+    triton_reduce,
+    triton_rows,
+    triton_rowwise,
+)
 from rayline.kernels.backend import AttentionShape, KvLayer, RopeTables, Weight
 from rayline.kernels.context import ForwardContext
 from rayline.kernels.graphs import CudaRecorder, DecodeGraphs, DecodeLimits, Function, Recorder
 from rayline.kernels.library_attention import Attention, ChosenAttention, Library
 from rayline.kernels.native_quant import Quantisation
+from rayline.kernels.peer_memory import FOR_EVER, PeerMemory
 from rayline.kernels.rowwise import RowWeight, Rowwise
 from rayline.kernels.sampling import RowLogprobs, SampledRows, SamplingRows
 from rayline.kernels.torch_kernels import TorchKernels
@@ -132,6 +141,15 @@ class TritonKernels(TorchKernels):
         self, logits: Tensor, rows: SamplingRows, most: Sequence[int]
     ) -> list[tuple[tuple[int, float], ...]]:
         return triton_rows.best_candidates(logits, rows, most, self._units)
+
+    def can_sum(self, ranks: int) -> bool:
+        """`SummingKernels` of workers/symmetric_group.py, as what follows."""
+        return ranks in triton_reduce.RANKS
+
+    def sum_ranks(
+        self, partial: Tensor, bias: Tensor | None, dtype: torch.dtype, memory: PeerMemory, polls: int = FOR_EVER
+    ) -> Tensor:
+        return triton_reduce.sum_ranks(partial, bias, dtype, memory, polls)
 
     def replay(self, function: Function, limits: DecodeLimits | None = None) -> Function:
         if limits is None:

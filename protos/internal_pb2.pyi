@@ -46,7 +46,7 @@ class TokenRules(_message.Message):
     def __init__(self, bad_words: _Optional[_Iterable[_Union[_inference_pb2.TokenIds, _Mapping]]] = ..., grammar: _Optional[str] = ..., thinking: _Optional[_Union[Thinking, _Mapping]] = ...) -> None: ...
 
 class RankSpec(_message.Message):
-    __slots__ = ("path", "dtype", "device", "tp_rank", "tp_size", "stage", "pp_size", "threads", "block_tokens", "epoch", "store_host", "store_port", "kernels", "quantize", "activations", "compile", "static_cache", "attention", "graph_rows", "launch_window")
+    __slots__ = ("path", "dtype", "device", "tp_rank", "tp_size", "stage", "pp_size", "threads", "block_tokens", "epoch", "store_host", "store_port", "kernels", "quantize", "activations", "compile", "static_cache", "attention", "all_reduce", "graph_rows", "launch_window")
     PATH_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,7 @@ class RankSpec(_message.Message):
     COMPILE_FIELD_NUMBER: _ClassVar[int]
     STATIC_CACHE_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    ALL_REDUCE_FIELD_NUMBER: _ClassVar[int]
     GRAPH_ROWS_FIELD_NUMBER: _ClassVar[int]
     LAUNCH_WINDOW_FIELD_NUMBER: _ClassVar[int]
     path: str
@@ -85,9 +86,10 @@ class RankSpec(_message.Message):
     compile: bool
     static_cache: bool
     attention: str
+    all_reduce: str
     graph_rows: int
     launch_window: int
-    def __init__(self, path: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., tp_rank: _Optional[int] = ..., tp_size: _Optional[int] = ..., stage: _Optional[int] = ..., pp_size: _Optional[int] = ..., threads: _Optional[int] = ..., block_tokens: _Optional[int] = ..., epoch: _Optional[int] = ..., store_host: _Optional[str] = ..., store_port: _Optional[int] = ..., kernels: _Optional[str] = ..., quantize: _Optional[str] = ..., activations: _Optional[str] = ..., compile: _Optional[bool] = ..., static_cache: _Optional[bool] = ..., attention: _Optional[str] = ..., graph_rows: _Optional[int] = ..., launch_window: _Optional[int] = ...) -> None: ...
+    def __init__(self, path: _Optional[str] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., tp_rank: _Optional[int] = ..., tp_size: _Optional[int] = ..., stage: _Optional[int] = ..., pp_size: _Optional[int] = ..., threads: _Optional[int] = ..., block_tokens: _Optional[int] = ..., epoch: _Optional[int] = ..., store_host: _Optional[str] = ..., store_port: _Optional[int] = ..., kernels: _Optional[str] = ..., quantize: _Optional[str] = ..., activations: _Optional[str] = ..., compile: _Optional[bool] = ..., static_cache: _Optional[bool] = ..., attention: _Optional[str] = ..., all_reduce: _Optional[str] = ..., graph_rows: _Optional[int] = ..., launch_window: _Optional[int] = ...) -> None: ...
 
 class Admission(_message.Message):
     __slots__ = ("sequence", "prompt_ids", "output_ids", "params", "rules")

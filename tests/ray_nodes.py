@@ -100,6 +100,12 @@ class RayNodes:
         """SIGKILL of a node's raylet: what runs on the node ends with it."""
         self._do("lose_worker", raylet)
 
+    def name(self, raylet: int) -> str:
+        """A node's id in Ray."""
+        return next(
+            word.partition("=")[2] for word in psutil.Process(raylet).cmdline() if word.startswith("--node_id=")
+        )
+
     def lose_gcs(self) -> None:
         self._do("lose_gcs")
 

@@ -1,5 +1,6 @@
 """A running `rayline serve`, as its users start it: the real command in a process of its own."""
 
+import json
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -63,6 +65,14 @@ def environment() -> dict[str, str]:
 
 def command(*args: str) -> list[str]:
     return [sys.executable, "-m", "rayline.deploy.cli", *args]
+
+
+def answer_of(*args: str) -> dict[str, Any]:
+    """What a command prints with `--json`."""
+    done = subprocess.run(command(*args, "--json"), capture_output=True, text=True, env=environment(), timeout=180)
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
 
 
 def start_server(*args: str) -> Server:

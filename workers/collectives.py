@@ -23,6 +23,11 @@ class Collective(Protocol):
     @property
     def tp_size(self) -> int: ...
 
+    @property
+    def is_by_host(self) -> bool:
+        """Whether messages go by way of the host's memory, where no GPU can repeat them by itself."""
+        ...
+
     def sum_tree(self, partial: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Sum of the ranks' fp32 partials [N, C] joined pairwise by rank, + bias [C], rounded once: equal on each."""
         ...
@@ -36,6 +41,7 @@ class Alone:
     """The only rank of its stage."""
 
     tp_size = 1
+    is_by_host = False
 
     def sum_tree(self, partial: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         return (partial if bias is None else partial + bias).to(dtype)
@@ -51,6 +57,7 @@ class TensorParallelGroup:
         self._group = process_group
         self._staging = staging
         self.tp_size = tp_size
+        self.is_by_host = staging.is_on
 
     def sum_tree(self, partial: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         total = join_pairwise(self._gather(partial))
@@ -68,6 +75,8 @@ class TensorParallelGroup:
 
 class SharedMemoryGroup:
     """The ranks of one stage through memory they share, as operations that a program can record. bf16 on CPUs."""
+
+    is_by_host = True
 
     def __init__(self, operations: Operations, exchange: Exchange) -> None:
         self._operations = operations

@@ -154,7 +154,9 @@ def device_type() -> str:
 
 
 def kernel_options(engine: EngineSection) -> KernelOptions:
-    return KernelOptions(engine.kernels, engine.quantize, engine.activations, engine.compile, engine.attention)
+    return KernelOptions(
+        engine.kernels, engine.quantize, engine.activations, engine.compile, engine.attention, engine.all_reduce
+    )
 
 
 def has_gpus() -> bool:
@@ -225,13 +227,13 @@ def _rank_specs(spec: GroupSpec, config: ModelConfig, dtype: str) -> list[RankSp
     choice = kernel_choice(specs[0], config)  # refuses kernels that cannot run
     if engine.compile:
         _check_compile(spec, choice)
-    rows, window = graph_rows(engine, choice, spec.parallel.tp), launch_window(engine, device, spec.parallel.pp)
+    rows, window = graph_rows(engine, choice), launch_window(engine, device, spec.parallel.pp)
     return [replace(each, graph_rows=rows, launch_window=window) for each in specs]
 
 
-def graph_rows(engine: EngineSection, choice: Choice, tp_size: int) -> int:
-    """Sequences of the largest decode step that ranks capture, 0 for none: gathers between ranks are not captured."""
-    return engine.max_running if engine.decode_graphs and choice.gpu is not None and tp_size == 1 else 0
+def graph_rows(engine: EngineSection, choice: Choice) -> int:
+    """Sequences of the largest decode step that ranks capture, if sums between them can be; 0 for none."""
+    return engine.max_running if engine.decode_graphs and choice.gpu is not None else 0
 
 
 def launch_window(engine: EngineSection, device: str, pp_size: int) -> int:

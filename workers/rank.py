@@ -9,6 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,18 +18,21 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from rayline.cluster.machine import interface_towards
 from rayline.kernels.backend import Kernels
+from rayline.kernels.graphs import CudaRecorder, Recorder
 from rayline.kernels.native_kernels import NativeKernels
 from rayline.protos import internal_pb2 as pb
 from rayline.protos.errors import InternalError, RaylineError, Unavailable
 from rayline.protos.plan import Plan
 from rayline.protos.plan_wire import plan_of, result_to_pb
+from rayline.workers.agreement import sums_are_captured
 from rayline.workers.channel import Channel, connect
 from rayline.workers.collectives import Alone, Collective, SharedMemoryGroup, TensorParallelGroup
 from rayline.workers.devices import COLLECTIVE_LIMIT, Staging, agree_on_backend, set_up_nccl, take_gpu
 from rayline.workers.rank_wire import loaded_to_pb, spec_of, stats_to_pb
 from rayline.workers.spec import RankSpec
 from rayline.workers.stages import StageLinks
-from rayline.workers.worker import Worker, kernels_of
+from rayline.workers.symmetric_group import TorchMeeting, fastest_group
+from rayline.workers.worker import Worker, kernels_of, torch_dtype
 
 SECRET_VARIABLE = "RAYLINE_SECRET"
 CONNECT_TIMEOUT_S = 30.0
@@ -67,6 +71,7 @@ def _start(channel: Channel) -> Worker:
     gpu = take_gpu(spec.parallel.rank) if spec.device == "cuda" else ""
     kernels = kernels_of(spec)
     collective, stages = join(spec, kernels, gpu)
+    spec = with_graphs(spec, collective)
     worker, reporter = Worker(spec, kernels, collective, stages), _Reporter(channel)
     loaded = worker.load(reporter)
     channel.send(pb.WorkerFrame(loaded=loaded_to_pb(loaded)))
@@ -153,11 +158,24 @@ def join(spec: RankSpec, kernels: Kernels, gpu: str = "") -> tuple[Collective, S
     elif parallel.tp_size > 1:
         firsts = range(0, parallel.world_size, parallel.tp_size)
         groups = [dist.new_group(list(range(first, first + parallel.tp_size))) for first in firsts]
-        collective = TensorParallelGroup(groups[parallel.stage], parallel.tp_size, staging)
+        group = groups[parallel.stage]
+        gathered = TensorParallelGroup(group, parallel.tp_size, staging)
+        meeting = TorchMeeting(group, parallel.tp_rank)
+        dtype = torch_dtype(spec.dtype)
+        collective = fastest_group(gathered, kernels, spec.kernels.all_reduce, meeting, dtype, staging.device)
     if parallel.pp_size == 1:
         return collective, None
     hidden_group, token_group = dist.new_group(), dist.new_group()
     return collective, StageLinks(parallel, hidden_group, token_group, staging)
+
+
+def with_graphs(spec: RankSpec, collective: Collective, recorder: Recorder | None = None) -> RankSpec:
+    """The orders without decode graphs where sums between ranks cannot be captured. recorder: CUDA graphs."""
+    if not spec.graph_rows or collective.tp_size == 1:
+        return spec
+    dtype, device = torch_dtype(spec.dtype), torch.device(spec.device)
+    can = sums_are_captured(collective, recorder or CudaRecorder(), dtype, device)
+    return spec if can else replace(spec, graph_rows=0)
 
 
 class _Reporter:

@@ -28,6 +28,7 @@ def spec_to_pb(spec: RankSpec) -> pb.RankSpec:
         activations=spec.kernels.activations,
         compile=spec.kernels.compile,
         attention=spec.kernels.attention,
+        all_reduce=spec.kernels.all_reduce,
         static_cache=spec.static_cache,
         graph_rows=spec.graph_rows,
         launch_window=spec.launch_window,
@@ -44,7 +45,12 @@ def spec_of(message: pb.RankSpec) -> RankSpec:
         block_tokens=message.block_tokens,
         epoch=message.epoch,
         kernels=KernelOptions(
-            message.kernels, message.quantize, message.activations, message.compile, message.attention
+            message.kernels,
+            message.quantize,
+            message.activations,
+            message.compile,
+            message.attention,
+            message.all_reduce,
         ),
         static_cache=message.static_cache,
         graph_rows=message.graph_rows,

@@ -18,7 +18,8 @@ from rayline.kernels.cores import claim
 from rayline.kernels.gpu import triton_misfit
 from rayline.kernels.graphs import DecodeLimits, decode_buckets
 from rayline.kernels.native_kernels import native_misfit
-from rayline.protos.errors import ConfigError, NotEnoughMemory
+from rayline.protos.errors import ConfigError, InternalError, NotEnoughMemory
+from rayline.workers.agreement import check_alike
 from rayline.workers.batch import first_tokens, idle_tokens
 from rayline.workers.cache import KvCache
 from rayline.workers.collectives import Collective
@@ -154,9 +155,13 @@ class Worker:
     def _capture(self, blocks: int, on_progress: OnProgress) -> None:
         """A graph for each bucket of decode steps, the largest first: it takes the memory that all others fit into.
 
-        Its tokens write nothing. Raises NotEnoughMemory.
+        Its tokens write nothing. All ranks of a stage capture the same steps in the same order, as each waits for the
+        others in the sums. Raises NotEnoughMemory, or InternalError; the group then ends.
         """
         limits = DecodeLimits(min(self.spec.graph_rows, blocks), self._table_width(blocks), self.spec.block_tokens)
+        if self._collective.tp_size > 1:
+            numbers = (limits.rows, limits.width, limits.block_tokens)
+            check_alike(self._collective, self._device, "rows, table width and block tokens of decode graphs", numbers)
         self._decoder.bind(self._cache, limits)
         free = self._free_bytes()
         for done, rows in enumerate(reversed(limits.buckets)):
@@ -168,6 +173,10 @@ class Worker:
                     f"decode steps of {rows} sequences cannot be captured: {error}; a smaller kv_memory_fraction or "
                     "decode_graphs = false leaves room"
                 ) from None
+            except RuntimeError as error:
+                raise InternalError(
+                    f"decode steps of {rows} sequences cannot be captured: {error}; decode_graphs = false does without"
+                ) from error
         on_progress("capture", len(limits.buckets), len(limits.buckets))
         held = (free - self._free_bytes()) >> 20
         log.info(
@@ -252,13 +261,14 @@ def graph_bytes(config: ModelConfig, tp_size: int, rows: int, dtype_bytes: int) 
     """What captured decode steps of up to `rows` sequences may take of a device.
 
     All graphs share the numbers between operations and one result, the logits in fp32 being most of both; each has its
-    list of launches.
+    list of launches. Ranks that gather a sum hold all parts twice, and what is joined of them, in fp32.
     """
     buckets = decode_buckets(rows)
     most = buckets[-1] if buckets else 0
     layer = 6 * config.hidden_size + 3 * config.intermediate_size // tp_size
+    sums = 3 * 4 * tp_size * config.hidden_size if tp_size > 1 else 0
     logits = 3 * 4 * config.vocab_size // tp_size
-    return len(buckets) * GRAPH_BYTES + most * (layer * dtype_bytes + logits)
+    return len(buckets) * GRAPH_BYTES + most * (layer * dtype_bytes + sums + logits)
 
 
 def stage_layers(config: ModelConfig, parallel: Parallel, dtype_bytes: int) -> range:

@@ -81,6 +81,8 @@ class Deployment:
             known = [sum(model.groups for model in models) for models in await door.models()]
         except RaylineError as error:
             return error.message
+        if len(known) < want.get(Target.ROUTER, 0):
+            return f"{len(known)} of {want[Target.ROUTER]} routers are known to each other"
         if min(known) < groups:
             return f"a router knows {min(known)} of {groups} groups"
         self.usual = self.usual or now

@@ -17,18 +17,17 @@ PATIENCE = Patience(connect_s=60.0, resume_s=150.0)  # faults may hit all router
 
 
 class Door:
-    """One client for all streams, and one for each router. Enter it inside the event loop."""
+    """One client for all streams. Enter it inside the event loop."""
 
     def __init__(self, addresses: Sequence[str], api_key: str | None):
         self._client = AsyncClient(addresses, api_key=api_key, patience=PATIENCE)
-        self._each = [AsyncClient([address], api_key=api_key) for address in addresses]
+        self._api_key = api_key
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        for client in (self._client, *self._each):
-            await client.close()
+        await self._client.close()
 
     async def stream(self, spec: Spec) -> AsyncIterator[StreamEvent]:
         """Every event of a stream, whatever becomes of routers. Raises the RaylineError that nothing helps against."""
@@ -37,5 +36,12 @@ class Door:
                 yield event_of(message)
 
     async def models(self) -> list[Sequence[pb.Model]]:
-        """What each router knows of its groups. Raises the RaylineError of the first that does not answer."""
-        return [(await client.models(STATUS_TIMEOUT_S)).models for client in self._each]
+        """What each router of the present ones knows of its groups. Raises the RaylineError of the first that does not
+        answer."""
+        known = await self._client.routers(STATUS_TIMEOUT_S)
+        return [await self._models_at(router.grpc_address) for router in known.routers]
+
+    async def _models_at(self, address: str) -> Sequence[pb.Model]:
+        """Over a connection of its own: one that was cut off is slow to come back."""
+        async with AsyncClient([address], api_key=self._api_key) as client:
+            return (await client.models(STATUS_TIMEOUT_S)).models

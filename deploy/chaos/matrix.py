@@ -31,14 +31,15 @@ class Plan:
 def plan(pairs: Sequence[Pair], workloads: Sequence[str], positions: Sequence[int], impossible: Impossible) -> Plan:
     """All cases of the pairs that can be run, in rounds: each shows every pair once, and all workloads in turn.
 
-    So a run that is ended early has seen each pair, and every workload if there are no more of them than pairs.
+    Positions change from round to round. So a run that is ended early has seen each pair, and every workload if there
+    are no more of them than pairs; and after as many rounds as there are positions each pair at each of them.
     """
     reasons = {pair: impossible(pair) for pair in pairs}
     possible = [pair for pair in pairs if reasons[pair] is None]
     cases = [
-        Case(pair, workloads[(turn + number) % len(workloads)], position)
-        for position in positions
+        Case(pair, workloads[(turn + place + number) % len(workloads)], position)
         for turn in range(len(workloads))
+        for place, position in enumerate(positions)
         for number, pair in enumerate(possible)
     ]
     return Plan(tuple(cases), tuple(Skipped(pair, reason) for pair, reason in reasons.items() if reason is not None))

@@ -3,13 +3,12 @@
 import asyncio
 import json
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import click
 from rich.console import Console
 
-from rayline.deploy.commands.chaos_flags import SECONDS, options_from, scene_flags
+from rayline.deploy.commands.chaos_flags import SECONDS, aside, options_from, scene_flags
 from rayline.deploy.ray_environment import prepare_ray
 
 
@@ -26,8 +25,8 @@ def command(seconds: float, as_json: bool, **values: Any) -> int:
     from rayline.deploy.chaos.tables import WIDTH, calm_table
 
     options = options_from(values)
-    with deployment_of(options, ()) as deployment:
-        report = asyncio.run(calm(deployment, options, seconds, partial(click.echo, err=as_json)))
+    with aside(as_json), deployment_of(options, ()) as deployment:
+        report = asyncio.run(calm(deployment, options, seconds, click.echo))
     if as_json:
         click.echo(json.dumps(asdict(report)))
     else:

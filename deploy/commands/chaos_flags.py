@@ -1,5 +1,8 @@
 """What the chaos commands share: which deployment they break, and what runs on it meanwhile."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 import click
@@ -63,3 +66,10 @@ def options_from(values: dict[str, Any]) -> Options:
     addresses = addresses_of(values["address"]) if values["address"] else ()
     names = ("api_key", "model", "workloads", "tokens", "copies", "traffic", "seed")
     return Options(addresses, parallel=parallel, **{name: values[name] for name in names})
+
+
+@contextmanager
+def aside(as_json: bool) -> Iterator[None]:
+    """With `--json` a run's lines, and what Ray prints of its own, go to stderr: stdout is the report's alone."""
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        yield

@@ -3,14 +3,13 @@
 import asyncio
 import json
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import click
 from rich.console import Console
 
 from rayline.deploy.chaos.pairs import pairs
-from rayline.deploy.commands.chaos_flags import Positive, options_from, pair_flags, scene_flags
+from rayline.deploy.commands.chaos_flags import Positive, aside, options_from, pair_flags, scene_flags
 from rayline.deploy.ray_environment import prepare_ray
 
 
@@ -32,9 +31,8 @@ def command(
     from rayline.deploy.chaos.tables import WIDTH, matrix_table, skipped_lines
 
     options, wanted = options_from(values), pairs(targets, faults)
-    with deployment_of(options, wanted) as deployment:
-        show = partial(click.echo, err=as_json)
-        plan, results = asyncio.run(matrix(deployment, options, wanted, every, cases, show))
+    with aside(as_json), deployment_of(options, wanted) as deployment:
+        plan, results = asyncio.run(matrix(deployment, options, wanted, every, cases, click.echo))
     if as_json:
         found = MatrixReport(tuple(rows(results)), tuple(results), plan.skipped)
         click.echo(json.dumps(asdict(found)))

@@ -3,14 +3,13 @@
 import asyncio
 import json
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import click
 from rich.console import Console
 
 from rayline.deploy.chaos.pairs import pairs
-from rayline.deploy.commands.chaos_flags import SECONDS, options_from, pair_flags, scene_flags
+from rayline.deploy.commands.chaos_flags import SECONDS, aside, options_from, pair_flags, scene_flags
 from rayline.deploy.ray_environment import prepare_ray
 
 
@@ -36,9 +35,8 @@ def command(
     from rayline.deploy.chaos.tables import WIDTH, soak_table
 
     options, wanted = options_from(values), pairs(targets, faults)
-    with deployment_of(options, wanted) as deployment:
-        show = partial(click.echo, err=as_json)
-        report = asyncio.run(soak(deployment, options, wanted, seconds, fault_every_s, show))
+    with aside(as_json), deployment_of(options, wanted) as deployment:
+        report = asyncio.run(soak(deployment, options, wanted, seconds, fault_every_s, click.echo))
     if as_json:
         click.echo(json.dumps(asdict(report)))
     else:

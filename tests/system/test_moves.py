@@ -1,8 +1,6 @@
 """Groups that leave a running server: drained, scaled in, replaced. Streams go on elsewhere without waiting."""
 
-import json
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +9,7 @@ import grpc
 import pytest
 import yaml
 from live_stream import Stream
-from server import Server, command, environment
+from server import Server, answer_of
 from waiting import until
 
 from rayline.deploy.operator_client import OperatorClient
@@ -37,13 +35,6 @@ def streams(server: Server, count: int) -> list[Stream]:
     return found
 
 
-def rayline(*args: str) -> dict[str, object]:
-    done = subprocess.run(command(*args), capture_output=True, text=True, env=environment(), timeout=120)
-    assert done.returncode == 0, done.stderr
-    answer: dict[str, object] = json.loads(done.stdout)
-    return answer
-
-
 def check_ended(found: list[Stream]) -> None:
     """All to the last token, and all the same."""
     for stream in found:
@@ -67,7 +58,7 @@ def test_streams_leave_a_group_that_is_drained_scaled_in_or_replaced(
     found = streams(server, STREAMS)
     first = max(groups(server), key=lambda group: group.running)
     assert len(groups(server)) == 2 and first.running > 0
-    drained = rayline("drain", first.group_id, "--address", server.grpc_address, "--json")["drained"]
+    drained = answer_of("drain", first.group_id, "--address", server.grpc_address)["drained"]
     assert isinstance(drained, list)
     assert 0 < drained[0]["streams"] <= STREAMS and not drained[0]["streams_left"]
     assert drained[0]["seconds"] < GONE_S * SLACK

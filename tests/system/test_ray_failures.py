@@ -15,7 +15,7 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from ray_nodes import RayNodes, Redis
-from server import Server, start_server
+from server import Server, answer_of, start_server
 from waiting import until
 
 from rayline.protos import inference_pb2 as pb
@@ -111,7 +111,7 @@ class Answer:
         self.token_ids: list[int] = []
         self.kinds: list[str | None] = []
         self.code: grpc.StatusCode | None = None
-        self.moves = 0
+        self.moves = self.losses = 0
         self.longest_gap_s = 0.0
         params = pb.SamplingParams(max_tokens=TOKENS, ignore_eos=True, temperature=1.0, seed=11)
         last_s = time.monotonic()
@@ -122,6 +122,7 @@ class Answer:
                 self.kinds.append(event.WhichOneof("event"))
                 self.token_ids += event.delta.token_ids
                 self.moves += event.finished.overhead.moves
+                self.losses += event.finished.overhead.losses
                 on_event()
         except grpc.RpcError as error:
             assert isinstance(error, grpc.Call)
@@ -143,6 +144,10 @@ class Traffic:
     @property
     def moves(self) -> int:
         return sum(answer.moves for answer in self.answers)
+
+    @property
+    def losses(self) -> int:
+        return sum(answer.losses for answer in self.answers)
 
     @property
     def longest_gap_s(self) -> float:
@@ -228,6 +233,23 @@ def test_a_lost_node_takes_its_group_and_its_router_and_a_new_node_gets_both(sys
         f"node noticed after {noticed_s:.2f} s, group and router on the new one after {back_s:.1f} s, longest pause "
         f"{traffic.longest_gap_s:.2f} s"
     )
+
+
+@pytest.mark.long
+def test_a_node_is_drained_and_its_streams_go_on_elsewhere(system: System) -> None:
+    node = system.other_node()
+    system.nodes.add_worker()
+    with system.traffic() as traffic:
+        address = ("--address", system.server.grpc_address)
+        drained = answer_of("drain", system.nodes.name(node), *address, "--timeout-s", "120")["drained"]
+        assert [group["streams_left"] for group in drained] == [0]
+        until(lambda: not system.nodes.processes("ServeReplica:rayline:", node), BACK_S)
+        assert not system.nodes.processes("RankActor", node)
+        system.nodes.lose_worker(node)
+        until(lambda: system.groups == 2 and len(system.routers) == 2, BACK_S)
+        assert traffic.goes_on() and system.serves()
+    assert traffic.moves > 0 == traffic.losses
+    print(f"drained after {drained[0]['seconds']:.1f} s, longest pause {traffic.longest_gap_s:.2f} s")
 
 
 @pytest.mark.long

@@ -6,7 +6,9 @@ from rayline.workers.bench.gpu.bench import Setup
 from rayline.workers.bench.gpu.parts import PARTS
 from rayline.workers.bench.gpu.runner import run_parts
 
-PARTS_IN_TRITON = ("limits", "operations", "exactness", "quantised models", "exact class", "products", "attention")
+PARTS_IN_TRITON = (
+    "limits", "operations", "exactness", "quantised models", "exact class", "products", "attention", "sums over ranks",
+)  # fmt: skip
 
 
 def test_the_parts_that_need_triton_run() -> None:
@@ -16,4 +18,7 @@ def test_the_parts_that_need_triton_run() -> None:
     assert report.failures == [] and [check for check in report.checks if not check.ok] == []
     assert len(report.checks) >= 35
     names = " ".join(figure.name for figure in report.figures)
-    assert all(kernels in names for kernels in ("triton-int4", "triton-int8", "exact-interpreted", "attention 2 x 40"))
+    assert all(
+        kernels in names
+        for kernels in ("triton-int4", "triton-int8", "exact-interpreted", "attention 2 x 40", "sum of 8")
+    )

@@ -1,6 +1,7 @@
 """Captured decode steps: launches recorded in Triton's interpreter and run again over other steps."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from recorded_launches import RecordedLaunches
+from threaded_ranks import ThreadedRank, on_all_ranks
 from torch import Tensor
 
 from rayline.cluster.parallel import Parallel
 from rayline.kernels.graphs import MOST_ROWS, DecodeLimits, GraphedSteps, bucket_of, decode_buckets
 from rayline.kernels.native_quant import Quantisation
 from rayline.kernels.triton_kernels import TritonKernels
+from rayline.protos.errors import InternalError, NotEnoughMemory, RaylineError
 from rayline.workers.cache import KvCache
 from rayline.workers.collectives import Alone
 from rayline.workers.models.config import ModelConfig
@@ -152,8 +155,44 @@ def test_a_rank_captures_every_bucket_before_it_serves(checkpoint: Path, monkeyp
     assert not any(float(layer.keys.abs().sum()) for layer in worker._cache.layers)
 
 
+def test_ranks_of_a_stage_that_would_capture_other_steps_do_not_start(checkpoint: Path) -> None:
+    """Each would wait in a sum for a step that the other never computes."""
+
+    def run(rank: ThreadedRank) -> str:
+        place = Parallel(rank.rank, 2)
+        spec = RankSpec(checkpoint, "float16", "cpu", place, 1, 16, 0, graph_rows=3 + rank.rank)
+        worker = Worker(spec, TritonKernels("triton", False, None, UNITS), rank, None)
+        worker.load(lambda *step: None)
+        with pytest.raises(InternalError, match="differ in rows") as refused:
+            worker.allocate(8, lambda *step: None)
+        return str(refused.value)
+
+    assert all("[[3, 8, 16], [4, 8, 16]]" in why for why in on_all_ranks(2, run))
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(RuntimeError("not when capturing"), InternalError), (torch.OutOfMemoryError("none left"), NotEnoughMemory)],
+)
+def test_a_step_that_cannot_be_captured_ends_the_start(
+    error: RuntimeError, raised: type[RaylineError], checkpoint: Path
+) -> None:
+    class Failing:
+        def record(self, function: Callable[[], None]) -> Callable[[], None]:
+            raise error
+
+    spec = RankSpec(checkpoint, "float16", "cpu", Parallel(), 1, 16, 0, graph_rows=3)
+    worker = Worker(spec, TritonKernels("triton", False, None, UNITS, Failing()), Alone(), None)
+    worker.load(lambda *step: None)
+    with pytest.raises(raised, match=f"of 3 sequences cannot be captured: {error}.*decode_graphs = false"):
+        worker.allocate(8, lambda *step: None)
+
+
 def test_more_sequences_and_larger_models_are_kept_more_memory(checkpoint: Path) -> None:
     config = ModelConfig.load(checkpoint)
     sizes = [graph_bytes(config, 1, rows, 2) for rows in (0, 1, 8, 64, 512, 2000)]
     assert sizes[0] == 0 and sizes == sorted(sizes) and sizes[-1] == sizes[-2]
+    narrow = replace(config, vocab_size=1, intermediate_size=4)
+    of_ranks = [graph_bytes(narrow, tp_size, 64, 2) for tp_size in (1, 2, 4)]
+    assert of_ranks == sorted(set(of_ranks)), "parts of sums"
     assert graph_bytes(config, 2, 64, 2) < graph_bytes(config, 1, 64, 2)

@@ -51,6 +51,13 @@ def test_a_short_run_has_seen_each_pair_and_each_workload() -> None:
     assert len(set(planned.cases)) == len(planned.cases) == len(every) * len(names) * 2
 
 
+def test_a_run_of_as_many_rounds_as_positions_has_seen_each_pair_at_each() -> None:
+    every = pairs((), ("kill",))
+    planned = plan(every, ["greedy", "beam"], [10, 20, 30], lambda pair: None)
+    rounds = planned.cases[: len(every) * 3]
+    assert {(case.pair, case.position) for case in rounds} == {(pair, at) for pair in every for at in (10, 20, 30)}
+
+
 def test_exceptions_are_raised_where_work_is_done_alone() -> None:
     raised = {target for target in Target if Pair(target, Fault.EXCEPTION).pointless is None}
     assert raised == {Target.RANK, Target.LEADER}

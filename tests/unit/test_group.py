@@ -39,12 +39,11 @@ def path(random_checkpoint: Callable[..., Path]) -> Iterator[Path]:
     torch.set_num_threads(threads)
 
 
-def test_decode_steps_are_captured_where_triton_computes_on_one_rank_a_stage() -> None:
+def test_decode_steps_are_captured_where_triton_computes() -> None:
     engine, gpu = EngineSection(max_running=48), Choice("triton", False, "", gpu=Gpu(132, "sm90", 90))
-    assert graph_rows(engine, gpu, 1) == 48
-    assert graph_rows(engine, gpu, 2) == 0
-    assert graph_rows(replace(engine, decode_graphs=False), gpu, 1) == 0
-    assert graph_rows(engine, Choice("torch", False, ""), 1) == 0
+    assert graph_rows(engine, gpu) == 48
+    assert graph_rows(replace(engine, decode_graphs=False), gpu) == 0
+    assert graph_rows(engine, Choice("torch", False, "")) == 0
 
 
 def group_spec(path: Path, **changes: Any) -> GroupSpec:

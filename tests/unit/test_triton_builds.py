@@ -28,6 +28,7 @@ MODULES = (
     "triton_elementwise",
     "triton_product",
     "triton_quant",
+    "triton_reduce",
     "triton_rowwise",
     "triton_sampling",
     "triton_truncation",
@@ -55,6 +56,7 @@ class Built:
     shared_bytes: int
     cubin_bytes: int
     fused: tuple[str, ...]
+    is_in_order: bool | None
 
 
 def kernels(module: str) -> tuple[Kernel, ...]:
@@ -90,7 +92,18 @@ def compiled(build: Build) -> Built:
     options = {"num_warps": build.variant.warps, "num_stages": build.variant.stages, "enable_fp_fusion": False}
     binary = triton.compile(source, target=GPUTarget("cuda", build.architecture, 32), options=options)
     fused = tuple(sorted(set(FUSED.findall(binary.asm["ptx"]))))
-    return Built(build, binary.metadata.shared, len(binary.asm["cubin"]), fused)
+    return Built(build, binary.metadata.shared, len(binary.asm["cubin"]), fused, is_in_order(binary.asm["ptx"]))
+
+
+def is_in_order(ptx: str) -> bool | None:
+    """Whether all threads have written before a release to other devices, and none reads before the acquire. None where
+    nothing is released."""
+    before, release, after = ptx.partition("atom.global.sys.release.exch.b32")
+    if not release:
+        return None
+    written = before[before.rindex("st.global") :]
+    acquired = after[after.rindex("atom.global.sys.acquire.add.u32") :]
+    return "bar.sync" in written and "bar.sync" in acquired[: acquired.index("ld.global")]
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +131,15 @@ def test_every_form_fits_into_the_shared_memory_of_its_architecture(built: list[
 def test_no_product_is_fused_with_a_sum_behind_the_back_of_the_exact_class(built: list[Built]) -> None:
     """Two forms of one kernel would fuse differently."""
     assert [(each.build, each.fused) for each in built if each.fused] == []
+
+
+def test_sums_over_ranks_are_released_and_acquired_by_whole_programs(built: list[Built]) -> None:
+    releasing = [each for each in built if each.is_in_order is not None]
+    assert {each.build.module for each in releasing} == {"triton_reduce"}
+    assert {each.build.architecture for each in releasing} == set(SHARED_BYTES)
+    assert all(each.is_in_order for each in releasing)
+    ptx = "st.global; bar.sync 0; atom.global.sys.release.exch.b32; atom.global.sys.acquire.add.u32; ld.global"
+    assert is_in_order(ptx) is False, "nobody waits for the thread that acquires"
 
 
 def test_every_triton_function_that_is_launched_is_compiled_and_tested() -> None:

@@ -1,6 +1,6 @@
 """All parts of `rayline bench gpu`, what matters most first: what time is left for is what is measured."""
 
-from rayline.workers.bench.gpu import checks, speed
+from rayline.workers.bench.gpu import checks, speed, sums
 from rayline.workers.bench.gpu.bench import Part
 from rayline.workers.bench.gpu.limits import limits
 
@@ -19,5 +19,6 @@ PARTS = (
     Part("products", speed.products, 60.0),
     Part("attention", speed.attention, 60.0),
     Part("token sampling", speed.sampling, 30.0),
+    Part("sums over ranks", sums.sums, 40.0),
     Part("third model", speed.third_model, 60.0),
 )
