@@ -21,11 +21,12 @@ FEW, MANY = 4, 16  # segments of a row
 _TALLIES = {parts: Variant((("BLOCK", PEAKS), ("PEAKS", PEAKS // parts)), warps=8) for parts in (FEW, MANY)}
 _GATHER = Variant((("BLOCK", BLOCK), ("PEAKS", PEAKS)))
 _ROW = Variant((("BLOCK", BLOCK),), warps=8)
+_SIGMA = Variant((), warps=1)
 
 SIGMA_FLOORS = Kernel(
     sigma_floors,
     {"logits": "*fp32", "best": "*fp32", "numbers": "*i64", "sigmas": "*fp64", "floors": "*fp32", "vocab": "i32:16"},
-    [Variant((), warps=1)],
+    [_SIGMA],
 )
 TALLY_ROWS = Kernel(
     tally_rows,
@@ -89,7 +90,7 @@ class Rules:
     """What cuts M rows, on the device.
 
     numbers int64 [4, M]: row of the logits, top_k, seed, position. reals fp64 [5, M]: temperature, top_p, least score,
-    typical_p, top_n_sigma.
+    typical_p, top_n_sigma. Without a draw the last two of each may be missing.
     """
 
     numbers: Tensor
@@ -142,7 +143,7 @@ def shortlist(logits: Logits, rules: Rules, is_listed: bool = True) -> Shortlist
     floors = torch.full((count,), -torch.inf, device=device)
     if rules.has_sigma:
         SIGMA_FLOORS.launch(
-            (count,), Variant((), warps=1), logits=logits.values, best=logits.best, numbers=rules.numbers,
+            (count,), _SIGMA, logits=logits.values, best=logits.best, numbers=rules.numbers,
             sigmas=rules.reals[4], floors=floors, vocab=vocab,
         )  # fmt: skip
     peaks = torch.empty((count, PEAKS), device=device)

@@ -14,7 +14,7 @@ from doors import CHAT, COMPLETION, HI, asking, client_of, http_of, serving
 from fakes import FakeGroup, saying, service_of
 from prometheus_client.parser import text_string_to_metric_families
 from small_tokenizers import served
-from waiting import until
+from waiting import until, until_async
 
 from rayline.cluster.config import SystemConfig
 from rayline.protos.errors import Overloaded, Unavailable
@@ -471,8 +471,7 @@ async def test_a_server_that_is_told_to_end_takes_what_still_runs_along() -> Non
     task = asyncio.create_task(server.serve([listener]))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60.0) as client:
         asking = asyncio.create_task(client.post("/v1/completions", json=COMPLETION))
-        while not group.requests:
-            await asyncio.sleep(0.01)
+        await until_async(lambda: group.requests)
         server.should_exit = True
         async with asyncio.timeout(STOP_GRACE_S + 20.0):
             await task

@@ -24,6 +24,7 @@ from rayline.kernels.sampling import SamplingRows, sample
 from rayline.kernels.truncation import Rules, kept, least_score
 
 INF = float("inf")
+DRAWS = 5_000  # by which a probability of a tenth is known to a twentieth of it
 RULES = ("temperature", "top_k", "top_p", "min_p", "typical_p", "top_n_sigma")
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -119,16 +120,15 @@ def test_pruning_changes_no_token_at_any_temperature_and_spread(
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_sampled_tokens_follow_the_softmax_of_what_is_kept(setting: dict[str, Any]) -> None:
     logits = torch.randn(50, generator=torch.Generator().manual_seed(5)) * 2
-    draws = 20_000
-    tokens = sample(logits.expand(draws, -1), rows(draws, **setting)).token_ids
+    tokens = sample(logits.expand(DRAWS, -1), rows(DRAWS, **setting)).token_ids
     wanted = np.exp(warped(logits[None], setting)[0].double().log_softmax(-1).numpy())
     counts = np.bincount(tokens.numpy(), minlength=50)
     assert counts[wanted == 0].sum() == 0
     if (wanted > 0).sum() == 1:
         return
-    common = wanted * draws >= 5  # rarer tokens share one bin
+    common = wanted * DRAWS >= 5  # rarer tokens share one bin
     observed = [*counts[common], counts[~common].sum()]
-    expected = [*(wanted[common] * draws), wanted[~common].sum() * draws]
+    expected = [*(wanted[common] * DRAWS), wanted[~common].sum() * DRAWS]
     if expected[-1] == 0:
         observed, expected = observed[:-1], expected[:-1]
     assert stats.chisquare(observed, expected).pvalue > 1e-3
@@ -136,13 +136,13 @@ def test_sampled_tokens_follow_the_softmax_of_what_is_kept(setting: dict[str, An
 
 @pytest.mark.parametrize("setting", [{}, {"top_p": 0.9, "temperature": 1.4}, {"typical_p": 0.8}], ids=str)
 def test_sampled_tokens_follow_the_softmax_of_the_edited_logits(setting: dict[str, Any]) -> None:
-    logits, draws = torch.randn(20, generator=torch.Generator().manual_seed(8)) * 2, 20_000
+    logits = torch.randn(20, generator=torch.Generator().manual_seed(8)) * 2
     seen, counts = torch.arange(0, 20, 3), torch.tensor([1.0, 0, 2, 1, 0, 5, 1])
     edit = Edit(seen, counts, 1.4, 0.2, 0.3, (torch.tensor([1, 2]), torch.tensor([1.5, -0.5])), (4, 9))
-    tokens = sample(logits.expand(draws, -1), rows(draws, edits=edit, **setting)).token_ids
+    tokens = sample(logits.expand(DRAWS, -1), rows(DRAWS, edits=edit, **setting)).token_ids
     wanted = np.exp(warped(edited(logits[None], [edit]), setting)[0].double().log_softmax(-1).numpy())
     counted = np.bincount(tokens.numpy(), minlength=20)
-    common = wanted * draws >= 5
+    common = wanted * DRAWS >= 5
     assert counted[wanted == 0].sum() == 0
     share = wanted[common] / wanted[common].sum()
     assert stats.chisquare(counted[common], share * counted[common].sum()).pvalue > 1e-3
