@@ -3,7 +3,7 @@
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
@@ -253,6 +253,23 @@ def test_a_prompt_alone_has_the_whole_step() -> None:
     run.until(lambda events: bool(events))
     assert max(plan.tokens for plan in run.ranks.plans) == 512
     assert len(run.ranks.plans) == -(-4_000 // 512)
+
+
+def test_streams_that_come_from_a_lost_group_do_not_wait_for_the_pace_of_others() -> None:
+    run = Run(Machine())
+    run.until(lambda _: len(run.ranks.plans) > 60)
+    moved = [replace(run.request(f"m{number}", 200, 8), output_ids=(1, 2, 3)) for number in range(4)]
+    steps = len(run.ranks.plans)
+    for each in moved:
+        run.engine.add(each)
+    going = {each.request_id for each in moved}
+
+    def all_go_on(events: list[EngineEvent]) -> bool:
+        going.difference_update(event.request_id for event in events)
+        return not going
+
+    run.until(all_go_on)
+    assert len(run.ranks.plans) - steps <= 2 + 4 * 203 // 512 + 1, "whole steps, but for the first"
 
 
 def test_a_larger_stretch_gives_prompts_more() -> None:
