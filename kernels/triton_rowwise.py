@@ -27,40 +27,39 @@ LEAST_PART = 512  # inputs that are worth a program of their own
 DEPTH = 128  # of a tile
 BLOCK = 4096
 
-
 KINDS: tuple[Rowwise, ...] = ("fp8", "w8a8")
+NUMBERS: dict[Rowwise, str] = {"fp8": "*fp8e4nv", "w8a8": "*i8"}
+IS_FLOAT: dict[Rowwise, int] = {"fp8": 1, "w8a8": 0}
+LEAST_CAPABILITY: dict[Rowwise, int] = {"fp8": LEAST_FP8_CAPABILITY, "w8a8": 0}
 FEW, MANY, EXACT = Tile(FEW_ROWS, 64, 4, 4), Tile(128, 128, 8, 3), Tile(32, 64, 4, 4)
-_NUMBERS: dict[Rowwise, str] = {"fp8": "*fp8e4nv", "w8a8": "*i8"}
-_IS_FLOAT: dict[Rowwise, int] = {"fp8": 1, "w8a8": 0}
-_LEAST_CAPABILITY: dict[Rowwise, int] = {"fp8": LEAST_FP8_CAPABILITY, "w8a8": 0}
-_ROUND = {kind: Variant((("BLOCK", BLOCK), ("IS_FLOAT", _IS_FLOAT[kind])), warps=8) for kind in KINDS}
-_JOIN = {kind: Variant((("BLOCK", 1024), ("IS_FLOAT", _IS_FLOAT[kind]))) for kind in KINDS}
+_ROUND = {kind: Variant((("BLOCK", BLOCK), ("IS_FLOAT", IS_FLOAT[kind])), warps=8) for kind in KINDS}
+_JOIN = {kind: Variant((("BLOCK", 1024), ("IS_FLOAT", IS_FLOAT[kind]))) for kind in KINDS}
 _PLACES = {"bias": "*T", "out": "*T", "wide": "*fp32"}
 
 
 def _variant(tile: Tile, kind: Rowwise) -> Variant:
-    return tile.variant(BLOCK_K=DEPTH, IS_FLOAT=_IS_FLOAT[kind])
+    return tile.variant(BLOCK_K=DEPTH, IS_FLOAT=IS_FLOAT[kind])
 
 
 ROUND_ROWS = {
     kind: Kernel(
         round_rows,
-        {"x": "*T", "numbers": _NUMBERS[kind], "steps": "*fp32", "depth": "i32:16"},
+        {"x": "*T", "numbers": NUMBERS[kind], "steps": "*fp32", "depth": "i32:16"},
         [_ROUND[kind]],
-        _LEAST_CAPABILITY[kind],
+        LEAST_CAPABILITY[kind],
     )
     for kind in KINDS
 }
 ROW_TILES = {
     kind: Kernel(
         row_tiles,
-        {"x": _NUMBERS[kind], "steps": "*fp32", "weight": _NUMBERS[kind], "scales": "*fp32"}
+        {"x": NUMBERS[kind], "steps": "*fp32", "weight": NUMBERS[kind], "scales": "*fp32"}
         | _PLACES
         | {"parts": "*fp32"}
         | dict.fromkeys(("rows", "leaf_depth", "has_bias", "is_wide", "is_split"), "i32")
         | {"columns": "i32:16", "depth": "i32:16"},
         [_variant(tile, kind) for tile in ((FEW, MANY, EXACT) if kind == "fp8" else (FEW, MANY))],
-        _LEAST_CAPABILITY[kind],
+        LEAST_CAPABILITY[kind],
     )
     for kind in KINDS
 }

@@ -42,6 +42,7 @@ def submit_to_pb(stream: int, request: EngineRequest, repeats_prompt: bool = Fal
         rules=rules_to_pb(request.rules),
         timeout_s=request.timeout_s,
         apart_at=request.apart_at,
+        is_stalled=request.is_stalled,
         kept=None if request.kept is None else _kept_to_pb(request.kept),
     )
 
@@ -60,6 +61,7 @@ def request_of(message: pb.Submit, prompt_before: tuple[int, ...] = ()) -> Engin
         rules=rules_of(message.rules),
         timeout_s=message.timeout_s if message.HasField("timeout_s") else None,
         apart_at=message.apart_at if message.HasField("apart_at") else None,
+        is_stalled=message.is_stalled,
         kept=_kept_of(message.kept) if message.HasField("kept") else None,
     )
 

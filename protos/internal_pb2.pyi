@@ -350,7 +350,7 @@ class WorkerFrame(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., loaded: _Optional[_Union[Loaded, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., result: _Optional[_Union[StepResult, _Mapping]] = ..., stats: _Optional[_Union[RankStats, _Mapping]] = ..., failed: _Optional[_Union[RankFailed, _Mapping]] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("stream", "request_id", "prompt_ids", "output_ids", "params", "priority", "tenant", "cache_salt", "family", "rules", "repeats_prompt", "timeout_s", "apart_at", "kept")
+    __slots__ = ("stream", "request_id", "prompt_ids", "output_ids", "params", "priority", "tenant", "cache_salt", "family", "rules", "repeats_prompt", "timeout_s", "apart_at", "is_stalled", "kept")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -364,6 +364,7 @@ class Submit(_message.Message):
     REPEATS_PROMPT_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     APART_AT_FIELD_NUMBER: _ClassVar[int]
+    IS_STALLED_FIELD_NUMBER: _ClassVar[int]
     KEPT_FIELD_NUMBER: _ClassVar[int]
     stream: int
     request_id: str
@@ -378,8 +379,9 @@ class Submit(_message.Message):
     repeats_prompt: bool
     timeout_s: float
     apart_at: int
+    is_stalled: bool
     kept: KeptAs
-    def __init__(self, stream: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_ids: _Optional[bytes] = ..., output_ids: _Optional[_Iterable[int]] = ..., params: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ..., family: _Optional[str] = ..., rules: _Optional[_Union[TokenRules, _Mapping]] = ..., repeats_prompt: _Optional[bool] = ..., timeout_s: _Optional[float] = ..., apart_at: _Optional[int] = ..., kept: _Optional[_Union[KeptAs, _Mapping]] = ...) -> None: ...
+    def __init__(self, stream: _Optional[int] = ..., request_id: _Optional[str] = ..., prompt_ids: _Optional[bytes] = ..., output_ids: _Optional[_Iterable[int]] = ..., params: _Optional[_Union[_inference_pb2.SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., tenant: _Optional[str] = ..., cache_salt: _Optional[str] = ..., family: _Optional[str] = ..., rules: _Optional[_Union[TokenRules, _Mapping]] = ..., repeats_prompt: _Optional[bool] = ..., timeout_s: _Optional[float] = ..., apart_at: _Optional[int] = ..., is_stalled: _Optional[bool] = ..., kept: _Optional[_Union[KeptAs, _Mapping]] = ...) -> None: ...
 
 class Abort(_message.Message):
     __slots__ = ("stream",)

@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 
 from rayline.protos.errors import SlowReader
-from rayline.protos.events import EngineEvent, Failed, PromptScores, TokenEvent
+from rayline.protos.events import EngineEvent, Failed, PromptScores, Searched, TokenEvent
 
 
 class Inbox:
@@ -63,6 +63,8 @@ def _tokens(event: EngineEvent) -> int:
     match event:
         case TokenEvent():
             return 1 + len(event.top_logprobs)
+        case Searched():
+            return 1
         case PromptScores():
             return sum(1 + len(top) for _, top in event.tokens)
     return 0

@@ -137,9 +137,13 @@ class Lane:
             await asyncio.sleep(SEEK_PERIOD_S)
         return self._refusal
 
-    def _begin(self, group: Group, lease: Lease | None = None) -> Stay:
-        """Ask `group` for the rest. Each attempt has an id of its own: an earlier one may not have ended there yet."""
+    def _begin(self, group: Group, lease: Lease | None = None, *, is_beside: bool = False) -> Stay:
+        """Ask `group` for the rest. Each attempt has an id of its own: an earlier one may not have ended there yet.
+
+        is_beside: the group before still brings tokens.
+        """
         rest, attempt = self._case.run(self._choice.rest, group.info.group_id), self._attempts
+        rest = replace(rest, is_stalled=bool(rest.output_ids) and not is_beside)
         self._attempts += 1
         if self._deadline_s < math.inf:
             rest = replace(rest, timeout_s=self._deadline_s - self._fleet.clock())
@@ -184,7 +188,7 @@ class Lane:
 
     async def _come_near(self, here: Stay, group: Group) -> Stay | None:
         """Begin in `group` beside `here`, and leave `here` once that is near."""
-        found = await approach(lambda: self._begin(group), lambda: len(self._choice.output_ids))
+        found = await approach(lambda: self._begin(group, is_beside=True), lambda: len(self._choice.output_ids))
         if isinstance(found, Stay):
             here.leave()
             return found

@@ -90,6 +90,7 @@ class Orders:
         self._channel = channel
         self._worker = worker
         self._steps = worker.steps
+        self._window = worker.launch_window
         self._waiting: deque[Plan | pb.LeaderFrame] = deque()
 
     def follow(self) -> bool:
@@ -109,7 +110,7 @@ class Orders:
 
     @property
     def _has_room(self) -> bool:
-        return self._steps.in_flight < self._worker.launch_window
+        return self._steps.in_flight < self._window
 
     def _await_plan(self) -> bool:
         """Launch the running step's sampling and look out for a plan until the step is over: whether one is next. Other

@@ -111,6 +111,7 @@ requests = st.builds(
     rules,
     st.none() | real,
     st.none() | uint32,
+    st.booleans(),
     st.none() | kept,
 )
 infos = st.builds(

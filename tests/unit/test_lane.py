@@ -81,8 +81,10 @@ def test_a_stream_cut_after_any_token_shows_the_same_as_an_undisturbed_one(token
     assert end(events).usage == end(undisturbed).usage and end(events).exact
     said = first.script(first.requests[0])
     assert all(list(request.output_ids) == list(said[:tokens]) for request in second.requests)
+    assert all(request.is_stalled for request in second.requests)
     assert all(
-        replace(r, output_ids=(), request_id=r.request_id.removesuffix("+1")) in first.requests for r in second.requests
+        replace(r, output_ids=(), request_id=r.request_id.removesuffix("+1"), is_stalled=False) in first.requests
+        for r in second.requests
     )
     assert not service._ledger.outstanding_tokens("g0") and not service._ledger.outstanding_tokens("g1")
 
@@ -111,6 +113,7 @@ def test_a_stream_may_move_as_often_as_it_gains_tokens_between() -> None:
     assert shown(events) == shown(run(service_of(FakeGroup(script)), wanted))
     overhead = end(events).overhead
     assert overhead is not None and overhead.moves == moves
+    assert [request.is_stalled for group in groups for request in group.requests] == [False, *[True] * (moves - 1)]
     assert not any(request.apart_at is not None for group in groups for request in group.requests)
 
 

@@ -18,6 +18,7 @@ from rayline.workers.pipeline import RankStats
 from rayline.workers.scheduling.blocks import BlockPool
 from rayline.workers.scheduling.pace import FIRST_TOKENS, PROBE_STEPS, Allowance, Costs, Fit, Pace, Work, attended
 from rayline.workers.scheduling.scheduler import Scheduler, SchedulerLimits
+from rayline.workers.scheduling.sequence import Sequence
 
 STRETCH = 2.0
 
@@ -255,21 +256,39 @@ def test_a_prompt_alone_has_the_whole_step() -> None:
     assert len(run.ranks.plans) == -(-4_000 // 512)
 
 
-def test_streams_that_come_from_a_lost_group_do_not_wait_for_the_pace_of_others() -> None:
+def moved(is_stalled: bool) -> tuple[int, list[float]]:
+    """Four streams of another group go on beside four that run: steps until all have, and the gaps of those."""
     run = Run(Machine())
     run.until(lambda _: len(run.ranks.plans) > 60)
-    moved = [replace(run.request(f"m{number}", 200, 8), output_ids=(1, 2, 3)) for number in range(4)]
     steps = len(run.ranks.plans)
-    for each in moved:
-        run.engine.add(each)
-    going = {each.request_id for each in moved}
+    going = {f"m{number}" for number in range(4)}
+    for name in going:
+        run.engine.add(replace(run.request(name, 200, 8), output_ids=(1, 2, 3), is_stalled=is_stalled))
 
     def all_go_on(events: list[EngineEvent]) -> bool:
         going.difference_update(event.request_id for event in events)
         return not going
 
-    run.until(all_go_on)
-    assert len(run.ranks.plans) - steps <= 2 + 4 * 203 // 512 + 1, "whole steps, but for the first"
+    gaps = run.until(all_go_on)
+    return len(run.ranks.plans) - steps, sorted(gaps)
+
+
+def test_streams_of_a_lost_group_do_not_wait_for_the_pace_of_others() -> None:
+    steps, _ = moved(is_stalled=True)
+    assert steps <= 2 + 4 * 203 // 512 + 1, "whole steps, but for the first"
+
+
+def test_streams_that_are_moved_on_purpose_keep_the_pace_of_others() -> None:
+    steps, gaps = moved(is_stalled=False)
+    assert steps > 20 and percentile(gaps, 99) <= STRETCH * 0.108 * 1.1
+
+
+def test_a_stream_that_goes_on_again_stands_still_no_more() -> None:
+    request = replace(Run(Machine()).request("r", 4, 8), output_ids=(1, 2), is_stalled=True)
+    sequence = Sequence(0, request, 64, 0.0, 0, output_ids=[1, 2])
+    assert sequence.is_stalled
+    sequence.output_ids.append(3)
+    assert not sequence.is_stalled
 
 
 def test_a_larger_stretch_gives_prompts_more() -> None:

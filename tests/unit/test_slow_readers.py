@@ -23,7 +23,7 @@ from rayline.protos import inference_pb2_grpc as pb_grpc
 from rayline.protos import internal_pb2 as internal
 from rayline.protos.channel_wire import SECRET_KEY, submit_to_pb
 from rayline.protos.errors import SlowReader
-from rayline.protos.events import Failed, Finished, FinishReason, TokenEvent, TokenLogprob, Usage
+from rayline.protos.events import Failed, Finished, FinishReason, Searched, TokenEvent, TokenLogprob, Usage
 from rayline.protos.internal_pb2_grpc import GroupChannelStub
 from rayline.protos.types import EngineRequest, SamplingParams
 from rayline.router.inbox import Inbox
@@ -259,6 +259,13 @@ async def test_an_inbox_that_is_full_drops_what_it_has_and_ends_the_stream() -> 
     assert inbox.is_given_up and inbox.tokens == 0
     end = await inbox.get()
     assert isinstance(end, Failed) and isinstance(end.error, SlowReader) and end.error.field == "max_unread_tokens"
+
+
+async def test_what_a_search_says_of_itself_is_bounded_too() -> None:
+    inbox = Inbox("r", most_tokens=3)
+    for tokens in range(1, 5):
+        inbox.put(Searched("r", tokens))
+    assert inbox.is_given_up
 
 
 async def test_there_is_always_room_for_the_end() -> None:

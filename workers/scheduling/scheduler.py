@@ -186,9 +186,8 @@ class Scheduler:
         prompts = [s for s, tokens in zip(ranked, left, strict=True) if tokens > 1]
         for sequence in self._turn(streams):
             self._plan_one(sequence)
-        # The client of a stream that began elsewhere is waiting for its next token: longer than any step takes.
-        is_resuming = any(s.request.output_ids for s in prompts)
-        if streams and (prompts or len(self._roster.queue)) and not is_resuming:
+        # A stream whose group was lost stands still: it waits for longer than any step takes.
+        if streams and (prompts or len(self._roster.queue)) and not any(s.is_stalled for s in prompts):
             draft.allowance = self._pace.allowance(draft.decodes)
         for sequence in prompts:
             self._plan_one(sequence)

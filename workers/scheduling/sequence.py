@@ -105,6 +105,11 @@ class Sequence:
         """It has no output yet, and none is on its way."""
         return not self.output_ids and not self.pending
 
+    @property
+    def is_stalled(self) -> bool:
+        """A client has tokens of it, and gets the next one from here."""
+        return self.request.is_stalled and len(self.output_ids) == len(self.request.output_ids)
+
     def inherit(self, parent: "Sequence") -> None:
         """Stand where `parent` stands, in its blocks, which the caller shares in the pool.
 
