@@ -270,7 +270,7 @@ class EngineRequest:
     client's request: their prompts are equal, and computed once.
     timeout_s: how long from now on anybody waits for it. apart_at: it is suspected of killing groups when it has about
     so many output tokens, so nothing else is computed beside it while it has less than PROOF_TOKENS more or fewer.
-    is_stalled: its client has read `output_ids` and gets nothing until it goes on here: its group is gone.
+    is_stalled: it comes from a group that is gone: its client gets nothing until it goes on here.
     kept: how its group's leader keeps what it brings; None: not at all.
     """
 

@@ -143,7 +143,7 @@ class Lane:
         is_beside: the group before still brings tokens.
         """
         rest, attempt = self._case.run(self._choice.rest, group.info.group_id), self._attempts
-        rest = replace(rest, is_stalled=bool(rest.output_ids) and not is_beside)
+        rest = replace(rest, is_stalled=bool(attempt or rest.output_ids) and not is_beside)
         self._attempts += 1
         if self._deadline_s < math.inf:
             rest = replace(rest, timeout_s=self._deadline_s - self._fleet.clock())

@@ -186,7 +186,7 @@ class Scheduler:
         prompts = [s for s, tokens in zip(ranked, left, strict=True) if tokens > 1]
         for sequence in self._turn(streams):
             self._plan_one(sequence)
-        # A stream whose group was lost stands still: it waits for longer than any step takes.
+        # What lost its group stands still: it waits for longer than any step takes.
         if streams and (prompts or len(self._roster.queue)) and not any(s.is_stalled for s in prompts):
             draft.allowance = self._pace.allowance(draft.decodes)
         for sequence in prompts:

@@ -107,7 +107,7 @@ class Sequence:
 
     @property
     def is_stalled(self) -> bool:
-        """A client has tokens of it, and gets the next one from here."""
+        """Its group is gone, and nothing has come of it since."""
         return self.request.is_stalled and len(self.output_ids) == len(self.request.output_ids)
 
     def inherit(self, parent: "Sequence") -> None:
