@@ -29,11 +29,13 @@ class Vitals:
         have, had they got a core.
 
         One rank that does not is enough to hold up its stage, and the others of that stage wait actively; a stage
-        whose ranks all compute gets on.
+        whose ranks all compute gets on. What waits for a core all that time is seen by its state alone: Linux counts a
+        wait when it ends.
         """
         if now_s - self._looked_s >= LOOK_S:
             wanted = self._wanted()
-            busy = {r for r in wanted if wanted[r] - self._wanted_s[r] >= WORKING_SHARE * (now_s - self._looked_s)}
+            least_s = WORKING_SHARE * (now_s - self._looked_s)
+            busy = {rank for rank in wanted if wanted[rank] - self._wanted_s[rank] >= least_s} | self._runnable()
             waiting = {stage for rank, stage in self._stages.items() if rank not in busy}
             self._works = bool(set(self._stages.values()) - waiting)
             self._wanted_s, self._looked_s = wanted, now_s
@@ -57,6 +59,9 @@ class Vitals:
             if process is not None:
                 process.close()
         self._processes = dict.fromkeys(self._processes)
+
+    def _runnable(self) -> set[int]:
+        return {rank for rank, process in self._processes.items() if process is not None and process.is_runnable()}
 
     def _wanted(self) -> dict[int, float]:
         return {rank: process.wanted_s() for rank, process in self._processes.items() if process is not None}

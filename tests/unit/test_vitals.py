@@ -110,6 +110,9 @@ class Uncrowded(PeerProcess):
     def wanted_s(self) -> float:
         return self._used_s()
 
+    def is_runnable(self) -> bool:
+        return False
+
 
 def test_a_rank_that_naps_between_looks_at_another_one_does_not_compute(start: Start) -> None:
     """On a crowded machine it may seem to: it waits for a core after each nap."""
@@ -130,6 +133,32 @@ def test_ranks_work_though_others_take_nearly_all_of_their_core(start: Start) ->
         for peer, before in zip(crowd, used, strict=False)
     ]
     assert min(shares) < WORKING_SHARE, "what they got alone would not tell"
+
+
+def test_a_rank_that_waits_for_a_core_all_the_time_works(start: Start) -> None:
+    """Linux counts a wait when it ends, so nothing that it counts tells of this one."""
+    crowd, starved, core = [start(BUSY) for _ in range(4)], start(BUSY), min(os.sched_getaffinity(0))
+    for peer in (*crowd, starved):
+        psutil.Process(peer.pid).cpu_affinity([core])
+    os.sched_setscheduler(starved.pid, os.SCHED_IDLE, os.sched_param(0))
+
+    def counted_s() -> float:
+        before = starved.wanted_s()
+        time.sleep(LOOK_S)
+        return starved.wanted_s() - before
+
+    assert any(counted_s() < WORKING_SHARE * LOOK_S for _ in range(20)), "what is counted does not tell"
+    assert starved.is_runnable() and starved.state() == "running"
+    assert all(working({0: starved}, {0: 0}) for _ in range(5))
+
+
+def test_a_process_that_sleeps_or_has_ended_is_not_runnable(start: Start) -> None:
+    peer = start(WAITING)
+    until(lambda: not peer.is_runnable())
+    assert peer.state() == "sleeping"
+    peer.kill()
+    until(lambda: peer.state() in ("ended", "zombie"))
+    assert not peer.is_runnable() and peer.wanted_s() >= 0.0
 
 
 def test_a_stopped_rank_does_not_work_however_crowded_its_core_is(start: Start) -> None:
