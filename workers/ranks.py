@@ -20,7 +20,7 @@ from rayline.protos.errors import Unavailable, error_of
 from rayline.protos.plan import Plan, StepResult
 from rayline.protos.plan_wire import plan_to_pb, result_of
 from rayline.workers.channel import Channel
-from rayline.workers.deadline import LEAST_LIMIT_S, InFlight, StepTimes
+from rayline.workers.deadline import InFlight, StepTimes
 from rayline.workers.peer import PeerProcess
 from rayline.workers.pipeline import RankStats
 from rayline.workers.rank_wire import loaded_of, spec_to_pb, stats_of
@@ -32,6 +32,7 @@ FRAME_LIMIT_S = 120.0  # for one frame to pass, once begun; ranks read between s
 START_LIMIT_S = 600.0  # a rank that loads tells of it far more often; compiling is silent
 TICK_S = 0.05
 LONGEST_TICK_S = 0.2  # of which the rest is not held against the ranks
+WATCH_S = 1.0  # before the limit: what ranks do is of interest to nobody earlier
 WORKING_LIMITS = 4.0  # how many times its limit a step gets while the ranks are seen to compute
 LOOKAHEAD = 1  # plans made ahead for each one that runs, so that no rank waits for the leader
 
@@ -183,16 +184,15 @@ class Ranks:
 
     def _wait(self, limit_s: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         """Wait on, with an eye on the clock and on what the ranks' processes do."""
-        waited = AwakeTime(self._clock, LONGEST_TICK_S)
-        self._vitals.begin()
+        waited, is_watching = AwakeTime(self._clock, LONGEST_TICK_S), False
         while not (ready := self._selector.select(TICK_S)):
-            if waited.look() < LEAST_LIMIT_S - TICK_S:
-                continue
+            awake_s = waited.look()
             limit = self._in_flight.limit_s if limit_s is None else limit_s
-            if waited.look() > limit - TICK_S and not (
-                waited.look() < limit * WORKING_LIMITS and self._vitals.working(waited.look())
-            ):
-                raise Unavailable(f"no rank made progress for {waited.look():.1f} s: {self._vitals.summary()}")
+            if not is_watching:
+                if is_watching := awake_s > limit - TICK_S - WATCH_S:
+                    self._vitals.begin(awake_s)
+            elif awake_s > limit - TICK_S and not (awake_s < limit * WORKING_LIMITS and self._vitals.working(awake_s)):
+                raise Unavailable(f"no rank made progress for {awake_s:.1f} s: {self._vitals.summary()}")
         return ready
 
     def _raise_reason(self) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from rayline.workers.peer import PeerProcess
+from rayline.workers.thread_times import ThreadTimes, wanted_s
 
 LOOK_S = 0.5
 WORKING_SHARE = 0.2  # of a core, used or waited for; a rank that waits for another one of its stage asks for less
@@ -14,14 +15,14 @@ class Vitals:
     def __init__(self, processes: Mapping[int, PeerProcess | None], stages: Mapping[int, int]):
         self._processes = dict(processes)
         self._stages = dict(stages)
-        self._wanted_s: dict[int, float] = {}
+        self._threads: dict[int, ThreadTimes] = {}
         self._looked_s = 0.0
         self._works = False
 
-    def begin(self) -> None:
-        """Start watching, at 0 s."""
-        self._wanted_s = self._wanted()
-        self._looked_s = 0.0
+    def begin(self, now_s: float) -> None:
+        """Start watching."""
+        self._threads = self._look()
+        self._looked_s = now_s
         self._works = False
 
     def working(self, now_s: float) -> bool:
@@ -29,16 +30,14 @@ class Vitals:
         have, had they got a core.
 
         One rank that does not is enough to hold up its stage, and the others of that stage wait actively; a stage
-        whose ranks all compute gets on. What waits for a core all that time is seen by its state alone: Linux counts a
-        wait when it ends.
+        whose ranks all compute gets on.
         """
-        if now_s - self._looked_s >= LOOK_S:
-            wanted = self._wanted()
-            least_s = WORKING_SHARE * (now_s - self._looked_s)
-            busy = {rank for rank in wanted if wanted[rank] - self._wanted_s[rank] >= least_s} | self._runnable()
-            waiting = {stage for rank, stage in self._stages.items() if rank not in busy}
-            self._works = bool(set(self._stages.values()) - waiting)
-            self._wanted_s, self._looked_s = wanted, now_s
+        if (elapsed_s := now_s - self._looked_s) >= LOOK_S:
+            threads = self._look()
+            wanted = {rank: wanted_s(self._threads.get(rank, {}), now, elapsed_s) for rank, now in threads.items()}
+            idle = {stage for rank, stage in self._stages.items() if wanted.get(rank, 0.0) < WORKING_SHARE * elapsed_s}
+            self._works = bool(set(self._stages.values()) - idle)
+            self._threads, self._looked_s = threads, now_s
         return self._works
 
     def summary(self) -> str:
@@ -60,8 +59,5 @@ class Vitals:
                 process.close()
         self._processes = dict.fromkeys(self._processes)
 
-    def _runnable(self) -> set[int]:
-        return {rank for rank, process in self._processes.items() if process is not None and process.is_runnable()}
-
-    def _wanted(self) -> dict[int, float]:
-        return {rank: process.wanted_s() for rank, process in self._processes.items() if process is not None}
+    def _look(self) -> dict[int, ThreadTimes]:
+        return {rank: process.threads() for rank, process in self._processes.items() if process is not None}

@@ -15,6 +15,7 @@ from waiting import until
 
 from rayline.workers.channel import listen
 from rayline.workers.peer import PeerProcess
+from rayline.workers.thread_times import ThreadTime, ThreadTimes
 from rayline.workers.vitals import LOOK_S, WORKING_SHARE, Vitals
 
 CONNECT = "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
@@ -60,7 +61,7 @@ def ever_working(peers: Mapping[int, PeerProcess | None], stages: dict[int, int]
 
 def working(peers: Mapping[int, PeerProcess | None], stages: dict[int, int]) -> bool:
     vitals, began_s = Vitals(peers, stages), time.monotonic()
-    vitals.begin()
+    vitals.begin(0.0)
     time.sleep(LOOK_S)
     return vitals.working(time.monotonic() - began_s)
 
@@ -107,11 +108,9 @@ def test_ranks_work_if_all_of_some_stage_compute(start: Start) -> None:
 class Uncrowded(PeerProcess):
     """As it would look on a machine where it gets a core whenever it wants one."""
 
-    def wanted_s(self) -> float:
-        return self._used_s()
-
-    def is_runnable(self) -> bool:
-        return False
+    def threads(self) -> ThreadTimes:
+        used = psutil.Process(self.pid).cpu_times()
+        return {self.pid: ThreadTime(int((used.user + used.system) * 1e9), is_runnable=False)}
 
 
 def test_a_rank_that_naps_between_looks_at_another_one_does_not_compute(start: Start) -> None:
@@ -142,23 +141,22 @@ def test_a_rank_that_waits_for_a_core_all_the_time_works(start: Start) -> None:
         psutil.Process(peer.pid).cpu_affinity([core])
     os.sched_setscheduler(starved.pid, os.SCHED_IDLE, os.sched_param(0))
 
-    def counted_s() -> float:
-        before = starved.wanted_s()
-        time.sleep(LOOK_S)
-        return starved.wanted_s() - before
+    def counted_ns() -> int:
+        return sum(thread.wanted_ns for thread in starved.threads().values())
 
-    assert any(counted_s() < WORKING_SHARE * LOOK_S for _ in range(20)), "what is counted does not tell"
-    assert starved.is_runnable() and starved.state() == "running"
-    assert all(working({0: starved}, {0: 0}) for _ in range(5))
+    def is_seen_by_its_state_alone() -> bool:
+        before = counted_ns()
+        return working({0: starved}, {0: 0}) and counted_ns() == before
+
+    assert any(is_seen_by_its_state_alone() for _ in range(20))
+    assert starved.state() == "running"
 
 
-def test_a_process_that_sleeps_or_has_ended_is_not_runnable(start: Start) -> None:
+def test_a_process_that_sleeps_is_told_from_one_that_has_ended(start: Start) -> None:
     peer = start(WAITING)
-    until(lambda: not peer.is_runnable())
-    assert peer.state() == "sleeping"
+    until(lambda: peer.state() == "sleeping")
     peer.kill()
     until(lambda: peer.state() in ("ended", "zombie"))
-    assert not peer.is_runnable() and peer.wanted_s() >= 0.0
 
 
 def test_a_stopped_rank_does_not_work_however_crowded_its_core_is(start: Start) -> None:
