@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 from rayline.protos.conversation import ToolCall
 from rayline.protos.errors import InternalError
-from rayline.protos.events import DeltaLogprob, FinishReason, Usage
+from rayline.protos.events import DeltaLogprob, FinishReason, Preempted, Usage
 from rayline.protos.group import GroupInfo
 from rayline.router.collected import Collected, CollectedChoice
+
+NEVER_PREEMPTED = Preempted()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,8 @@ class Choice:
 class Completion:
     """All answers to one prompt, and how exact their bits are (see GroupInfo).
 
-    prompt_logprobs: one entry a token of the prompt where asked for, else empty.
+    prompt_logprobs: one entry a token of the prompt where asked for, else empty. preempted: how often it lost its KV
+    blocks to others, and what was computed again for that.
     """
 
     prompt_ids: tuple[int, ...]
@@ -41,6 +44,7 @@ class Completion:
     numerics: str
     exact: bool
     prompt_logprobs: tuple[DeltaLogprob, ...] = ()
+    preempted: Preempted = NEVER_PREEMPTED
 
 
 def completion_of(prompt_ids: tuple[int, ...], collected: Collected, info: GroupInfo) -> Completion:
@@ -48,8 +52,10 @@ def completion_of(prompt_ids: tuple[int, ...], collected: Collected, info: Group
     if collected.finished is None:
         raise InternalError("a request has no terminal event")
     choices = tuple(_choice(number, choice) for number, choice in sorted(collected.choices.items()))
-    usage = collected.finished.usage
-    return Completion(prompt_ids, choices, usage, info.numerics, info.exact, collected.prompt)
+    end = collected.finished
+    return Completion(
+        prompt_ids, choices, end.usage, info.numerics, info.exact, collected.prompt, preempted=end.preempted
+    )
 
 
 def _choice(number: int, choice: CollectedChoice) -> Choice:

@@ -99,16 +99,18 @@ class LLM:
         echo: bool = False,
         truncate_prompt_tokens: int | None = None,
         cache_salt: str = "",
+        priority: int | Sequence[int] = 0,
     ) -> list[Completion]:
         """Complete all prompts in one continuous batch; results in the prompts' order.
 
-        `params`: one for all or one for each; suffixes: one for each, the text after the gap that is filled.
+        `params`, priority: one for all or one for each; suffixes: one for each, the text after the gap that is filled.
         Raises InvalidRequest or PromptTooLong before anything runs.
         """
         if isinstance(prompts, str):
             raise InvalidRequest("prompts is a single string: allowed is a list of prompts", field="prompts")
         each = _one_each("params", params or SamplingParams(), len(prompts))
         gaps: Sequence[str | None] = _one_each("suffixes", suffixes or [None] * len(prompts), len(prompts))
+        ranks: Sequence[int] = _one_each("priority", priority, len(prompts))
         specs = [
             replace(
                 self._spec(prompt, own),
@@ -116,8 +118,9 @@ class LLM:
                 echo=echo,
                 truncate_prompt_tokens=truncate_prompt_tokens,
                 cache_salt=cache_salt,
+                priority=rank,
             )
-            for prompt, own, gap in zip(prompts, each, gaps, strict=True)
+            for prompt, own, gap, rank in zip(prompts, each, gaps, ranks, strict=True)
         ]
         return self._complete(specs)
 
@@ -128,6 +131,10 @@ class LLM:
         *,
         tools: Sequence[Tool] = (),
         tool_choice: ToolChoice | None = None,
+        echo: bool = False,
+        truncate_prompt_tokens: int | None = None,
+        cache_salt: str = "",
+        priority: int | Sequence[int] = 0,
     ) -> list[Completion]:
         """Answer all conversations in one continuous batch; results in their order.
 
@@ -140,8 +147,21 @@ class LLM:
             else Conversation(tuple(chat), tuple(tools), tool_choice or ToolChoice())
             for chat in conversations
         ]
-        named = zip(chats, each, strict=True)
-        return self._complete([Spec(self._new_id(), self._info.model, own, conversation=chat) for chat, own in named])
+        ranks: Sequence[int] = _one_each("priority", priority, len(conversations))
+        specs = [
+            Spec(
+                self._new_id(),
+                self._info.model,
+                own,
+                conversation=chat,
+                echo=echo,
+                truncate_prompt_tokens=truncate_prompt_tokens,
+                cache_salt=cache_salt,
+                priority=rank,
+            )
+            for chat, own, rank in zip(chats, each, ranks, strict=True)
+        ]
+        return self._complete(specs)
 
     def stream(self, spec: Spec) -> Iterator[StreamEvent]:
         """Started, what the choices bring, then Finished or Failed: what the servers send for one request.

@@ -1,7 +1,6 @@
 """Edits of logits in C++, in place: see native/edits.h. A rank may hold only a part of each row."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 import torch
@@ -13,46 +12,39 @@ from rayline.kernels.program import Operations
 
 
 class NativeEdits:
-    """Changes rows and puts them back."""
+    """Changes rows, and puts them back for those who read them again."""
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
         self._saved = torch.empty(0)  # kept between steps, for fresh memory is slow
 
-    @contextmanager
-    def made(self, part: Part, edits: Sequence[Edit | None]) -> Iterator[None]:
-        """The edits of rows 0, 1, .. of `part`, while the context lasts."""
+    def make(self, part: Part, edits: Sequence[Edit | None]) -> Callable[[], None]:
+        """Edit the rows 0, 1, .. of `part`. What is returned takes that back; it is good until the next edits."""
         rows = [row for row, edit in enumerate(edits) if edit is not None]
         some = [edit for edit in edits if edit is not None]
         masked = [row for row in rows if is_masked(edits[row])]
-        if not rows:
-            yield
-            return
-        with self._single_logits(part, rows, some):
-            dense = self._mask(part, masked, [edit for edit in some if is_masked(edit)]) if masked else None
-            try:
-                yield
-            finally:
-                if dense is not None:
-                    self._call("RestoreRows", part, len(masked), index=torch.tensor(masked), saved=dense)
+        undo = []
+        if any(has_single_logits(edit) for edit in some):  # a grammar alone changes none, and is spared the call
+            undo.append(self._change(part, rows, some))
+        if masked:
+            undo.append(self._mask(part, masked, [edit for edit in some if is_masked(edit)]))
 
-    @contextmanager
-    def _single_logits(self, part: Part, rows: Sequence[int], edits: Sequence[Edit]) -> Iterator[None]:
-        """What changes single logits. A grammar alone changes none, and is spared the calls."""
-        if not any(has_single_logits(edit) for edit in edits):
-            yield
-            return
+        def take_back() -> None:
+            for each in reversed(undo):
+                each()
+
+        return take_back
+
+    def _change(self, part: Part, rows: Sequence[int], edits: Sequence[Edit]) -> Callable[[], None]:
+        """What changes single logits."""
         sparse = _sparse(rows, edits)
         saved = {"seen_saved": torch.empty(len(sparse["seen"])), "added_saved": torch.empty(len(sparse["added"]))}
         self._call("EditLogits", part, len(rows), **sparse, **_penalties(edits), **saved, first=part.first)
-        try:
-            yield
-        finally:
-            kept = {name: value for name, value in sparse.items() if name not in ("counts", "bias")}
-            self._call("RestoreLogits", part, len(rows), **kept, **saved, first=part.first)
+        kept = {name: value for name, value in sparse.items() if name not in ("counts", "bias")}
+        return lambda: self._call("RestoreLogits", part, len(rows), **kept, **saved, first=part.first)
 
-    def _mask(self, part: Part, rows: list[int], edits: Sequence[Edit]) -> Tensor:
-        """Returns the rows as they were: fp32 [M, size]."""
+    def _mask(self, part: Part, rows: list[int], edits: Sequence[Edit]) -> Callable[[], None]:
+        """What changes whole rows."""
         if self._saved.numel() < len(rows) * part.size:
             self._saved = torch.empty(len(rows) * part.size)
         masks = _masks(edits)
@@ -63,7 +55,7 @@ class NativeEdits:
             "MaskLogits", part, len(rows), index=index, masks=masks, forced=forced, saved=saved, words=words,
             first=part.first,
         )  # fmt: skip
-        return saved
+        return lambda: self._call("RestoreRows", part, len(rows), index=index, saved=saved)
 
     def _call(self, name: str, part: Part, rows: int, **values: Tensor | int) -> None:
         width = part.logits.shape[-1]
@@ -114,8 +106,9 @@ def _fp32(values: Sequence[float]) -> Tensor:
 def _masks(edits: Sequence[Edit]) -> Tensor:
     """int32 [M, words]; all ones where an edit has no mask."""
     given = [edit.mask for edit in edits if edit.mask is not None]
-    words = len(given[0]) if given else 1
-    everything = torch.full((words,), -1, dtype=torch.int32)
+    if len(given) == len(edits):
+        return torch.stack(given)
+    everything = torch.full((len(given[0]) if given else 1,), -1, dtype=torch.int32)
     return torch.stack([everything if edit.mask is None else edit.mask for edit in edits])
 
 

@@ -81,6 +81,11 @@ class Conversation:
             )
         if len(set(names)) < len(names):
             raise InvalidRequest(f"tools = {names}: each name may be given once", field="tools")
+        if self.tool_choice.name and self.tool_choice.mode != "named":
+            name, mode = self.tool_choice.name, self.tool_choice.mode
+            raise InvalidRequest(
+                f"tool_choice.name = {name!r} cannot be combined with mode = {mode!r}", field="tool_choice"
+            )
         if self.tool_choice.mode in ("required", "named") and not names:
             raise InvalidRequest(f"tool_choice = {self.tool_choice.mode!r} needs tools", field="tool_choice")
         if self.tool_choice.mode == "named" and self.tool_choice.name not in names:

@@ -49,9 +49,10 @@ class Body(BaseModel):
 class StreamOptions(Body):
     """What a stream carries besides its text. continuous_usage_stats: the usage so far in every chunk."""
 
+    neutral = {"include_obfuscation": (False,)}
+
     include_usage: bool = False
     continuous_usage_stats: bool = False
-    include_obfuscation: bool = False
 
 
 class DetokenizeBody(Body):

@@ -21,13 +21,16 @@ NEUTRAL_CHAT: dict[str, Allowed] = {
     "prediction": (),
     "verbosity": ("medium",),
     "web_search_options": (),
-    "echo": (False,),
     "include_reasoning": (True,),
     "add_special_tokens": (False,),
     "chat_template": (),
     "documents": ([],),
 }
 NEUTRAL_MESSAGE: dict[str, Allowed] = {"refusal": (), "annotations": ([],), "audio": (), "function_call": ()}
+
+
+OF_CHATS = {"tools", "add_generation_prompt", "continue_final_message", "chat_template_kwargs"}  # in /tokenize
+OF_PROMPTS = {"add_special_tokens"}
 
 
 class TextPart(Body):
@@ -135,9 +138,19 @@ class ChatCompletionBody(SamplingBody):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    echo: bool | None = None
+
+    @property
+    def echoed(self) -> str:
+        return self.messages[-1].message().content if self.echo and self.messages else ""
 
     def spec(self, request_id: str) -> Spec:
-        """Raises InvalidRequest when top_logprobs is given without logprobs or is out of range."""
+        """Raises InvalidRequest for top_logprobs without logprobs or out of range, and for an echo of nothing."""
+        if self.echo and not self.continue_final_message:
+            raise InvalidRequest(
+                "echo = True needs continue_final_message = true: the answer begins with the message it goes on with",
+                field="echo",
+            )
         top = self.top_logprobs or 0
         if top and not self.logprobs:
             raise InvalidRequest(f"top_logprobs = {top} needs logprobs = true", field="top_logprobs")
@@ -188,9 +201,14 @@ class TokenizeBody(Body):
     return_token_strs: bool | None = None
 
     def conversation(self) -> Conversation | None:
-        """None for a prompt. Raises InvalidRequest unless exactly one of prompt and messages is given."""
+        """None for a prompt. Raises InvalidRequest unless exactly one of prompt and messages is given, and for what
+        belongs to the other."""
         if (self.prompt is None) == (self.messages is None):
             raise InvalidRequest("exactly one of prompt and messages must be given", field="prompt")
+        form, others = ("prompt", OF_CHATS) if self.messages is None else ("messages", OF_PROMPTS)
+        given = self.model_dump(include=others, exclude_none=True, exclude_unset=True)
+        if strange := sorted(field for field, value in given.items() if value):
+            raise InvalidRequest(f"{strange[0]} cannot be combined with {form}", field=strange[0])
         if self.messages is None:
             return None
         return conversation_of(

@@ -9,6 +9,8 @@ from rayline.protos.errors import InvalidRequest
 from rayline.protos.openai import Body
 from rayline.protos.types import StructuredOutput
 
+NEEDED = {"json_schema": {"json_schema"}, "structural_tag": {"structures", "triggers"}}  # beside its type
+
 
 class JsonSchemaBody(Body):
     """A schema with a name. Without strict a schema is followed all the same."""
@@ -28,7 +30,12 @@ class ResponseFormatBody(Body):
     triggers: list[str] | None = None
 
     def form(self) -> StructuredOutput | None:
-        """None for text. Raises InvalidRequest for a type without what it needs."""
+        """None for text. Raises InvalidRequest for a type without what it needs, or with what belongs to another."""
+        given = self.model_dump(exclude_none=True).keys() - {"type"}
+        if strange := sorted(given - NEEDED.get(self.type, set())):
+            raise InvalidRequest(
+                f"response_format.{strange[0]} cannot be combined with type = {self.type!r}", field="response_format"
+            )
         match self.type:
             case "text":
                 return None

@@ -88,6 +88,11 @@ class SamplingBody(Body):
         return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
     @property
+    def echoed(self) -> str:
+        """The text that the answer begins with, before all output; a completion's comes with its stream instead."""
+        return ""
+
+    @property
     def shown_choices(self) -> int:
         """Choices of one prompt in the answer."""
         return 1 if self.n is None else self.n
@@ -101,6 +106,11 @@ class SamplingBody(Body):
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
         if self.use_beam_search and not self.beam_width:
             values["beam_width"] = values.pop("best_of", None) or self.shown_choices
+        if self.use_beam_search is False and self.beam_width:
+            raise InvalidRequest(
+                f"use_beam_search = False cannot be combined with beam_width = {self.beam_width}",
+                field="use_beam_search",
+            )
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         params = SamplingParams(
             top_k=0 if self.top_k in (None, -1) else self.top_k or 0,

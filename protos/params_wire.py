@@ -4,6 +4,7 @@ import json
 from typing import TypeVar
 
 from rayline.protos import inference_pb2 as pb
+from rayline.protos.errors import out_of_range
 from rayline.protos.types import EarlyStopping, SamplingParams, StructuredOutput
 
 EARLY_STOPPING_TO_PB: dict[EarlyStopping, pb.EarlyStopping] = {
@@ -55,7 +56,7 @@ def params_to_pb(params: SamplingParams) -> pb.SamplingParams:
 
 
 def params_of(message: pb.SamplingParams) -> SamplingParams:
-    """Absent fields take the defaults of SamplingParams."""
+    """Absent fields take the defaults of SamplingParams. Raises InvalidRequest for an unknown early_stopping."""
     plain = SamplingParams()
     return SamplingParams(
         temperature=message.temperature if message.HasField("temperature") else plain.temperature,
@@ -78,7 +79,7 @@ def params_of(message: pb.SamplingParams) -> SamplingParams:
         best_of=message.best_of if message.HasField("best_of") else None,
         beam_width=message.beam_width,
         length_penalty=message.length_penalty if message.HasField("length_penalty") else plain.length_penalty,
-        early_stopping=EARLY_STOPPING_OF.get(message.early_stopping, plain.early_stopping),
+        early_stopping=_early_stopping_of(message.early_stopping),
         max_tokens=message.max_tokens if message.HasField("max_tokens") else None,
         min_tokens=message.min_tokens,
         stop=tuple(message.stop),
@@ -91,6 +92,12 @@ def params_of(message: pb.SamplingParams) -> SamplingParams:
         structured_output=_structured_of(message.structured_output),
         thinking_budget=message.thinking_budget if message.HasField("thinking_budget") else None,
     )
+
+
+def _early_stopping_of(number: pb.EarlyStopping) -> EarlyStopping:
+    if number not in EARLY_STOPPING_OF:
+        raise out_of_range("early_stopping", number, "0 (heuristic), 1 (always) or 2 (never)")
+    return EARLY_STOPPING_OF[number]
 
 
 def _unless(value: T, default: T) -> T | None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from rayline.protos import inference_pb2 as pb
 from rayline.protos.conversation import ChatMessage, Conversation, Tool, ToolCall, ToolChoice, ToolMode
+from rayline.protos.errors import out_of_range
 from rayline.protos.params_wire import params_of, params_to_pb
 from rayline.protos.types import Spec
 
@@ -87,11 +88,12 @@ def _chat_to_pb(spec: Spec, chat: Conversation, params: pb.SamplingParams) -> pb
 
 
 def conversation_of(message: pb.ChatRequest | pb.Conversation) -> Conversation:
+    """Raises InvalidRequest for an unknown mode of tool_choice."""
     choice = message.tool_choice
     return Conversation(
         messages_of(message.messages),
         tuple(Tool(tool.name, tool.description, tool.parameters or "{}", tool.strict) for tool in message.tools),
-        ToolChoice(MODE_OF.get(choice.mode, "auto"), choice.name),
+        ToolChoice(_mode_of(choice.mode), choice.name),
         message.parallel_tool_calls if message.HasField("parallel_tool_calls") else True,
         message.add_generation_prompt
         if message.HasField("add_generation_prompt")
@@ -99,6 +101,12 @@ def conversation_of(message: pb.ChatRequest | pb.Conversation) -> Conversation:
         message.continue_final_message,
         message.template_args or "{}",
     )
+
+
+def _mode_of(number: pb.ToolChoice.Mode) -> ToolMode:
+    if number not in MODE_OF:
+        raise out_of_range("tool_choice", number, "0 (auto), 1 (none), 2 (required) or 3 (named)")
+    return MODE_OF[number]
 
 
 def conversation_to_pb(chat: Conversation) -> pb.Conversation:

@@ -86,6 +86,8 @@ class SamplingParams:
                 raise out_of_range(field, value, allowed)
         if self.beam_width:
             self._check_beams()
+        else:
+            self._check_sampling()
 
     def _ranges(self) -> tuple[tuple[str, object, bool, str], ...]:
         """(field, value, whether it holds, what is allowed) of single numbers."""
@@ -160,6 +162,16 @@ class SamplingParams:
                 "true, false, never",
             ),
         )
+
+    def _check_sampling(self) -> None:
+        """What only a search reads is refused without one, not ignored."""
+        plain = SamplingParams()
+        for field, value, default in (
+            ("length_penalty", self.length_penalty, plain.length_penalty),
+            ("early_stopping", self.early_stopping, plain.early_stopping),
+        ):
+            if value != default:
+                raise InvalidRequest(f"{field} = {value!r} needs a beam search: beam_width is 0", field=field)
 
     def _check_beams(self) -> None:
         """A search is not random and sees no text: what needs either is refused, not ignored."""

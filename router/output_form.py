@@ -100,8 +100,8 @@ def thinking_of(spec: Spec, prompt_ids: tuple[int, ...], tokenizer: Tokenizer, c
     if format is None:
         if budget is not None:
             raise InvalidRequest(
-                f"thinking_budget = {budget} cannot be kept: this model does not mark what it thinks, or "
-                "models[].reasoning_parser is none",
+                f"thinking_budget = {budget} (reasoning_effort none asks for 0) cannot be kept: this model does not "
+                "mark what it thinks, or models[].reasoning_parser is none",
                 field="thinking_budget",
             )
         return None

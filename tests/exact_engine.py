@@ -8,10 +8,12 @@ from pathlib import Path
 from exact_requests import ALONE, Arrival, Asked, Limits
 
 from rayline.cluster.config import EngineSection, KernelWish, ParallelSection
+from rayline.cluster.parallel import Parallel
 from rayline.protos.events import Failed, Finished, FinishReason, PromptScores, TokenEvent, TokenLogprob
 from rayline.protos.types import EngineRequest
 from rayline.workers.group import GroupSpec, Launcher, StartedGroup, start_group
 from rayline.workers.models.config import ModelConfig, kv_bytes_per_token
+from rayline.workers.worker import stage_layers
 
 Token = tuple[int, str | None, tuple[tuple[int, str], ...]]
 """An output token, its logprob and the best ones' beside it; floats as their bits (float.hex)."""
@@ -45,7 +47,8 @@ def start(
     config = ModelConfig.load(path)
     blocks = -(-(longest_tokens + 1) // limits.block_tokens) + limits.spare_blocks
     parallel = parallel or ParallelSection()
-    most_layers = config.layers - parallel.pp + 1  # of a stage
+    stages = [Parallel(0, parallel.tp, stage, parallel.pp) for stage in range(parallel.pp)]
+    most_layers = max(len(stage_layers(config, stage, 2)) for stage in stages)
     block_bytes = kv_bytes_per_token(config, most_layers, parallel.tp, 2) * limits.block_tokens
     engine = EngineSection(
         block_tokens=limits.block_tokens,

@@ -35,7 +35,9 @@ class TokenSampler(Protocol):
     the device has passed a mark made behind the call."""
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
-        """One token for each row of fp32 [N, share]: this rank's part of the vocabulary, as `vocab_share` cuts it."""
+        """One token for each row of fp32 [N, share]: this rank's part of the vocabulary, as `vocab_share` cuts it.
+
+        It may write over the rows."""
         ...
 
     def candidates(self, logits: Tensor, rows: SamplingRows, most: Sequence[int]) -> Sequence[tuple[Candidate, ...]]:
@@ -129,23 +131,27 @@ class NativeSampler:
 
     def sample(self, logits: Tensor, rows: SamplingRows) -> SampledRows:
         step, everyone = self._step(logits), range(len(rows))
-        with self._edits.made(step.part, rows.edits):
-            best = step.best(everyone)
-            token_ids = step.tokens(rows, best).to(torch.int64)
+        is_edited = any(edit is not None for edit in rows.edits)
+        take_back = self._edits.make(step.part, rows.edits) if is_edited else None
+        best = step.best(everyone)
+        token_ids = step.tokens(rows, best).to(torch.int64)
+        shown = token_ids if take_back is None else named(token_ids, best[:, 0])
         asked = [i for i in everyone if rows.logprobs[i] is not None]
-        counts = [rows.logprobs[i] or 0 for i in asked]
         logprobs: list[RowLogprobs | None] = [None] * len(rows)
         if asked:
-            raw = best[:, 0] if not any(rows.edits) else step.best(everyone)[:, 0]
-            for i, found in zip(asked, step.logprobs(asked, raw[asked], token_ids[asked], counts), strict=True):
+            if take_back is not None:
+                take_back()
+                best = step.best(everyone)
+            counts = [rows.logprobs[i] or 0 for i in asked]
+            for i, found in zip(asked, step.logprobs(asked, best[asked, 0], token_ids[asked], counts), strict=True):
                 logprobs[i] = found
-        return SampledRows(named(token_ids, best[:, 0]) if any(rows.edits) else token_ids, tuple(logprobs))
+        return SampledRows(shown, tuple(logprobs))
 
     def candidates(self, logits: Tensor, rows: SamplingRows, most: Sequence[int]) -> Sequence[tuple[Candidate, ...]]:
         step = self._step(logits)
         values = step.log_softmax()
-        with self._edits.made(values.part, rows.edits):
-            top = values.top(range(len(rows)), min(max(most), self._vocab_size)).tolist()
+        self._edits.make(values.part, rows.edits)
+        top = values.top(range(len(rows)), min(max(most), self._vocab_size)).tolist()
         return [
             tuple((int(token), value) for value, token in pairs[:count] if value > -torch.inf)
             for pairs, count in zip(top, most, strict=True)

@@ -53,6 +53,8 @@ def tool_grammar(
     special_ids: Mapping[str, int],
     *,
     triggers: Sequence[str] = (),
+    opener: str = "",
+    banned: Sequence[str] = (),
     separator: str = "",
     prefix: str = "",
     suffix: str = "",
@@ -62,30 +64,54 @@ def tool_grammar(
     """Tool calls in a model's own notation. Each call is one of `tags`.
 
     With `triggers` text is free up to one of them; each tag begins with a trigger, and what follows a trigger is one of
-    its tags. Without, the output is `prefix`, 1 to `most` calls with `separator` between them, then `suffix`.
+    its tags; none of the `banned` texts is in it. Without, the output is `prefix`, 1 to `most` calls with `separator`
+    between them, then `suffix`. With an `opener` too it is those calls, or a text whose first character beside blanks
+    is another one, up to a trigger, behind which those calls are the rest.
     `special_ids`: the tokenizer's special tokens by name; in the texts of a frame these names mean the tokens.
 
     Raises InvalidRequest with `field` for a schema that cannot be followed, or a tag without a trigger.
     """
     if not 0 < len(tags) <= MAX_TAGS:
         raise InvalidRequest(f"{field} holds {len(tags)} tags: allowed are 1 to {MAX_TAGS}", field=field)
-    if triggers:
-        return _lark_text(_triggered(tags, triggers, special_ids, field))
+    if triggers and not opener:
+        return _lark_text(_triggered(tags, triggers, banned, special_ids, field))
     bodies = [_frame(tag.begin, tag, special_ids, field) for tag in tags]
     rules = [f"call: {_either(f'call_{i}' for i in range(len(bodies)))}"]
     rules += [f"call_{i}: {body}" for i, body in enumerate(bodies)]
     more = f"({_items(separator, special_ids)} call)"
     times = "*" if most is None else f"{{0,{most - 1}}}"
     calls = "call" if most == 1 else f"call {more}{times}"
-    start = f"start: {_items(prefix, special_ids)} {calls} {_items(suffix, special_ids)}"
-    return _lark_text("\n".join([start, *rules]) + "\n")
+    rules.append(f"calls: {_items(prefix, special_ids)} {calls} {_items(suffix, special_ids)}")
+    start = _opened(opener, triggers, special_ids) if opener else ["start: calls"]
+    return _lark_text("\n".join([*start, *rules]) + "\n")
+
+
+def _opened(opener: str, triggers: Sequence[str], special_ids: Mapping[str, int]) -> list[str]:
+    """The rules of an output that is `calls`, or text that does not begin as they do, up to a trigger if there is one.
+
+    What reads it takes for blanks what Python does, which are four more than the grammar library's.
+    """
+    text = rf"/[\s\x1c-\x1f]*([^\s\x1c-\x1f{re.escape(opener)}](?s:.*))?/"
+    ways, rules = ["calls", "OTHER"], [f"OTHER: {text}"]
+    for number, trigger in enumerate(triggers):
+        if trigger in special_ids:
+            ways.append(f"OTHER <[{special_ids[trigger]}]> calls")
+        else:
+            ways.append(f"open_{number} calls")
+            rules.append(f"open_{number}[lazy]: OTHER {json.dumps(trigger, ensure_ascii=False)}")
+    return [f"start: {_either(ways)}", *rules]
 
 
 def _triggered(
-    tags: Sequence[TaggedSchema], triggers: Sequence[str], special_ids: Mapping[str, int], field: str
+    tags: Sequence[TaggedSchema],
+    triggers: Sequence[str],
+    banned: Sequence[str],
+    special_ids: Mapping[str, int],
+    field: str,
 ) -> str:
     """Free text, in which a trigger opens one of its tags. A trigger of text is found by a lazy terminal."""
-    rules = [f"start: ({_either(f'part_{t}' for t in range(len(triggers)))})* TEXT", f"TEXT: {ANY_TEXT}"]
+    without = "".join(f" & ~/(?s:.*){re.escape(text)}(?s:.*)/" for text in banned)
+    rules = [f"start: ({_either(f'part_{t}' for t in range(len(triggers)))})* TEXT", f"TEXT: {ANY_TEXT}{without}"]
     placed = 0
     for number, trigger in enumerate(triggers):
         mine = [tag for tag in tags if tag.begin.startswith(trigger)] if trigger else []

@@ -40,6 +40,8 @@ def grammar_wish(spec: Spec, chat: ChatFormats, special_ids: Mapping[str, int]) 
                 calls.tags,
                 special_ids,
                 triggers=calls.triggers,
+                opener=calls.opener,
+                banned=calls.banned,
                 separator=calls.separator,
                 prefix=calls.prefix,
                 suffix=calls.suffix,

@@ -28,6 +28,7 @@ from rayline.router.grpc.gate import Gate, metadata_text
 from rayline.router.grpc.health import LiveHealth
 from rayline.router.grpc.operator import OperatorServicer
 from rayline.router.grpc.status import abort_with
+from rayline.router.grpc.unknown import refuse_unknown
 from rayline.router.operations import Operations
 from rayline.router.ports import probe_port
 from rayline.router.service import ServedModel, Service
@@ -96,6 +97,7 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         await self._events(self._generated(request, context), Position(), context)
 
     async def _generated(self, request: pb.GenerateRequest | pb.ChatRequest, context: Context) -> Opened:
+        refuse_unknown(request)
         metadata = context.invocation_metadata()
         named = metadata_text(metadata, TENANT_HEADER)
         spec = self._keys.sign(spec_of(request, _new_id), metadata_text(metadata, "authorization"), named)
@@ -160,11 +162,16 @@ class InferenceServicer(pb_grpc.InferenceServiceServicer):
         return failure
 
     async def _token_ids(self, request: pb.TokenizeRequest) -> tuple[int, ...]:
+        refuse_unknown(request)
         match request.WhichOneof("input"):
             case "text":
                 special = request.add_special_tokens if request.HasField("add_special_tokens") else True
                 return await self._service.tokenize(request.model, request.text, special)
             case "messages":
+                if request.add_special_tokens:
+                    raise InvalidRequest(
+                        "add_special_tokens cannot be combined with messages", field="add_special_tokens"
+                    )
                 return await self._service.tokenize_chat(request.model, conversation_of(request.messages))
             case _:
                 raise InvalidRequest("exactly one of text and messages must be given", field="text")

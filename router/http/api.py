@@ -198,6 +198,7 @@ def _shown(body: SamplingBody) -> Shown:
         tokens_as_ids=bool(body.return_tokens_as_token_ids),
         usage=body.include_usage,
         continuous_usage=body.continuous_usage,
+        echoed=body.echoed,
     )
 
 

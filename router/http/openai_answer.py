@@ -43,13 +43,14 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What an answer shows beside its text. choices: of each prompt."""
+    """What an answer shows beside its text. choices: of each prompt. echoed: what each choice's text begins with."""
 
     choices: int = 1
     token_ids: bool = False
     tokens_as_ids: bool = False  # logprobs name tokens as "token_id:5", which tells those of equal text apart
     usage: bool = False
     continuous_usage: bool = False
+    echoed: str = ""
 
 
 class Style(Protocol):

@@ -23,7 +23,8 @@ class ChatStyle:
         self._shown = shown
 
     def opening_chunks(self, numbers: range, started: Started) -> list[str]:
-        chunk: dict[str, Any] = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        said = {"role": "assistant", "content": self._shown.echoed}
+        chunk: dict[str, Any] = {"delta": said, "logprobs": None, "finish_reason": None}
         if self._shown.token_ids:
             chunk["prompt_token_ids"] = started.prompt_ids
         return [json.dumps({"index": number, **chunk}) for number in numbers]
@@ -47,11 +48,12 @@ class ChatStyle:
         return json.dumps({"index": number, "delta": {}, "logprobs": None, **_end(ended)})
 
     def choice(self, number: int, choice: CollectedChoice, of: Collected) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+        text = self._shown.echoed + choice.text
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if choice.reasoning:
             message |= {"reasoning_content": choice.reasoning, "reasoning": choice.reasoning}
         if choice.tool_calls:
-            message |= {"content": choice.text or None, "tool_calls": [_call(call) for call in choice.tool_calls]}
+            message |= {"content": text or None, "tool_calls": [_call(call) for call in choice.tool_calls]}
         logprobs = None
         if choice.logprobs:
             logprobs = chat_logprobs(choice.logprobs, self._tokenizer, self._shown.tokens_as_ids)

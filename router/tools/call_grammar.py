@@ -1,7 +1,8 @@
 """What a grammar must hold the output to, so that tools are called as a request demands."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from rayline.protos.conversation import Conversation, Tool
 from rayline.protos.errors import InvalidRequest
@@ -16,10 +17,13 @@ NO_PARAMETERS = '{"type": "object", "properties": {}}'
 @dataclass(frozen=True, slots=True)
 class CallGrammar:
     """Without triggers: prefix, one to `most` of the tags with `separator` between them, suffix. With triggers: free
-    text, in which a trigger begins one of the tags."""
+    text without the `banned` texts, in which a trigger begins one of the tags. With an opener: the same as without
+    triggers, at the beginning or behind one; all other text begins with another character than the opener."""
 
     tags: tuple[TaggedSchema, ...]
     triggers: tuple[str, ...] = ()
+    opener: str = ""
+    banned: tuple[str, ...] = ()
     separator: str = ""
     prefix: str = ""
     suffix: str = ""
@@ -39,7 +43,7 @@ def call_grammar(
     if not conversation.tools or mode == "none":
         return None
     if mode == "auto":
-        return _optional(format, conversation.tools, answer)
+        return _optional(format, conversation, answer)
     if answer is not None:
         raise InvalidRequest(
             f"structured_output cannot be combined with tool_choice = {mode!r}: the output is calls alone",
@@ -48,13 +52,8 @@ def call_grammar(
     name = conversation.tool_choice.name
     tools = [tool for tool in conversation.tools if mode == "required" or tool.name == name]
     one = mode == "named" or not conversation.parallel_tool_calls
-    return CallGrammar(
-        tuple(TaggedSchema(format.begin_of(tool.name), schema_of(tool), format.end) for tool in tools),
-        separator=format.separator,
-        prefix=format.prefix,
-        suffix=format.suffix,
-        most=1 if one else None,
-    )
+    tags = [TaggedSchema(format.begin_of(tool.name), schema_of(tool), format.end) for tool in tools]
+    return _calls(format, tags, one)
 
 
 def schema_of(tool: Tool) -> str:
@@ -62,13 +61,29 @@ def schema_of(tool: Tool) -> str:
     return NO_PARAMETERS if tool.parameters.strip() in ("", "{}", "null") else tool.parameters
 
 
-def _optional(format: ToolFormat, tools: tuple[Tool, ...], answer: StructuredOutput | None) -> CallGrammar | None:
-    tags = tuple(_whole(format, tool, schema_of(tool) if tool.strict else ANY_OBJECT) for tool in tools)
+def _optional(format: ToolFormat, conversation: Conversation, answer: StructuredOutput | None) -> CallGrammar | None:
+    schemas = [(tool, schema_of(tool) if tool.strict else ANY_OBJECT) for tool in conversation.tools]
+    whole = tuple(_whole(format, tool, schema) for tool, schema in schemas)
     if answer is not None:
-        return CallGrammar((TaggedSchema("", _answer_schema(answer)), *tags), most=1)
-    if format.trigger and any(tool.strict for tool in tools):
-        return CallGrammar(tags, triggers=(format.trigger,))
-    return None
+        return CallGrammar((TaggedSchema("", _answer_schema(answer)), *whole), most=1)
+    if not any(tool.strict for tool in conversation.tools):
+        return None
+    if not format.opener:
+        return CallGrammar(whole, triggers=(format.trigger,), banned=format.banned)
+    tags = [TaggedSchema(format.begin_of(tool.name), schema, format.end) for tool, schema in schemas]
+    calls = _calls(format, tags, not conversation.parallel_tool_calls)
+    return replace(calls, triggers=(format.trigger,), opener=format.opener)
+
+
+def _calls(format: ToolFormat, tags: Sequence[TaggedSchema], one: bool) -> CallGrammar:
+    """Calls that are the whole output."""
+    return CallGrammar(
+        tuple(tags),
+        separator=format.separator,
+        prefix=format.prefix,
+        suffix=format.suffix,
+        most=1 if one else None,
+    )
 
 
 def _whole(format: ToolFormat, tool: Tool, schema: str) -> TaggedSchema:

@@ -20,7 +20,8 @@ class ToolFormat:
 
     The other fields say how a grammar writes calls: prefix, calls with `separator` between them, suffix; each call is
     begin (NAME stands for the function's name as JSON, BARE for the name itself), the arguments as JSON, end.
-    trigger: what begins a call in free text, "" where nothing does or where models write calls otherwise by themselves.
+    trigger: what begins a call in free text. opener: the character with which an output begins that is a call without
+    the trigger, "" where none is. banned: other beginnings of calls, which no JSON could follow.
     """
 
     name: str
@@ -32,6 +33,8 @@ class ToolFormat:
     prefix: str = ""
     suffix: str = ""
     trigger: str = ""
+    opener: str = ""
+    banned: tuple[str, ...] = ()
     id_style: IdStyle = "openai"
 
     def begin_of(self, function: str) -> str:
@@ -57,8 +60,26 @@ FORMATS = {
     format.name: format
     for format in (
         ToolFormat("hermes", hermes, _TAGS, _HERMES_BEGIN, _HERMES_END, "\n", trigger="<tool_call>"),
-        ToolFormat("qwen3_coder", qwen3_coder, _TAGS, _HERMES_BEGIN, _HERMES_END, "\n"),
-        ToolFormat("llama3", llama3, ("<|python_tag|>",), '{"name": NAME, "parameters": ', "}", "; "),
+        ToolFormat(
+            "qwen3_coder",
+            qwen3_coder,
+            _TAGS,
+            _HERMES_BEGIN,
+            _HERMES_END,
+            "\n",
+            trigger="<tool_call>",
+            banned=("<function=",),
+        ),
+        ToolFormat(
+            "llama3",
+            llama3,
+            ("<|python_tag|>",),
+            '{"name": NAME, "parameters": ',
+            "}",
+            "; ",
+            trigger="<|python_tag|>",
+            opener="{",
+        ),
         ToolFormat(
             "mistral",
             mistral,
@@ -90,6 +111,8 @@ FORMATS = {
             ", ",
             prefix="[",
             suffix="]",
+            trigger="<|python_start|>",
+            opener="[",
         ),
         ToolFormat(
             "deepseek",

@@ -1,12 +1,14 @@
 """Everything a request can ask for, in combination: the bits of a request alone, in any company and on any group.
 
 The rows are generated: each option of a request meets each option of every other factor, and all of them run at once on
-groups in which each way to run meets each other one.
+groups in which each way to run meets each other one. Ways, grammars and penalties come in all combinations, so do
+tensor and pipeline parallelism and the prefix cache.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,8 @@ REQUEST: dict[str, tuple[str, ...]] = {
     "thinking": ("none", "budget"),
 }
 GROUP: dict[str, tuple[str, ...]] = {
-    "ranks": ("one", "tp 2", "pp 2"),
+    "tp": ("1", "2"),
+    "pp": ("1", "2"),
     "prefix cache": ("on", "off"),
     "blocks": ("many", "few"),
     "chunks": ("whole", "small"),
@@ -68,8 +71,10 @@ def is_served(row: Row) -> bool:
     return row["way"] != "beams" or (row["cut"] == "none" and row["logprobs"] == "none")
 
 
-ROWS = covering_rows(REQUEST, is_served)
-GROUPS = covering_rows(GROUP)
+FORMS = ("way", "grammar", "penalties")
+LAYOUTS = ("tp", "pp", "prefix cache")
+ROWS = covering_rows(REQUEST, is_served, FORMS)
+GROUPS = covering_rows(GROUP, together=LAYOUTS)
 
 
 @cache
@@ -119,10 +124,10 @@ MIXTURE = [arrival for number, row in enumerate(ROWS) for arrival in arrivals_of
 @pytest.fixture(
     scope="module", params=GROUPS, ids=lambda row: ", ".join(f"{key} {value}" for key, value in row.items())
 )
-def group(request: pytest.FixtureRequest) -> Iterator[StartedGroup]:
+def group(request: pytest.FixtureRequest) -> Iterator[tuple[Row, StartedGroup]]:
     """A group of the embedded model that runs as its row says."""
     library_or_skip()
-    row = request.param
+    row: Row = request.param
     limits = Limits(
         max_step_tokens=19 if row["chunks"] == "small" else 512,
         max_running=6 if row["places"] == "few" else 19,
@@ -130,17 +135,20 @@ def group(request: pytest.FixtureRequest) -> Iterator[StartedGroup]:
         spare_blocks=0 if row["blocks"] == "few" else 400,
         async_scheduling="always" if row["async"] == "always" else "never",
     )
-    tp, pp = {"one": (1, 1), "tp 2": (2, 1), "pp 2": (1, 2)}[row["ranks"]]
+    tp, pp = int(row["tp"]), int(row["pp"])
     launcher = LocalLauncher() if tp * pp > 1 else None
     path, longest = resolve_model("embedded"), longest_tokens(MIXTURE)
     started = start(path, limits, longest, parallel=ParallelSection(tp, pp, 1), launcher=launcher)
-    yield started
+    yield row, started
     started.engine.close()
 
 
-def test_a_request_says_the_same_in_any_combination_company_and_group(group: StartedGroup) -> None:
+def test_a_request_says_the_same_in_any_combination_company_and_group(group: tuple[Row, StartedGroup]) -> None:
     path: Path = resolve_model("embedded")
-    assert not differences(group, MIXTURE, partial(alone, path))
+    row, started = group
+    assert not differences(started, MIXTURE, partial(alone, path))
+    if row["blocks"] == "few" and row["places"] == "many":  # few that run at once have blocks enough
+        assert started.engine.scheduler.stats.preemptions > 0
 
 
 def test_the_rows_hold_every_pair_of_options_that_can_meet() -> None:
@@ -153,6 +161,12 @@ def test_the_rows_hold_every_pair_of_options_that_can_meet() -> None:
                     {("cut", "nucleus"), ("cut", "all"), ("logprobs", "three")} & {(one, first), (other, second)}
                 )
                 assert bool(impossible) != (((one, first), (other, second)) in met)
+
+
+def test_the_rows_hold_every_combination_that_is_named() -> None:
+    for rows, factors, named in ((ROWS, REQUEST, FORMS), (GROUPS, GROUP, LAYOUTS)):
+        combinations = set(product(*(factors[name] for name in named)))
+        assert {tuple(row[name] for name in named) for row in rows} == combinations
 
 
 def test_the_requests_of_these_rows_do_what_they_are_there_for() -> None:

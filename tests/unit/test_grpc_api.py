@@ -419,6 +419,39 @@ async def test_the_tenant_is_the_requests_own_or_that_of_its_metadata() -> None:
     assert [request.tenant for request in group.requests] == ["own", "proxy"]
 
 
+async def test_a_field_that_only_a_newer_version_knows_is_refused() -> None:
+    """Protobuf would drop it. 0xc8 0x03 0x01 is field 57 with the value 1."""
+    group = FakeGroup(saying("x"))
+    strange = pb.SamplingParams.FromString(b"\xc8\x03\x01")
+    async with door(service_of(group)) as channel:
+        stub = pb_grpc.InferenceServiceStub(channel)
+        for asked in (
+            stub.Generate(pb.GenerateRequest(text="a", params=strange)),
+            stub.Chat(pb.ChatRequest(messages=[pb.ChatMessage(role="user", content="a")], params=strange)),
+            stub.Chat(pb.ChatRequest(messages=[pb.ChatMessage.FromString(b"\xc8\x03\x01")])),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError, match="has a field of number 57, which is unknown") as refused:
+                await anext(aiter(asked))
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        with pytest.raises(grpc.aio.AioRpcError, match="TokenizeRequest has a field of number 57"):
+            await stub.Tokenize(pb.TokenizeRequest.FromString(b"\xc8\x03\x01"))
+    assert not group.requests
+
+
+async def test_a_choice_of_tools_that_contradicts_itself_is_refused() -> None:
+    group, turns = FakeGroup(saying("x")), [pb.ChatMessage(role="user", content="a")]
+    choices = {
+        "tool_choice = 9 is out of range": pb.ToolChoice(mode=9),  # type: ignore[arg-type]
+        "tool_choice.name = 'f' cannot be combined": pb.ToolChoice(mode=pb.ToolChoice.REQUIRED, name="f"),
+    }
+    async with door(service_of(group)) as channel:
+        stub = pb_grpc.InferenceServiceStub(channel)
+        for words, choice in choices.items():
+            with pytest.raises(grpc.aio.AioRpcError, match=words):
+                await anext(aiter(stub.Chat(pb.ChatRequest(messages=turns, tool_choice=choice))))
+    assert not group.requests
+
+
 async def test_a_conversation_with_tools_can_be_counted_before_it_is_sent() -> None:
     template = "{{ tools | tojson }}{% for m in messages %}{{ m.content }}{% endfor %}"
     async with door(service_of(FakeGroup(saying("x")), template=template)) as channel:
@@ -458,8 +491,9 @@ BAD_PARAMETERS: dict[str, Any] = {
     "prompt_logprobs": 21,
     "thinking_budget": 5,
     "structured_output": pb.StructuredOutput(regex="("),
+    "early_stopping": 7,
 }
-WITHOUT_RANGE = {"ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "early_stopping"}
+WITHOUT_RANGE = {"ignore_eos", "include_stop_str_in_output", "skip_special_tokens"}
 
 
 def test_every_parameter_with_a_range_has_a_bad_value_here() -> None:

@@ -453,6 +453,13 @@ def test_tokenize_and_detokenize() -> None:
         assert client.post("/detokenize", json={"tokens": chat["tokens"]}).json() == {"prompt": "<s>user: hi\n"}
         assert client.post("/tokenize", json={"model": "tiny"}).status_code == 400
         assert client.post("/detokenize", json={"tokens": [9999]}).json()["error"]["param"] == "token_ids"
+        assert client.post("/tokenize", json={"messages": HI, "add_special_tokens": False}).json() == chat
+        tools = [{"type": "function", "function": {"name": "f"}}]
+        for strange, field in (
+            ({"messages": HI, "add_special_tokens": True}, "add_special_tokens"),
+            ({"prompt": "a", "tools": tools}, "tools"),
+        ):
+            assert client.post("/tokenize", json=strange).json()["error"]["param"] == field
 
 
 def test_a_bug_is_an_internal_error_and_the_server_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

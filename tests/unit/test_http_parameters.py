@@ -175,6 +175,26 @@ def test_usage_so_far_comes_with_every_chunk_when_asked_for() -> None:
     assert last.usage.completion_tokens_details.reasoning_tokens == 0
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chat_echoes_the_message_that_it_goes_on_with(stream: bool) -> None:
+    turns: Any = [*HI, {"role": "assistant", "content": "It is "}]
+    group = FakeGroup(each_its_own)
+    with client_of(service_of(group)) as client:
+        answer: Any = client.chat.completions.create(
+            model="tiny",
+            messages=turns,
+            n=2,
+            max_tokens=20,
+            stream=stream,
+            extra_body={"echo": True, "continue_final_message": True},
+        )
+        texts = ["", ""]
+        for part in answer if stream else [answer]:
+            for choice in part.choices:
+                texts[choice.index] += (choice.delta if stream else choice.message).content or ""
+    assert texts == ["It is the dog", "It is the quick brown fox"]
+
+
 # ---- every field
 
 
@@ -204,6 +224,7 @@ VALUES: dict[str, Any] = {
     "priority": -4,
     "cache_salt": "salt",
 }
+SEARCH = {"length_penalty": {"beam_width": 1}, "early_stopping": {"beam_width": 1}}  # what they mean something in
 # Not what a group gets to see under its own name: tests above and below hold them.
 ELSEWHERE = {
     "n",
@@ -241,7 +262,7 @@ def test_every_field_of_a_body_is_in_these_tests() -> None:
 @pytest.mark.parametrize("path", ["completions", "chat/completions"])
 def test_every_field_reaches_the_group(path: str, field: str) -> None:
     group = FakeGroup(saying("x"))
-    body = {**(CHAT if "chat" in path else COMPLETION), "max_tokens": 4, field: VALUES[field]}
+    body = {**(CHAT if "chat" in path else COMPLETION), "max_tokens": 4, field: VALUES[field], **SEARCH.get(field, {})}
     with http_of(service_of(group)) as client:
         assert client.post(f"/v1/{path}", json=body).status_code == 200
         assert client.post(f"/v1/{path}", json={**body, field: None}).status_code == 200
@@ -368,6 +389,12 @@ def test_a_bad_value_is_refused_by_name(client: httpx.Client, path: str, field: 
         ({"chat_template_kwargs": "x"}, "chat_template_kwargs", "dictionary"),
         ({"beam_width": 2, "temperature": 0.5}, "temperature", "cannot be combined with beam_width"),
         ({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, "structured_outputs", ""),
+        ({"response_format": {"type": "text", "triggers": ["<a>"]}}, "response_format", "triggers cannot be combined"),
+        ({"length_penalty": 2.0}, "length_penalty", "needs a beam search"),
+        ({"early_stopping": True}, "early_stopping", "needs a beam search"),
+        ({"use_beam_search": False, "beam_width": 2}, "use_beam_search", "cannot be combined with beam_width"),
+        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "include_obfuscation", "not supported"),
+        ({"echo": True}, "echo", "needs continue_final_message"),
     ],
 )
 def test_what_contradicts_itself_is_refused(client: httpx.Client, body: dict[str, Any], field: str, words: str) -> None:
@@ -377,7 +404,7 @@ def test_what_contradicts_itself_is_refused(client: httpx.Client, body: dict[str
 
 def test_every_field_of_a_chat_is_named_in_a_test_of_what_is_wrong() -> None:
     named = {"messages", "tools", "tool_choice", "add_generation_prompt", "continue_final_message"}
-    named |= {"reasoning_effort", "chat_template_kwargs", "logprobs", "top_logprobs"}
+    named |= {"reasoning_effort", "chat_template_kwargs", "logprobs", "top_logprobs", "echo"}
     rest = {"max_completion_tokens", "parallel_tool_calls"}
     assert set(ChatCompletionBody.model_fields) - set(SamplingBody.model_fields) == named | rest
 

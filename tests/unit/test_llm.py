@@ -72,6 +72,14 @@ def test_a_completion_says_what_it_took_and_who_computed_it(llm: LLM) -> None:
     assert llm.tokenizer.decode(choice.token_ids) == choice.text
 
 
+def test_a_completion_says_how_often_it_was_preempted() -> None:
+    greedy = SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True)
+    with LLM("embedded", dtype="float32", threads=1, max_model_len=128, kv_bytes=2**20) as tight:
+        found = tight.generate(["a", "b", "c"], greedy)
+    assert found[0].preempted.times == 0 and found[0].preempted.recomputed_tokens == 0
+    assert found[2].preempted.times > 0 and found[2].preempted.recomputed_tokens > 0
+
+
 def test_token_ids_are_taken_as_they_are(llm: LLM) -> None:
     ids = llm.tokenizer.encode("def add(a, b):")
     (by_ids,), (by_text,) = llm.generate([ids], GREEDY), llm.generate(["def add(a, b):"], GREEDY)

@@ -14,7 +14,7 @@ from rayline.deploy.llm import LLM
 from rayline.protos.conversation import ChatMessage, Conversation, Tool
 from rayline.protos.errors import InvalidRequest
 from rayline.protos.events import ChoiceEnded, Delta, Finished, FinishReason
-from rayline.protos.types import SamplingParams, Spec, StructuredOutput, choice_seed
+from rayline.protos.types import EngineRequest, SamplingParams, Spec, StructuredOutput, choice_seed
 
 EMBEDDED = Path(__file__).parents[2] / "deploy" / "embedded"
 PROMPT = "def fibonacci(n):\n"
@@ -164,6 +164,37 @@ def test_conversations_are_answered_in_one_batch(llm: LLM) -> None:
         assert answer.prompt_ids == llm.tokenizer.encode(laid_out, add_special_tokens=False)
         (alone,) = llm.chat([Conversation(tuple(chat))], params)
         assert alone == answer
+
+
+def test_a_conversation_can_be_echoed_cut_and_salted(llm: LLM) -> None:
+    chat, params = [ChatMessage("user", "Add two numbers. " * 8)], SamplingParams(temperature=0.0, max_tokens=4)
+    (plain,) = llm.chat([chat], params)
+    (echoed,) = llm.chat([chat], params, echo=True)
+    assert echoed.choices[0].text == llm.tokenizer.decode(plain.prompt_ids) + plain.choices[0].text
+    assert echoed.usage.cached_tokens > 0
+    (cut,) = llm.chat([chat], params, truncate_prompt_tokens=5)
+    assert cut.prompt_ids == plain.prompt_ids[-5:]
+    (salted,) = llm.chat([chat], params, cache_salt="a")
+    assert salted.usage.cached_tokens == 0 and salted.choices[0].token_ids == plain.choices[0].token_ids
+
+
+def test_each_prompt_may_have_its_own_priority(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    add = llm.engine.add
+
+    def noting(request: EngineRequest) -> None:
+        asked.append(request.priority)
+        add(request)
+
+    monkeypatch.setattr(llm.engine, "add", noting)
+    short, turn = SamplingParams(max_tokens=2), [ChatMessage("user", "Hi.")]
+    llm.generate(["a", "b"], short, priority=[5, -3])
+    llm.chat([turn, turn], short, priority=7)
+    assert asked == [5, -3, 7, 7]
+    with pytest.raises(InvalidRequest, match="priority has 1 entries for 2 prompts"):
+        llm.generate(["a", "b"], short, priority=[1])
+    with pytest.raises(InvalidRequest, match="priority = 101 is out of range"):
+        llm.generate(["a"], short, priority=101)
 
 
 def test_tools_a_model_cannot_call_are_refused(llm: LLM) -> None:

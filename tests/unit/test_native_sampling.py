@@ -201,15 +201,17 @@ def test_equal_logits_go_by_the_lowest_id_on_any_rank() -> None:
         ]
 
 
-def test_banned_ids_are_never_sampled_and_the_logits_stay_as_they_were() -> None:
+def test_banned_ids_are_never_sampled_and_logprobs_are_those_of_the_logits_as_they_were() -> None:
     logits = torch.zeros(60, 130)
     logits[:, 2] = 50.0
-    before = logits.clone()
     for setting in ({}, {"temperature": 0.0}, {"top_p": 0.5}, {"top_k": 3}):
         batch = rows([{"edits": Edit(banned=(2, 129)), **setting}] * 60)
-        sampler = NativeSampler(native_kernels(), Alone(), 130, 0)
-        assert not set(sampler.sample(logits, batch).token_ids.tolist()) & {2, 129}
-    assert torch.equal(logits, before)
+        assert not set(natively(logits, batch).token_ids.tolist()) & {2, 129}
+        changed = logits.clone()
+        asked = rows([{"edits": Edit(banned=(2, 129)), "logprobs": 1, **setting}] * 60)
+        found = NativeSampler(native_kernels(), Alone(), 130, 0).sample(changed, asked)
+        assert all(row is not None and row.top[0][0] == 2 for row in found.logprobs)
+        assert torch.equal(changed, logits)
 
 
 @pytest.mark.parametrize("setting", SETTINGS[:15], ids=str)
@@ -279,7 +281,13 @@ def test_nothing_is_edited_or_cut_where_nothing_asks_for_it(monkeypatch: pytest.
     assert called == ["BestToken", "DrawToken"]
     called.clear()
     sampler.sample(torch.zeros(2, 130), rows([{}, {"edits": Edit(banned=(3,))}]))
-    assert called == ["EditLogits", "BestToken", "DrawToken", "RestoreLogits"]
+    assert called == ["EditLogits", "BestToken", "DrawToken"], "nobody reads the raw logits again"
+    called.clear()
+    sampler.sample(torch.zeros(1, 130), rows([{"edits": Edit(mask=mask_of([3], 130)), "temperature": 0.0}]))
+    assert called == ["MaskLogits", "BestToken"]
+    called.clear()
+    sampler.sample(torch.zeros(2, 130), rows([{}, {"edits": Edit(banned=(3,)), "logprobs": 0}]))
+    assert called[:5] == ["EditLogits", "BestToken", "DrawToken", "RestoreLogits", "BestToken"]
 
 
 @pytest.mark.parametrize("tp_size", [1, 4])

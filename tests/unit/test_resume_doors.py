@@ -213,6 +213,15 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {
     "completion of prompts": ("/v1/completions", {**BODY, "prompt": ["a", "bc", "def"], "n": 2, **USAGE}),
     "chat": ("/v1/chat/completions", {**CHAT, **USAGE}),
     "chat with choices": ("/v1/chat/completions", {**CHAT, "n": 3, "return_token_ids": True, **USAGE}),
+    "chat with an echo": (
+        "/v1/chat/completions",
+        {
+            **CHAT,
+            "messages": [*HI, {"role": "assistant", "content": "Well, "}],
+            "echo": True,
+            "continue_final_message": True,
+        },
+    ),
     "usage all the time": (
         "/v1/completions",
         {**BODY, "stream_options": {"continuous_usage_stats": True} | USAGE["stream_options"]},

@@ -56,6 +56,7 @@ TAKEN: dict[str, list[Any]] = {
     "structured_output": [None, StructuredOutput("json_object")],
     "thinking_budget": [None, 0, 10**6],
 }
+OF_SEARCHES = {"length_penalty", "early_stopping"}
 UNBOUNDED = {"ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "structured_output"}
 REFUSED: list[tuple[str, Any, str]] = [
     ("temperature", -0.01, "0 to 100"),
@@ -121,7 +122,14 @@ def test_the_defaults_hold() -> None:
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in TAKEN.items() for value in values])
 def test_a_value_at_the_edge_of_its_range_is_taken(name: str, value: Any) -> None:
-    SamplingParams(**{name: value}).check()
+    SamplingParams(**{name: value}, **({"beam_width": 1} if name in OF_SEARCHES else {})).check()
+
+
+@pytest.mark.parametrize(("name", "value"), [("length_penalty", 0.5), ("early_stopping", "never")])
+def test_what_only_a_search_reads_is_refused_without_one(name: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=f"{name} = .* needs a beam search") as refused:
+        SamplingParams(**{name: value}).check()
+    assert refused.value.field == name
 
 
 @pytest.mark.parametrize(("name", "value", "allowed"), REFUSED)

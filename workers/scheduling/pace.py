@@ -7,8 +7,14 @@ depends on machine, model and context, so it is measured:
 
 decode_s is the median of the last steps that had streams alone; while a prompt is computed, one step in PROBE_STEPS
 leaves it out to look again. The two costs are a least-squares fit to relative errors in which old steps fade. What the
-fit was wrong by lately is the margin that is left, for the limit is meant for the 99th percentile. Everything here is
-pure: the times come from the engine's clock, and which tokens share a step changes no bit of what they are.
+fit was wrong by lately is the margin that is left, for the limit is meant for the 99th percentile.
+
+One token of a prompt is the least that a step can compute, and behind many others it may take longer than the limit.
+Then no step with a prompt keeps it, and streams keep it in the mean: what was beyond the limit is owed, and steps
+without prompts pay for it, PROBE_STEPS of them at most.
+
+Everything here is pure: the times come from the engine's clock, and which tokens share a step changes no bit of what
+they are.
 """
 
 import math
@@ -136,13 +142,14 @@ class Pace:
     _chunk: int = FIRST_TOKENS // GROWTH  # prompt tokens of the last step that had streams too
     _error2: float = (LEAST_MARGIN / P99_DEVIATIONS) ** 2
     _steps: int = PROBE_STEPS  # planned since the last one without prompts
+    _owed_s: float = 0.0  # to the streams: what prompts took of their time beyond the limit
 
     def allowance(self, decodes: int) -> Allowance:
         """For a plan with `decodes` streams in it, in a group that has streams."""
         if math.isinf(self.stretch):
             return Allowance()
         self._steps += 1
-        if decodes and self._must_probe(decodes):
+        if decodes and (self._owed_s > 0.0 or self._must_probe(decodes)):
             self._steps = 0
             return Allowance(most_tokens=0)
         decode_s = self._decode_s(decodes)
@@ -160,6 +167,7 @@ class Pace:
             return
         if not work.prompt_tokens:
             self._decodes.append((work.decodes, step_s))
+            self._owe(0.0, step_s)
             return
         decode_s = self._decode_s(work.decodes)
         if decode_s is None:
@@ -170,7 +178,14 @@ class Pace:
         if work.decodes and (costs := self._fit.costs) is not None:
             wrong = min(OUTLIER, abs(step_s / (decode_s + costs.seconds(work)) - 1.0))
             self._error2 = FADING * self._error2 + (1 - FADING) * wrong * wrong
+            self._owe(costs.seconds(work), decode_s)
         self._fit.add(work, max(0.0, step_s - decode_s), step_s)
+
+    def _owe(self, prompts_s: float, decode_s: float) -> None:
+        """A step's prompts took so long by the fit, which pauses of the machine do not move far."""
+        if not math.isinf(self.stretch):
+            limit_s = (self.stretch - 1.0) * decode_s
+            self._owed_s = min(PROBE_STEPS * limit_s, max(0.0, self._owed_s + prompts_s - limit_s))
 
     def _must_probe(self, decodes: int) -> bool:
         if self._steps >= PROBE_STEPS:
