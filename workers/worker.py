@@ -117,10 +117,10 @@ class Worker:
             self._device,
             self.spec.static_cache,
         )
-        if self.spec.kernels.compile:
-            self._compile(blocks, on_progress)
         if self.spec.graph_rows:
-            self._capture(blocks, on_progress)
+            self._capture(blocks, on_progress)  # on GPUs what is compiled is captured
+        elif self.spec.kernels.compile:
+            self._compile(blocks, on_progress)
         self.steps = self._new_steps()
 
     def _new_steps(self) -> Steps:

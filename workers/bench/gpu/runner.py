@@ -17,7 +17,7 @@ import torch
 from rayline.workers.bench.gpu.bench import Part, Setup
 from rayline.workers.bench.gpu.report import DeviceLimits, Failure, GpuReport, Row
 
-START_S = 120.0  # for a child to import torch and open the device
+START_S = 240.0  # for a child to import torch and open the device
 OnRow = Callable[[Row], None]
 
 
