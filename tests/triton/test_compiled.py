@@ -33,6 +33,7 @@ from rayline.workers.spec import RankSpec
 from rayline.workers.weights import Weights
 from rayline.workers.worker import Worker
 
+pytestmark = pytest.mark.timeout(900)  # torch.compile takes seconds of a core, which others may want
 UNITS = 50
 TOKENS = torch.arange(900) * 37 % 100
 LIMITS = DecodeLimits(rows=5, width=10, block_tokens=16)
