@@ -182,8 +182,9 @@ class Worker:
                     "decode_graphs = false leaves room"
                 ) from None
             except RuntimeError as error:
+                way_out = "compile = false" if self.spec.kernels.compile else "decode_graphs = false"
                 raise InternalError(
-                    f"decode steps of {rows} sequences cannot be captured: {error}; decode_graphs = false does without"
+                    f"decode steps of {rows} sequences cannot be captured: {error}; {way_out} does without"
                 ) from error
         on_progress("capture", len(limits.buckets), len(limits.buckets))
         held = (free - self._free_bytes()) >> 20

@@ -25,6 +25,7 @@ from rayline.kernels.native_quant import Quantisation
 from rayline.kernels.opaque_operations import implementations
 from rayline.kernels.rowwise import Rowwise
 from rayline.kernels.triton_kernels import TritonKernels
+from rayline.protos.errors import InternalError
 from rayline.workers.cache import KvCache
 from rayline.workers.collectives import Alone
 from rayline.workers.models.config import ModelConfig
@@ -224,6 +225,19 @@ def test_a_rank_compiles_and_captures_before_it_serves(checkpoint: Path, block_t
     assert [done for phase, done, total in progress if phase == "capture"] == [0, 1, 2, 3]
     assert recorder.graphs == 6 and compilations() == 4
     assert not any(float(layer.keys.abs().sum()) for layer in worker._cache.layers)
+
+
+def test_a_step_that_cannot_be_compiled_ends_the_start_and_says_what_does_without(checkpoint: Path) -> None:
+    def fail(function: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[Tensor], Tensor]:
+        raise torch._dynamo.exc.InternalTorchDynamoError("no such GPU")
+
+    kernels = CompiledTritonKernels("compiled", None, UNITS, CalledAgain())
+    kernels._compile = fail
+    spec = RankSpec(checkpoint, "float16", "cpu", Parallel(), 1, 16, 0, KernelOptions(compile=True), graph_rows=3)
+    worker = Worker(spec, kernels, Alone(), None)
+    worker.load(lambda *step: None)
+    with pytest.raises(InternalError, match="no such GPU; compile = false does without"):
+        worker.allocate(8, lambda *step: None)
 
 
 def test_nothing_is_compiled_where_nothing_may_be_captured(checkpoint: Path, pages: Any) -> None:
