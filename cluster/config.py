@@ -123,7 +123,7 @@ class EngineSection:
         metadata=says("paged: blocks as sequences grow; static: a slot for a whole context each, allocated up front"),
     )
     compile: bool = field(
-        default=False, metadata=says("run decode steps through torch.compile; needs the static KV cache")
+        default=False, metadata=says("run decode steps through torch.compile; on CPUs needs the static KV cache")
     )
     attention: AttentionWish = field(
         default="auto",

@@ -130,20 +130,20 @@ def _choose_triton(device: torch.device, dtype: torch.dtype, options: KernelOpti
         raise NoGpu(f"the Triton kernels compute bfloat16 and float16 on GPUs, not {dtype} on {device.type}")
     if misfit:
         raise NoGpu(misfit)
-    if options.compile:
-        if options.kernels in TRITON:
-            raise Unfit("compile", "it compiles torch's operations: kernels = torch")
-        raise NoGpu("compile is on")
+    is_exact = options.kernels == EXACT
+    if options.compile and is_exact:
+        raise Unfit("compile", "the exact class keeps the order of its sums, a compiler does not: kernels = triton")
     if options.activations != "exact":
         raise Unfit("activations", "the Triton kernels multiply with activations as they are")
     gpu, quantisation, rowwise = gpu_of(device), quantisation_of(options), rowwise_of(options)
     if rowwise == "fp8" and gpu.capability < LEAST_FP8_CAPABILITY:
         why = f"tensor cores multiply FP8 from sm{LEAST_FP8_CAPABILITY} on, and this GPU is {gpu.architecture}"
         raise Unfit("quantize", why)
-    is_exact = options.kernels == EXACT
     name, libraries = triton_name(gpu, is_exact, quantisation, rowwise), attention_of(options)
-    why = f"Triton kernels on {gpu.architecture}, attention by {' or '.join((*libraries, 'triton'))}"
-    return Choice(name, is_exact, why, quantisation=quantisation, gpu=gpu, attention=libraries, rowwise=rowwise)
+    between = ", torch.compile between them" if options.compile else ""
+    why = f"Triton kernels on {gpu.architecture}{between}, attention by {' or '.join((*libraries, 'triton'))}"
+    name = name + SUFFIX if options.compile else name
+    return Choice(name, is_exact, why, options.compile, quantisation, gpu, libraries, rowwise)
 
 
 def attention_of(options: KernelOptions) -> tuple[str, ...]:
@@ -164,7 +164,7 @@ def attention_of(options: KernelOptions) -> tuple[str, ...]:
 
 def default_block_tokens(device: torch.device, options: KernelOptions) -> int:
     """Tokens of a block where nobody says: what the attention that comes first wants."""
-    if device.type != "cuda" or options.kernels not in ("auto", "triton") or options.compile:
+    if device.type != "cuda" or options.kernels not in ("auto", "triton"):
         return BLOCK_TOKENS  # nobody asks libraries, whose import takes seconds
     first = options.attention if options.attention != "auto" else next(iter(library_attention.at_hand()), "")
     return library_attention.FLASH_PAGE_TOKENS if first == "flash" else BLOCK_TOKENS
@@ -191,9 +191,14 @@ def build(choice: Choice, threads: int, cores: Cores | None) -> Kernels:
     """The chosen kernels with this many compute threads, on `cores` if there are such."""
     log.info("kernels: %s (%s)", choice.name, choice.why)
     if choice.gpu is not None:
-        from rayline.kernels.triton_kernels import TritonKernels  # needs triton, which only GPUs do
+        from rayline.kernels.compiled_triton import CompiledTritonKernels  # needs triton, which only GPUs do
+        from rayline.kernels.triton_kernels import TritonKernels
 
         libraries = [library_attention.library_of(name) for name in choice.attention]
+        if choice.is_compiled:
+            return CompiledTritonKernels(
+                choice.name, choice.quantisation, choice.gpu.units, libraries=libraries, rounding=choice.rowwise
+            )
         return TritonKernels(
             choice.name, choice.exact, choice.quantisation, choice.gpu.units, libraries=libraries,
             rounding=choice.rowwise,

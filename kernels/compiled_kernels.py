@@ -158,14 +158,18 @@ def missing_compiler() -> str:
     return ""
 
 
-def compiled(function: Callable[..., Tensor], *inputs: Tensor) -> Callable[..., Tensor]:
-    """`function` as one graph for inputs of these shapes. Raises torch's errors for what cannot be one graph."""
+def compiled(
+    function: Callable[..., Tensor], *inputs: Tensor, backend: str | Callable[..., Any] = "inductor"
+) -> Callable[..., Tensor]:
+    """`function` as one graph for inputs of these shapes, sizes that torch was told are dynamic being any. Raises
+    torch's errors for what cannot be one graph. backend: torch.compile's."""
     # A bucket's inputs never change their form: there is nothing to guard.
     options: dict[str, str | int | bool | Callable[..., Any]] = {
         "guard_filter_fn": torch.compiler.skip_all_guards_unsafe
     }
-    whole: Any = torch.compile(function, fullgraph=True, dynamic=False, options=options)
-    graph = whole.aot_compile((inputs, {}))
+    whole: Any = torch.compile(function, backend=backend, fullgraph=True, dynamic=False, options=options)
+    with torch._dynamo.config.patch(automatic_dynamic_shapes=False):  # sizes of functions met before mean nothing here
+        graph = whole.aot_compile((inputs, {}))
     graph.disable_guard_check()
     run: Callable[..., Tensor] = graph
     return run

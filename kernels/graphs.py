@@ -134,8 +134,9 @@ class DecodeGraphs:
         self._contexts: dict[int, StaticContext] = {}
         self._filled: ForwardContext | None = None
 
-    def steps(self, function: Function) -> "GraphedSteps":
-        return GraphedSteps(self, function)
+    def steps(self, function: Function, captured: Function | None = None) -> "GraphedSteps":
+        """captured: what is captured in place of `function`, called for nothing else."""
+        return GraphedSteps(self, function, captured or function)
 
     def bucket_of(self, x: Tensor, context: ForwardContext) -> int:
         """Rows of the graph that computes this step; 0 when none does."""
@@ -163,9 +164,10 @@ class GraphedSteps:
     To be met largest first, so that the smaller graphs find their memory in the pool.
     """
 
-    def __init__(self, graphs: DecodeGraphs, plain: Function) -> None:
+    def __init__(self, graphs: DecodeGraphs, plain: Function, to_capture: Function) -> None:
         self._graphs = graphs
         self._plain = plain
+        self._to_capture = to_capture
         self._replays: dict[int, Callable[[], None]] = {}
         self._x = self._out = torch.empty(0)
 
@@ -196,7 +198,7 @@ class GraphedSteps:
             like = self._plain(x, context)
             self._out = like.new_zeros((self._graphs.buckets[-1], *like.shape[1:]))
         out = self._out[:bucket]
-        return self._graphs.recorder.record(lambda: _into(out, self._plain(x, context)))
+        return self._graphs.recorder.record(lambda: _into(out, self._to_capture(x, context)))
 
 
 def bucket_of(rows: int, buckets: Sequence[int]) -> int:

@@ -166,8 +166,10 @@ class TritonKernels(TorchKernels):
         return triton_reduce.sum_ranks(partial, bias, dtype, memory, polls)
 
     def replay(self, function: Function, limits: DecodeLimits | None = None) -> Function:
-        if limits is None:
-            return function
+        return function if limits is None else self._graphs_for(limits).steps(function)
+
+    def _graphs_for(self, limits: DecodeLimits) -> DecodeGraphs:
+        """One for all functions of a step, which read the same inputs."""
         if self._graphs is None or self._graphs.limits != limits:
             self._graphs = DecodeGraphs(self._recorder, limits)
-        return self._graphs.steps(function)
+        return self._graphs

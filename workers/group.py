@@ -239,11 +239,13 @@ def graph_rows(engine: EngineSection, choice: Choice) -> int:
 def _check_compile(spec: GroupSpec, choice: Choice) -> None:
     """Raises ConfigError when decode steps cannot be compiled."""
     why = ""
-    if spec.engine.kv_cache != "static":
+    if choice.gpu is not None and not spec.engine.decode_graphs:
+        why = "on GPUs its steps are captured: allowed is decode_graphs = true"
+    elif choice.gpu is None and spec.engine.kv_cache != "static":
         why = "its graphs have fixed shapes, which needs kv_cache = static"
     elif spec.parallel.tp > 1:
         why = f"tp = {spec.parallel.tp} exchanges sums between ranks inside a step: allowed is tp = 1"
-    elif not choice.exact:
+    elif choice.gpu is None and not choice.exact:
         why = missing_compiler()
     if why:
         raise ConfigError(f"compile = true cannot run here: {why}", field="compile")

@@ -117,10 +117,10 @@ class Worker:
             self._device,
             self.spec.static_cache,
         )
-        if self.spec.kernels.compile:
-            self._compile(blocks, on_progress)
         if self.spec.graph_rows:
-            self._capture(blocks, on_progress)
+            self._capture(blocks, on_progress)  # on GPUs what is compiled is captured
+        elif self.spec.kernels.compile:
+            self._compile(blocks, on_progress)
         self.steps = self._new_steps()
 
     def _new_steps(self) -> Steps:
@@ -182,8 +182,9 @@ class Worker:
                     "decode_graphs = false leaves room"
                 ) from None
             except RuntimeError as error:
+                way_out = "compile = false" if self.spec.kernels.compile else "decode_graphs = false"
                 raise InternalError(
-                    f"decode steps of {rows} sequences cannot be captured: {error}; decode_graphs = false does without"
+                    f"decode steps of {rows} sequences cannot be captured: {error}; {way_out} does without"
                 ) from error
         on_progress("capture", len(limits.buckets), len(limits.buckets))
         held = (free - self._free_bytes()) >> 20

@@ -1,13 +1,18 @@
 """`rayline bench gpu`: the CUDA kernels checked and measured on the GPU at hand, in one command."""
 
-import json
+import time
 from pathlib import Path
 
 import click
 
 
 @click.command("gpu")
-@click.option("--json", "out", type=click.Path(dir_okay=False, path_type=Path), help="File for all results, as JSON.")
+@click.option(
+    "--json",
+    "out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File for results, as they come.",
+)
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", show_default=True, help="What computes.")
 @click.option(
     "--size",
@@ -24,17 +29,14 @@ def command(out: Path | None, device: str, size: str, wanted: tuple[str, ...], l
     Needs torch, Triton, transformers, safetensors and numpy, and no network. A part that fails is reported and the
     others go on. The exit status is 1 when something failed or does not hold.
     """
-    from rayline.workers.bench.gpu.bench import Setup  # torch takes a second to import: not for `--help`
+    began_s = time.monotonic()
+    from rayline.workers.bench.gpu.bench import Setup  # torch takes seconds to import: not for `--help`
+    from rayline.workers.bench.gpu.main import LEAST_S, measure
     from rayline.workers.bench.gpu.parts import PARTS
-    from rayline.workers.bench.gpu.report import line
-    from rayline.workers.bench.gpu.runner import run_parts
 
     parts = [part for part in PARTS if not wanted or part.name == "limits" or any(w in part.name for w in wanted)]
     if len(parts) == 1 and wanted and not any(w in "limits" for w in wanted):
         raise click.UsageError(f"no part contains {' or '.join(wanted)}: there are {', '.join(p.name for p in PARTS)}")
-    setup = Setup(device, size, least_s=0.5 if size == "full" else 0.0)
-    report = run_parts(setup, parts, limit_s, lambda row: click.echo(line(row)))
-    click.echo(f"{report.device}, {report.versions}: {report.took_s:.0f} s, {'all well' if report.ok else 'NOT WELL'}")
-    if out is not None:
-        out.write_text(json.dumps(report.as_json(), indent=1))
+    setup = Setup(device, size, least_s=LEAST_S if size == "full" else 0.0)
+    report = measure(setup, parts, limit_s - (time.monotonic() - began_s), out, click.echo)
     return 0 if report.ok else 1

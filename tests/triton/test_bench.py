@@ -2,12 +2,16 @@
 
 from dataclasses import replace
 
+import pytest
+
 from rayline.workers.bench.gpu.bench import Setup
 from rayline.workers.bench.gpu.parts import PARTS
 from rayline.workers.bench.gpu.runner import run_parts
 
+pytestmark = pytest.mark.timeout(1150)  # more than the parts get together
 PARTS_IN_TRITON = (
     "limits", "operations", "exactness", "quantised models", "exact class", "products", "attention", "sums over ranks",
+    "compiled steps",
 )  # fmt: skip
 
 
@@ -18,7 +22,5 @@ def test_the_parts_that_need_triton_run() -> None:
     assert report.failures == [] and [check for check in report.checks if not check.ok] == []
     assert len(report.checks) >= 35
     names = " ".join(figure.name for figure in report.figures)
-    assert all(
-        kernels in names
-        for kernels in ("triton-int4", "triton-int8", "exact-interpreted", "attention 2 x 40", "sum of 8")
-    )
+    wanted = ("triton-int4", "triton-int8", "exact-interpreted", "attention 2 x 40", "sum of 8", "batch 3, compiled")
+    assert all(part in names for part in wanted)

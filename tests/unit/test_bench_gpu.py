@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from rayline.deploy.cli import run
 from rayline.kernels.torch_kernels import TorchKernels
 from rayline.workers.bench.gpu.bench import Bench, Setup
 from rayline.workers.bench.gpu.machine import Machine
+from rayline.workers.bench.gpu.main import measure
 from rayline.workers.bench.gpu.model_run import ModelRun, NoRoom, Work
 from rayline.workers.bench.gpu.models import MODELS, RandomWeights, weight_bytes
 from rayline.workers.bench.gpu.parts import PARTS
@@ -98,6 +100,20 @@ def test_all_of_it_ends_in_time() -> None:
     ]
 
 
+def test_what_was_measured_is_on_disk_before_the_next_part_begins(tmp_path: Path) -> None:
+    """Whoever ends the whole command in the middle has the rows before."""
+    out, seen = tmp_path / "report.json", []
+
+    def say(text: str) -> None:
+        seen.append(json.loads(out.read_text())["figures"] if out.exists() else None)
+
+    report = measure(SETUP, [part(name) for name in ("measures", "works", "dies", "works")], 600.0, out, say)
+    assert seen[0] is None and [len(figures or ()) for figures in seen] == [0, 0, 1, 1, 1, 2]
+    written = json.loads(out.read_text())
+    assert len(written["figures"]) == 2 and written["took_s"] == report.took_s and written["ok"] is False
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_a_device_that_cannot_be_opened_is_one_failure() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
@@ -122,6 +138,15 @@ def test_every_part_runs_on_a_cpu_without_triton_and_little_installed(tmp_path: 
         assert expected in measured, done.stdout
     assert all(figure["fraction"] > 0 for figure in report["figures"])
     assert report["limits"]["copy_bytes_per_s"] > 0 and report["ok"] is False
+
+
+def test_it_is_run_by_its_module_where_there_is_not_even_click() -> None:
+    """Everything is imported; without a GPU it then says so. Nothing but torch and what it brings may be needed."""
+    absent = ABSENT | {"click", "transformers", "tokenizers", "yaml"}
+    blocked = BLOCKER.format(names=absent).rpartition("from rayline")[0]
+    code = f"{blocked}import rayline.workers.bench.gpu.main, rayline.workers.bench.gpu.two_ranks"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=280)
+    assert done.returncode == 0, done.stderr
 
 
 def test_parts_that_do_not_exist_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,6 +184,16 @@ def test_random_weights_are_the_same_for_everybody_who_reads_them() -> None:
     assert weights.read("a", shape=(6, 4), rows=range(2, 5), cols=range(1, 3)).equal(whole[2:5, 1:3])
     assert not weights.read("b", shape=(6, 4)).equal(whole)
     assert 0.9 < float(weights.read("layer_norm", shape=(64,)).mean()) < 1.1
+
+
+def test_weights_outlive_the_cache_of_a_run() -> None:
+    config = next(iter(TINY.models.values()))
+    first = ModelRun(CPU, config, TorchKernels(), sequences=2, tokens=40)
+    logits, cache = first.logits([(0, 0, 30)]), weakref.ref(first.cache)
+    decoder = first.end()
+    assert cache() is None
+    second = ModelRun(CPU, config, TorchKernels(), sequences=1, tokens=40, decoder=decoder)
+    torch.testing.assert_close(second.logits([(0, 0, 30)]), logits)
 
 
 def test_steps_that_say_the_same_give_the_same_logits() -> None:

@@ -11,15 +11,18 @@ import torch._dynamo
 from native import library_or_skip
 
 from rayline.cluster.config import EngineSection, ParallelSection
+from rayline.kernels import choice as choice_module
 from rayline.kernels import compiled_kernels
 from rayline.kernels.choice import KernelOptions, build, choose
 from rayline.kernels.compiled_kernels import bucket_of, missing_compiler
+from rayline.kernels.gpu import Gpu
 from rayline.kernels.library import read_arguments
 from rayline.kernels.operators import schema
 from rayline.protos.errors import ConfigError
 from rayline.protos.events import TokenEvent
 from rayline.protos.types import EngineRequest, SamplingParams
-from rayline.workers.group import GroupSpec, StartedGroup, start_group
+from rayline.workers import group as group_module
+from rayline.workers.group import GroupSpec, StartedGroup, check_group, start_group
 
 Steps = list[tuple[str, int, float | None]]
 PROMPTS = [tuple((11 * i + n) % 1003 for i in range(n)) for n in (3, 20, 1)]
@@ -32,10 +35,15 @@ def path(random_checkpoint: Callable[..., Path]) -> Path:
     return random_checkpoint("llama", dtype="bfloat16", **shape)
 
 
-def start(path: Path, *, tp: int = 1, dtype: str = "auto", **engine: Any) -> StartedGroup:
+def group_spec(path: Path, *, tp: int = 1, dtype: str = "auto", **engine: Any) -> GroupSpec:
     section = EngineSection(**({"kv_cache": "static", "max_running": 2, "max_step_tokens": 16, "threads": 1} | engine))
+    return GroupSpec("g", "m", path, dtype, 64, section, ParallelSection(tp=tp), max_waiting=64)
+
+
+def start(path: Path, **changes: Any) -> StartedGroup:
+    spec = group_spec(path, **changes)
+    section = spec.engine
     phases: list[tuple[int, str, int, int]] = []
-    spec = GroupSpec("g", "m", path, dtype, 64, section, ParallelSection(tp=tp), max_waiting=64)
     group = start_group(spec, None, lambda *event: phases.append(event))
     shown = [event[2:] for event in phases if event[1] == "compile"]
     sizes = len({bucket_of(rows) for rows in range(1, section.max_running + 1)})
@@ -176,6 +184,36 @@ def test_what_cannot_be_compiled_is_refused_by_name(path: Path, changes: dict[st
     with pytest.raises(ConfigError, match=says) as refused:
         start(path, compile=True, **changes)
     assert refused.value.field == "compile"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"decode_graphs": False}, "allowed is decode_graphs = true"),
+        ({"tp": 2}, "tp = 2 .* allowed is tp = 1"),
+        ({"kernels": "triton-exact"}, "keeps the order of its sums"),
+    ],
+    ids=["launched steps", "ranks that sum inside a step", "the exact class"],
+)
+def test_what_cannot_be_compiled_on_gpus_is_refused_by_name(
+    path: Path, changes: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_gpu(monkeypatch)
+    with pytest.raises(ConfigError, match=says) as refused:
+        check_group(group_spec(path, **({"kv_cache": "paged", "compile": True} | changes)))
+    assert refused.value.field == "compile"
+
+
+def test_on_gpus_either_cache_can_be_compiled(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a_gpu(monkeypatch)
+    for kv_cache in ("paged", "static"):
+        check_group(group_spec(path, kv_cache=kv_cache, compile=True, attention="triton"))
+
+
+def a_gpu(patch: pytest.MonkeyPatch) -> None:
+    """A GPU as the start of a group sees it."""
+    patch.setattr(group_module, "device_type", lambda: "cuda")
+    patch.setattr(choice_module, "gpu_of", lambda device: Gpu(132, "sm90", 90))
 
 
 def test_a_missing_compiler_is_refused_and_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -324,14 +324,26 @@ def test_triton_computes_on_gpus_and_is_exact_where_that_is_wished_for() -> None
         assert (choice.name, choice.exact, choice.gpu) == (name, wish == "triton-exact", Gpu(132, "sm90", 90))
     assert choose(*GPU, KernelOptions("torch")).name == "torch"
     assert choose(*GPU, KernelOptions(), misfit="a head is too wide").why == "a head is too wide"
-    assert choose(*GPU, KernelOptions(compile=True)).name == "torch-compiled"
+    assert choose(*GPU, KernelOptions("torch", compile=True)).name == "torch-compiled"
+
+
+@pytest.mark.usefixtures("gpu")
+def test_what_is_compiled_between_tritons_operations_is_a_class_of_its_own() -> None:
+    for options, name in (
+        (KernelOptions(compile=True), "triton-compiled"),
+        (KernelOptions("triton", "int4", compile=True), "triton-int4g64-compiled"),
+        (KernelOptions("triton", "w8a8", compile=True), "triton-w8a8-compiled"),
+    ):
+        choice = choose(*GPU, options)
+        assert (choice.name, choice.exact, choice.is_compiled) == (name, False, True)
+        assert "torch.compile" in choice.why
 
 
 @pytest.mark.usefixtures("gpu")
 def test_the_chosen_triton_kernels_carry_the_name_of_their_class() -> None:
     pytest.importorskip("triton")
-    for wish in ("triton", "triton-exact"):
-        choice = choose(*GPU, KernelOptions(wish, "int4"))
+    for wish, is_compiled in (("triton", False), ("triton", True), ("triton-exact", False)):
+        choice = choose(*GPU, KernelOptions(wish, "int4", compile=is_compiled))
         kernels = choice_module.build(choice, 1, None)
         assert (kernels.name, kernels.exact) == (choice.name, choice.exact)
 
@@ -357,7 +369,7 @@ def test_what_the_triton_kernels_do_not_compute_is_refused_by_its_field() -> Non
         (*BF16, KernelOptions("triton"), "", "kernels"),
         (torch.device("cuda"), torch.float32, KernelOptions("triton-exact"), "", "kernels"),
         (*GPU, KernelOptions("triton"), "a head is too wide", "kernels"),
-        (*GPU, KernelOptions("triton", compile=True), "", "compile"),
+        (*GPU, KernelOptions("triton-exact", compile=True), "", "compile"),
         (*GPU, KernelOptions("auto", "int4", "int8"), "", "activations"),
         (*GPU, KernelOptions("auto", "fp8", "int8"), "", "activations"),
         (*GPU, KernelOptions("auto", "int4"), "a head is too wide", "quantize"),

@@ -187,6 +187,10 @@ class Decoder:
         self._bound = _Bound(cache, body, self.kernels.replay(lambda hidden, _: self._top(hidden), limits))
         return self._bound
 
+    def unbind(self) -> None:
+        """Hold no cache, nor what was captured over one."""
+        self._bound = None
+
     def _body(self, inputs: Tensor, step: Step) -> Tensor:
         hidden = inputs if self.embedding is None else self.embedding(inputs)
         for layer in self.layers:

@@ -46,7 +46,7 @@ def operations(bench: Bench) -> Iterator[Row]:
             yield Failure(f"operations, {kind}", str(missing))
             continue
         for name, run in _operations(bench.machine).items():
-            yield _close(f"{name}, {kind}", run(kernels), run(bench.machine.kernels("torch")), TOLERANCE)
+            yield close(f"{name}, {kind}", run(kernels), run(bench.machine.kernels("torch")), TOLERANCE)
         for name, shape in ATTENTIONS.items():
             yield from _attention(bench.machine, kernels, f"attention, {name}, {kind}", shape)
     for kind in ROUNDED:
@@ -88,7 +88,7 @@ def _attention(machine: Machine, kernels: Kernels, name: str, shape: AttentionSh
             q.float().view(42, shape.heads, shape.head_dim), paged(wide), context, shape, sinks
         ).flatten(1)
         title = name if sinks is None else f"{name}, sinks"
-        yield _close(title, kernels.attend(q, shape, layer, context, sinks), theirs, TOLERANCE)
+        yield close(title, kernels.attend(q, shape, layer, context, sinks), theirs, TOLERANCE)
 
 
 def _quantised(machine: Machine, kind: Kind) -> Iterator[Row]:
@@ -101,7 +101,7 @@ def _quantised(machine: Machine, kind: Kind) -> Iterator[Row]:
     for count in (1, 7, 150):
         x = machine.randn(count, 640)
         theirs = _rounded_product(x, rows, kind)
-        yield _close(f"product of {count} rows, {kind}", kernels.linear(x, kernels.pack([rows])), theirs, TOLERANCE)
+        yield close(f"product of {count} rows, {kind}", kernels.linear(x, kernels.pack([rows])), theirs, TOLERANCE)
 
 
 def _rounded_product(x: Tensor, rows: Tensor, kind: Kind) -> Tensor:
@@ -117,7 +117,7 @@ def decoders(bench: Bench) -> Iterator[Row]:
     """Logits of short decoders of each shape against torch's in fp32: a prompt, decoding, both in one step."""
     steps = [[(0, 0, 19), (1, 0, 3)], [(0, 19, 1), (1, 3, 1)], [(0, 20, 1), (2, 0, 9)]]
     for name, config in bench.sizes.models.items():
-        short = _shortened(config, bench.sizes.check_layers)
+        short = shortened(config, bench.sizes.check_layers)
         reference = replace(bench.machine, dtype=torch.float32)
         theirs = _logits(ModelRun(reference, short, reference.kernels("torch"), sequences=3, tokens=48), steps)
         for kind in KINDS:
@@ -127,7 +127,7 @@ def decoders(bench: Bench) -> Iterator[Row]:
                 yield Failure(f"decoders, {name}, {kind}", str(missing))
                 continue
             ours = _logits(ModelRun(bench.machine, short, kernels, sequences=3, tokens=48), steps)
-            yield _close(f"logits of {name}, {kind}", ours, theirs, DECODER_TOLERANCE)
+            yield close(f"logits of {name}, {kind}", ours, theirs, DECODER_TOLERANCE)
 
 
 def exactness(bench: Bench) -> Iterator[Row]:
@@ -137,7 +137,7 @@ def exactness(bench: Bench) -> Iterator[Row]:
 
 
 def _exactness(bench: Bench, kind: Kind) -> Iterator[Row]:
-    config = _shortened(next(iter(bench.sizes.models.values())), bench.sizes.check_layers)
+    config = shortened(next(iter(bench.sizes.models.values())), bench.sizes.check_layers)
     run = ModelRun(bench.machine, config, bench.machine.kernels(kind), sequences=6, tokens=640)
     long = 600 if bench.machine.is_cuda else 40
     alone = run.logits([(0, 0, long)])
@@ -158,7 +158,7 @@ def graphs(bench: Bench) -> Iterator[Row]:
     if not bench.machine.is_cuda:
         yield Failure("graphs", "CUDA graphs need a CUDA device")
         return
-    config = _shortened(next(iter(bench.sizes.models.values())), bench.sizes.check_layers)
+    config = shortened(next(iter(bench.sizes.models.values())), bench.sizes.check_layers)
     steps = [[(0, 0, 90), (1, 0, 3), (2, 0, 40)]] + [
         [(0, 90 + at, 1), (1, 3 + at, 1), (2, 40 + at, 1)][: 3 - at % 3] for at in range(3)
     ]
@@ -173,7 +173,7 @@ def graphs(bench: Bench) -> Iterator[Row]:
         if kind == "exact":
             yield Check("graphs: replayed steps of the exact class have their bits", bool(plain.equal(graphed)))
         else:
-            yield _close("graphs: replayed steps, ordinary", graphed, plain, TOLERANCE)
+            yield close("graphs: replayed steps, ordinary", graphed, plain, TOLERANCE)
 
 
 def sampling(bench: Bench) -> Iterator[Row]:
@@ -201,7 +201,7 @@ def sampling(bench: Bench) -> Iterator[Row]:
     alone = [sampler.score(there[at : at + 1], [at], [3]) for at in (0, count - 1)]
     bench.machine.synchronize()
     known = torch.tensor([row.logprob for row in found])
-    yield _close("logprobs", known, logits.log_softmax(-1)[tokens, tokens], 1e-5)
+    yield close("logprobs", known, logits.log_softmax(-1)[tokens, tokens], 1e-5)
     if bench.machine.has_triton:
         yield Check("logprobs: a row's own bits", [one[0] for one in alone] == [found[0], found[-1]])
 
@@ -223,7 +223,7 @@ def sampling_rows(
     )
 
 
-def _shortened(config: ModelConfig, layers: int) -> ModelConfig:
+def shortened(config: ModelConfig, layers: int) -> ModelConfig:
     return replace(config, layers=layers, sliding_windows=config.sliding_windows[:layers])
 
 
@@ -231,7 +231,7 @@ def _logits(run: ModelRun, steps: Sequence[Sequence[tuple[int, int, int]]]) -> T
     return torch.cat([run.logits(slices) for slices in steps])
 
 
-def _close(name: str, ours: Tensor, theirs: Tensor, tolerance: float) -> Check:
+def close(name: str, ours: Tensor, theirs: Tensor, tolerance: float) -> Check:
     """Within `tolerance` of the largest number, and no NaN."""
     largest = float(theirs.float().abs().max())
     off = float((ours.float() - theirs.float()).abs().max()) / max(largest, 1e-9)

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from rayline.kernels.backend import Kernels
+from rayline.kernels.compiled_kernels import SUFFIX
 from rayline.kernels.gpu import Gpu, NoGpu, gpu_of, triton_name
 from rayline.kernels.library_attention import Library
 from rayline.kernels.native_quant import Quantisation
 from rayline.kernels.rowwise import LEAST_FP8_CAPABILITY, Rowwise
 from rayline.kernels.torch_kernels import TorchKernels
 
-Kind = Literal["torch", "ordinary", "exact", "int4", "int8", "fp8", "w8a8", "exact w8a8"]
+Kind = Literal["torch", "ordinary", "exact", "int4", "int8", "fp8", "w8a8", "exact w8a8", "compiled"]
 ROUNDS = 5
 INTERPRETED = Gpu(units=8, architecture="interpreted", capability=90)
 
@@ -55,6 +56,11 @@ class Machine:
             raise NoGpu(f"{gpu.architecture} does not multiply FP8")
         is_exact = kind in ("exact", "exact w8a8")
         name = triton_name(gpu, is_exact, quantisation, rounding)
+        if kind == "compiled":
+            from rayline.kernels.compiled_triton import CompiledTritonKernels
+
+            recorder = None if self.is_cuda else Repeating()
+            return CompiledTritonKernels(name + SUFFIX, quantisation, gpu.units, recorder, libraries, rounding)
         return TritonKernels(name, is_exact, quantisation, gpu.units, libraries=libraries, rounding=rounding)
 
     @property
@@ -110,6 +116,14 @@ class Machine:
         """The same numbers on each device of a kind."""
         source = torch.Generator(self.device).manual_seed(seed)
         return torch.empty(shape, dtype=self.dtype, device=self.device).normal_(0.0, 1.0, generator=source)
+
+
+class Repeating:
+    """A recorder for the CPU, where a step that was captured is called again."""
+
+    def record(self, function: Callable[[], None]) -> Callable[[], None]:
+        function()
+        return function
 
 
 def _interpreted() -> Gpu:

@@ -46,17 +46,20 @@ class ModelRun:
         tokens: int,
         block_tokens: int = 16,
         graph_rows: int = 0,
+        decoder: Decoder | None = None,
     ) -> None:
-        """graph_rows: decode steps of up to so many rows are captured. Raises NoRoom."""
-        self.machine, self.config, self.block_tokens, self.graph_rows = machine, config, block_tokens, graph_rows
+        """graph_rows: decode steps of up to so many rows are captured. decoder: of a run that was ended, whose weights
+        these are. Raises NoRoom."""
+        self.machine, self.config, self.block_tokens = machine, config, block_tokens
         self.width = -(-tokens // block_tokens)
         blocks = sequences * self.width + 1
         itemsize = machine.dtype.itemsize
         cached = blocks * block_tokens * kv_bytes_per_token(config, config.layers, 1, itemsize)
-        needed, free = weight_bytes(config, itemsize) + cached + SPARE_BYTES * machine.is_cuda, machine.free_bytes()
+        weights = weight_bytes(config, itemsize) if decoder is None else 0
+        needed, free = weights + cached + SPARE_BYTES * machine.is_cuda, machine.free_bytes()
         if needed > ROOM * free:
             raise NoRoom(f"it needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free")
-        self.decoder = Decoder(
+        self.decoder = decoder or Decoder(
             config, range(config.layers), RandomWeights(machine), Parallel(), Alone(), kernels, machine.dtype,
             machine.device,
         )  # fmt: skip
@@ -67,8 +70,18 @@ class ModelRun:
             layer.keys.normal_(), layer.values.normal_()
         order = torch.randperm(blocks - 1, generator=torch.Generator().manual_seed(0)) + 1
         self.tables = order.to(torch.int32).view(sequences, self.width)
-        limits = DecodeLimits(graph_rows, self.width, block_tokens) if graph_rows else None
-        self.decoder.bind(self.cache, limits)
+        self.capture(graph_rows)
+
+    def capture(self, rows: int) -> None:
+        """Decode steps of up to so many rows are captured from now on, when they are first met; 0: all are launched."""
+        self.graph_rows = rows
+        self.decoder.bind(self.cache, DecodeLimits(rows, self.width, self.block_tokens) if rows else None)
+
+    def end(self) -> Decoder:
+        """Give the cache back, and keep the weights for another run."""
+        self.decoder.unbind()
+        del self.cache
+        return self.decoder
 
     def context(self, slices: Sequence[tuple[int, int, int]]) -> ForwardContext:
         """A step over slices (sequence, start, count); the logits of each one's last token are wanted."""

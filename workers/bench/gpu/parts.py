@@ -2,6 +2,7 @@
 
 from rayline.workers.bench.gpu import checks, speed, sums
 from rayline.workers.bench.gpu.bench import Part
+from rayline.workers.bench.gpu.compiled import compiled_steps
 from rayline.workers.bench.gpu.limits import limits
 
 PARTS = (
@@ -19,6 +20,7 @@ PARTS = (
     Part("products", speed.products, 60.0),
     Part("attention", speed.attention, 60.0),
     Part("token sampling", speed.sampling, 30.0),
-    Part("sums over ranks", sums.sums, 90.0),
     Part("third model", speed.third_model, 60.0),
+    Part("sums over ranks", sums.sums, 90.0),
+    Part("compiled steps", compiled_steps, 150.0),
 )

@@ -17,7 +17,7 @@ import torch
 from rayline.workers.bench.gpu.bench import Part, Setup
 from rayline.workers.bench.gpu.report import DeviceLimits, Failure, GpuReport, Row
 
-START_S = 120.0  # for a child to import torch and open the device
+START_S = 240.0  # for a child to import torch and open the device
 OnRow = Callable[[Row], None]
 
 
@@ -41,14 +41,24 @@ Message = Opened | Begun | Done | Row
 
 
 def run_parts(
-    setup: Setup, parts: Sequence[Part], limit_s: float, on_row: OnRow, clock: Callable[[], float] = time.monotonic
+    setup: Setup,
+    parts: Sequence[Part],
+    limit_s: float,
+    on_row: OnRow,
+    clock: Callable[[], float] = time.monotonic,
+    report: GpuReport | None = None,
 ) -> GpuReport:
-    """All parts, in `limit_s` seconds at most. `on_row` is told of each row as it comes."""
-    report, began_s = GpuReport(), clock()
+    """All parts, in `limit_s` seconds at most. `on_row` is told of each row as soon as it is in `report`."""
+    report, began_s = report or GpuReport(), clock()
     rest = list(parts)
+
+    def told(row: Row) -> None:
+        report.took_s = clock() - began_s
+        on_row(row)
+
     while rest:
         before = len(rest)
-        child = _Child(replace(setup, limits=report.limits), rest, report, on_row, clock)
+        child = _Child(replace(setup, limits=report.limits), rest, report, told, clock)
         rest = child.follow(began_s + limit_s)
         if len(rest) == before:  # it did not come to its first part
             break

@@ -17,6 +17,7 @@ from rayline.workers.bench.gpu.machine import Kind
 from rayline.workers.bench.gpu.model_run import ModelRun, NoRoom, Work, random_layer
 from rayline.workers.bench.gpu.report import Check, Failure, Figure, Row
 from rayline.workers.collectives import Alone
+from rayline.workers.models.decoder import Decoder
 from rayline.workers.token_sampler import token_sampler
 
 COLD_BYTES = 2**28  # of copies that are gone through in turn, so that no cache holds what comes next
@@ -59,31 +60,39 @@ def quantised_models(bench: Bench) -> Iterator[Row]:
 
 
 def _decoder(bench: Bench, name: str, kernels: Kernels, batches: tuple[int, ...]) -> Iterator[Row]:
-    config, context, prompt = bench.sizes.models[name], bench.sizes.context_tokens, bench.sizes.prompt_tokens
+    """Decoding at each batch, and a prompt, over the same weights: to make them takes longer than to measure."""
+    config, prompt = bench.sizes.models[name], bench.sizes.prompt_tokens
+    decoder: Decoder | None = None
     for batch in batches:
-        graphed_s = 0.0
-        for rows in (batch, 0) if bench.machine.is_cuda else (0,):
-            title = f"{name} {kernels.name} decode, batch {batch}, {'graph' if rows else 'launched'}"
-            try:
-                run = ModelRun(bench.machine, config, kernels, sequences=batch, tokens=context + 1, graph_rows=rows)
-            except NoRoom as why:
-                yield Failure(title, str(why))
-                break
-            slices = [(sequence, context, 1) for sequence in range(batch)]
-            took_s = bench.machine.seconds(run.stepping(slices))
-            yield bench.figure(title, took_s, run.work(slices))
-            if rows:
-                graphed_s = took_s
-            elif graphed_s:
-                yield Figure(f"{name} {kernels.name} batch {batch}: graphs over launches", took_s / graphed_s, "x")
-            del run
+        tokens, title = bench.sizes.context_tokens + 1, f"{name} {kernels.name} decode, batch {batch}"
+        try:
+            run = ModelRun(bench.machine, config, kernels, sequences=batch, tokens=tokens, decoder=decoder)
+        except NoRoom as why:
+            yield Failure(title, str(why))
+            continue
+        yield from _decoding(bench, run, f"{name} {kernels.name}", batch)
+        decoder = run.end()
     try:
-        run = ModelRun(bench.machine, config, kernels, sequences=1, tokens=prompt)
+        run = ModelRun(bench.machine, config, kernels, sequences=1, tokens=prompt, decoder=decoder)
     except NoRoom as why:
         yield Failure(f"{name} {kernels.name} prefill", str(why))
         return
     took_s = bench.machine.seconds(run.stepping([(0, 0, prompt)]))
     yield bench.figure(f"{name} {kernels.name} prefill of {prompt}", took_s, run.work([(0, 0, prompt)]))
+
+
+def _decoding(bench: Bench, run: ModelRun, name: str, batch: int) -> Iterator[Row]:
+    """The same steps captured and launched."""
+    slices = [(sequence, bench.sizes.context_tokens, 1) for sequence in range(batch)]
+    captured_s = 0.0
+    for rows in (batch, 0) if bench.machine.is_cuda else (0,):
+        run.capture(rows)
+        took_s = bench.machine.seconds(run.stepping(slices))
+        yield bench.figure(f"{name} decode, batch {batch}, {'graph' if rows else 'launched'}", took_s, run.work(slices))
+        if rows:
+            captured_s = took_s
+        elif captured_s:
+            yield Figure(f"{name} batch {batch}: graphs over launches", took_s / captured_s, "x")
 
 
 def engine_steps(bench: Bench) -> Iterator[Row]:
