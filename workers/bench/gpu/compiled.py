@@ -49,7 +49,7 @@ def _decoding(bench: Bench, name: str, batch: int) -> Iterator[Row]:
     if bench.machine.is_cuda:
         ways.insert(0, ("graph", "ordinary", batch))
     for way, kind, rows in ways:
-        title = f"{name} compiled part, batch {batch}, {way}"
+        title = f"{name} decode step, batch {batch}, {way}"
         try:
             run = ModelRun(
                 bench.machine, config, bench.machine.kernels(kind), sequences=batch, tokens=context + 1, graph_rows=rows
