@@ -191,7 +191,9 @@ class Ranks:
             if not is_watching:
                 if is_watching := awake_s > limit - TICK_S - WATCH_S:
                     self._vitals.begin(awake_s)
-            elif awake_s > limit - TICK_S and not (awake_s < limit * WORKING_LIMITS and self._vitals.working(awake_s)):
+                continue
+            is_working = self._vitals.working(awake_s) and awake_s < limit * WORKING_LIMITS
+            if awake_s > limit - TICK_S and not is_working:
                 raise Unavailable(f"no rank made progress for {awake_s:.1f} s: {self._vitals.summary()}")
         return ready
 

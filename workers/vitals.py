@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from rayline.workers.peer import PeerProcess
 from rayline.workers.thread_times import ThreadTimes, wanted_s
 
-LOOK_S = 0.5
+JUDGE_S = 0.5
 WORKING_SHARE = 0.2  # of a core, used or waited for; a rank that waits for another one of its stage asks for less
 
 
@@ -16,28 +16,33 @@ class Vitals:
         self._processes = dict(processes)
         self._stages = dict(stages)
         self._threads: dict[int, ThreadTimes] = {}
-        self._looked_s = 0.0
+        self._wanted_s: dict[int, float] = {}  # since the last verdict
+        self._looked_s = self._judged_s = 0.0
         self._works = False
 
     def begin(self, now_s: float) -> None:
         """Start watching."""
-        self._threads = self._look()
-        self._looked_s = now_s
+        self._threads, self._wanted_s = self._look(), {}
+        self._looked_s = self._judged_s = now_s
         self._works = False
 
     def working(self, now_s: float) -> bool:
-        """Whether since the last look, or one not older than LOOK_S, all ranks of some stage have computed, or would
-        have, had they got a core.
+        """Whether in the last JUDGE_S seconds that are over all ranks of some stage have computed, or would have, had
+        they got a core. To be asked often: a wait for a core that begins between two looks is not seen before the next.
 
         One rank that does not is enough to hold up its stage, and the others of that stage wait actively; a stage
         whose ranks all compute gets on.
         """
-        if (elapsed_s := now_s - self._looked_s) >= LOOK_S:
-            threads = self._look()
-            wanted = {rank: wanted_s(self._threads.get(rank, {}), now, elapsed_s) for rank, now in threads.items()}
-            idle = {stage for rank, stage in self._stages.items() if wanted.get(rank, 0.0) < WORKING_SHARE * elapsed_s}
+        threads = self._look()
+        for rank, now in threads.items():
+            more_s = wanted_s(self._threads.get(rank, {}), now, now_s - self._looked_s)
+            self._wanted_s[rank] = self._wanted_s.get(rank, 0.0) + more_s
+        self._threads, self._looked_s = threads, now_s
+        if (judged_s := now_s - self._judged_s) >= JUDGE_S:
+            least_s = WORKING_SHARE * judged_s
+            idle = {stage for rank, stage in self._stages.items() if self._wanted_s.get(rank, 0.0) < least_s}
             self._works = bool(set(self._stages.values()) - idle)
-            self._threads, self._looked_s = threads, now_s
+            self._wanted_s, self._judged_s = {}, now_s
         return self._works
 
     def summary(self) -> str:

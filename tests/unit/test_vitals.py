@@ -15,8 +15,9 @@ from waiting import until
 
 from rayline.workers.channel import listen
 from rayline.workers.peer import PeerProcess
+from rayline.workers.ranks import TICK_S
 from rayline.workers.thread_times import ThreadTime, ThreadTimes
-from rayline.workers.vitals import LOOK_S, WORKING_SHARE, Vitals
+from rayline.workers.vitals import JUDGE_S, WORKING_SHARE, Vitals
 
 CONNECT = "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
 BUSY = "exec('while True: pass')"
@@ -62,8 +63,10 @@ def ever_working(peers: Mapping[int, PeerProcess | None], stages: dict[int, int]
 def working(peers: Mapping[int, PeerProcess | None], stages: dict[int, int]) -> bool:
     vitals, began_s = Vitals(peers, stages), time.monotonic()
     vitals.begin(0.0)
-    time.sleep(LOOK_S)
-    return vitals.working(time.monotonic() - began_s)
+    while (now_s := time.monotonic() - began_s) < JUDGE_S:
+        vitals.working(now_s)
+        time.sleep(TICK_S)
+    return vitals.working(now_s)
 
 
 @pytest.mark.parametrize("is_stopped", [False, True])
@@ -171,3 +174,28 @@ def test_a_stopped_rank_is_named_as_such(start: Start) -> None:
     psutil.Process(peer.pid).suspend()
     until(lambda: peer.state() == "stopped")
     assert Vitals({0: None, 1: peer}, {0: 0, 1: 0}).summary() == "rank 0 is out of sight, rank 1 is stopped"
+
+
+class Scripted(PeerProcess):
+    """Of one thread, that nothing is counted for: ready to run, or not, at each look in turn."""
+
+    def __init__(self, is_runnable: list[bool]):
+        super().__init__(0, -1)
+        self._looks = iter(is_runnable)
+
+    def threads(self) -> ThreadTimes:
+        return {1: ThreadTime(0, next(self._looks))}
+
+
+def judged(*ranks: list[bool]) -> bool:
+    """Of ranks of one stage, looked at eleven times in half a second."""
+    vitals = Vitals({rank: Scripted(looks) for rank, looks in enumerate(ranks)}, dict.fromkeys(range(len(ranks)), 0))
+    vitals.begin(0.0)
+    return [vitals.working(look * JUDGE_S / 10) for look in range(1, 11)][-1]
+
+
+def test_ranks_that_wait_for_a_core_in_turn_work() -> None:
+    assert judged([False] + [True] * 10), "it was asleep when the watch began"
+    assert judged([True] * 6 + [False] * 5, [False] * 5 + [True] * 6)
+    assert not judged([True] * 6 + [False] * 5, [False] * 11), "nothing of the second"
+    assert not judged([True, False] * 5 + [True]), "what is ready now and then may have slept between"
