@@ -8,7 +8,7 @@ from rayline.workers.bench.gpu.bench import Setup
 from rayline.workers.bench.gpu.parts import PARTS
 from rayline.workers.bench.gpu.runner import run_parts
 
-pytestmark = pytest.mark.timeout(1150)  # more than the parts get together
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1150)]  # more than the parts get together
 PARTS_IN_TRITON = (
     "limits", "operations", "exactness", "quantised models", "exact class", "products", "attention", "sums over ranks",
     "compiled steps",

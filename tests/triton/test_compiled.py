@@ -160,7 +160,9 @@ def test_what_the_compiler_makes_gives_the_logits_of_launched_steps(checkpoint: 
     assert compilations() == 4 and again.graphs == 6
 
 
-@pytest.mark.parametrize("weights", ["plain", "int4", "int8", "w8a8", "fp8"])
+@pytest.mark.parametrize(
+    "weights", ["plain", "w8a8", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("int4", "int8", "fp8"))]
+)
 def test_replayed_compiled_steps_give_the_logits_of_launched_ones(
     weights: Any, checkpoint: Path, pages: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
